@@ -1,0 +1,293 @@
+"""Configuration: typed dataclasses read from YAML files (with a ``base:``) and ``key=value`` overrides.
+
+Every field has one type; an unknown key, a wrong type or an impossible combination raises UserError in one line that
+names the file and the field. Nothing but the entry points and ``build.py`` reads a Config.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from mindspore_coupalign.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    root: str = "data/refshapes"  # folder that holds <dataset>/ and the images
+    dataset: str = "refshapes"  # refcoco, refcoco+, refcocog, refclef, refshapes or any folder of that layout
+    split_by: str = "shapes"  # the X of refs(X).p
+    images: str = ""  # image folder; empty: looked for in the usual places below root
+    train_split: str = "train"
+    val_split: str = "val"
+    image_size: int = 480  # network input, H = W, after squashing
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB, of values in 0..1 (ImageNet)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    tokenizer: str = "bert-base-uncased"  # folder, hub name, or "refshapes" for the shipped vocabulary
+    max_tokens: int = 20  # with [CLS] and [SEP]
+    flip: float = 0.0  # probability of a left-right flip with the words left and right swapped
+    workers: int = 4  # threads of the data pipeline
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    name: str = "swin"
+    embed_dim: int = 128
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    heads: tuple[int, ...] = (4, 8, 16, 32)
+    window: int = 12
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.3
+    activation: str = "gelu"  # gelu (the paper's) or relu (faster on CPU)
+    absolute_position: bool = False  # add sine positions after the patch embedding (for training from scratch)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    hidden: int = 768
+    heads: int = 12
+    ffn: int = 3072
+    groups: tuple[int, ...] = (3, 3, 3, 3)  # BERT layers beside each visual stage
+    max_positions: int = 512
+    dropout: float = 0.1
+    activation: str = "gelu"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "coupalign"
+    image: ImageConfig = field(default_factory=ImageConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # stages with word-pixel alignment (Table 3 of the supplement)
+    wpa_heads: tuple[int, ...] = (4, 8, 16, 32)
+    wpa_gate_zero: bool = False  # zero-initialised gates: pretrained encoders start unchanged
+    decoder_dim: int = 256
+    queries: int = 100
+    query_layers: int = 3
+    query_heads: int = 8
+    query_ffn: int = 1024
+    query_stage: int = 4  # the stage whose features the queries read
+    sentence_mask: bool = True  # SMA; off: the mask is predicted from the pixel embedding alone
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    bce: float = 1.0
+    dice: float = 1.0
+    contrast: float = 0.1
+    temperature: float = 0.1
+    negatives: int = 256  # background pixels drawn per sample for the contrast
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    seed: int = 0
+    epochs: int = 40
+    steps: int = 0  # > 0: stop after so many steps instead of after `epochs`
+    batch_size: int = 32  # global: all ranks together
+    lr: float = 5e-5
+    schedule: str = "poly"  # poly (power 0.9) or cosine
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # 0: no clipping
+    ema: float = 0.0  # decay of the averaged weights that are evaluated and exported; 0: off
+    val_every: int = 0  # steps between validations; 0: once per epoch
+    val_samples: int = 0  # validate on the first so many samples; 0: on all
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    batch_size: int = 32
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a YAML file (following its ``base:``) and apply ``section.key=value`` overrides.
+
+    Raises:
+        UserError: missing or malformed file, unknown key, wrong type, impossible combination.
+    """
+    values = _read_yaml(Path(path), seen=())
+    for text in overrides:
+        key, eq, value = text.partition("=")
+        if not eq or not key:
+            raise UserError(f"override {text!r}: expected section.key=value, for example train.lr=1e-4")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as exc:
+            raise UserError(f"override {text!r}: the value is not valid YAML ({_first_line(exc)})") from exc
+        _merge(values, _nest(key.split("."), parsed))
+    source = str(path) if not overrides else f"{path} with its overrides"
+    return config_from_dict(values, source)
+
+
+def config_from_dict(values: dict, source: str) -> Config:
+    """Build and validate a Config from nested dicts; ``source`` is named in errors."""
+    config = _build(Config, values, source, "")
+    _validate(config, source)
+    return config
+
+
+def config_to_dict(config: Config) -> dict:
+    """The resolved configuration as plain containers (tuples become lists), ready for YAML or JSON."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def _read_yaml(path: Path, seen: tuple) -> dict:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: 'base' leads back to this file; remove the loop")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        raise UserError(f"{path}: no such configuration file; the shipped ones are in configs/") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UserError(f"{path}: cannot be read as a YAML text file ({_first_line(exc)})") from exc
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as exc:
+        raise UserError(f"{path}: not valid YAML ({_first_line(exc)})") from exc
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected 'section: values' at the top level, found {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base must be a file name, found {base!r}")
+    merged = _read_yaml(path.parent / base, seen + (path.resolve(),))
+    _merge(merged, values)
+    return merged
+
+
+def _first_line(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:200]
+
+
+def _nest(keys: list, value):
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _merge(into: dict, update: dict):
+    for key, value in update.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _build(cls, values, source: str, prefix: str):
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: {prefix.rstrip('.') or 'the file'} must be a section of keys, found {values!r}")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(hints)}"
+            raise UserError(f"{source}: unknown key {prefix}{key}; {hint}")
+    return cls(**{k: _convert(hints[k], v, source, prefix + k) for k, v in values.items()})
+
+
+def _convert(kind, value, source: str, name: str):
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, source, name + ".")
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{source}: {name} must be a list, found {value!r}")
+        item = typing.get_args(kind)[0]
+        return tuple(_convert(item, v, source, f"{name}[{i}]") for i, v in enumerate(value))
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 5e-5 as a string
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise UserError(f"{source}: {name} must be {_TYPE_NAMES[kind]}, found {value!r}")
+    return value
+
+
+_TYPE_NAMES = types.MappingProxyType({bool: "true or false", int: "a whole number", float: "a number", str: "a text"})
+
+
+def _validate(config: Config, source: str):
+    data, model, loss, train = config.data, config.model, config.loss, config.train
+    image, text = model.image, model.text
+
+    def check(ok: bool, message: str):
+        if not ok:
+            raise UserError(f"{source}: {message}")
+
+    def one_of(name: str, value, choices):
+        check(value in choices, f"{name} must be one of {', '.join(map(str, choices))}, found {value!r}")
+
+    size = data.image_size
+    check(size > 0 and size % 32 == 0, f"data.image_size must be a positive multiple of 32, found {size}")
+    check(len(data.mean) == 3 and len(data.std) == 3, "data.mean and data.std need three values, R G B")
+    check(min(data.std) > 0, "data.std must be positive")
+    check(data.max_tokens >= 3, "data.max_tokens must be at least 3: [CLS], one word, [SEP]")
+    check(data.max_tokens <= text.max_positions, "data.max_tokens is larger than model.text.max_positions")
+    check(0 <= data.flip <= 1, "data.flip is a probability, 0 to 1")
+    check(data.workers >= 1, "data.workers must be at least 1")
+    one_of("model.name", model.name, ("coupalign",))
+    one_of("model.image.name", image.name, ("swin",))
+    for name, value in (("image", image), ("text", text)):
+        one_of(f"model.{name}.activation", value.activation, ("gelu", "relu"))
+    for name, value in (("depths", image.depths), ("heads", image.heads)):
+        check(len(value) == 4 and min(value) >= 1, f"model.image.{name} needs four positive numbers, one per stage")
+    for i, heads in enumerate(image.heads):
+        dim = image.embed_dim * 2**i
+        check(dim % heads == 0, f"model.image.heads[{i}]={heads} does not divide the stage's {dim} channels")
+    check(image.window >= 1, "model.image.window must be at least 1")
+    check(0 <= image.drop_path < 1, "model.image.drop_path must be in 0..1")
+    check(image.mlp_ratio > 0, "model.image.mlp_ratio must be positive")
+    check(len(text.groups) == 4 and min(text.groups) >= 0 and sum(text.groups) > 0,
+          "model.text.groups needs four numbers, BERT layers beside each stage")
+    check(text.heads >= 1 and text.hidden % text.heads == 0, "model.text.heads must divide model.text.hidden")
+    check(0 <= text.dropout < 1, "model.text.dropout must be in 0..1")
+    check(set(model.wpa_stages) <= {1, 2, 3, 4} and len(set(model.wpa_stages)) == len(model.wpa_stages),
+          "model.wpa_stages is a list of different stages from 1 to 4")
+    check(len(model.wpa_heads) == 4 and min(model.wpa_heads) >= 1, "model.wpa_heads needs four positive numbers")
+    for i, heads in enumerate(model.wpa_heads):
+        dim = image.embed_dim * 2**i
+        check(dim % heads == 0, f"model.wpa_heads[{i}]={heads} does not divide the stage's {dim} channels")
+    one_of("model.query_stage", model.query_stage, (1, 2, 3, 4))
+    check(min(model.queries, model.query_layers, model.query_heads, model.query_ffn, model.decoder_dim) >= 1,
+          "model.queries, query_layers, query_heads, query_ffn and decoder_dim must be at least 1")
+    check(model.decoder_dim % model.query_heads == 0, "model.query_heads must divide model.decoder_dim")
+    check(model.decoder_dim % 8 == 0, "model.decoder_dim must be a multiple of 8 (its group norms)")
+    check(min(loss.bce, loss.dice, loss.contrast) >= 0 and loss.bce + loss.dice > 0,
+          "loss.bce, dice and contrast must not be negative, and bce or dice must be on")
+    check(loss.temperature > 0 and loss.negatives >= 1, "loss.temperature and loss.negatives must be positive")
+    one_of("train.schedule", train.schedule, ("poly", "cosine"))
+    check(train.batch_size >= 1 and config.eval.batch_size >= 1, "batch_size must be at least 1")
+    check(train.epochs >= 1 and train.steps >= 0, "train.epochs must be at least 1 and train.steps at least 0")
+    check(train.lr > 0, "train.lr must be positive")
+    check(train.seed >= 0, "train.seed must not be negative")
+    check(min(train.warmup_steps, train.weight_decay, train.clip_norm, train.val_every, train.val_samples) >= 0,
+          "train.warmup_steps, weight_decay, clip_norm, val_every and val_samples must not be negative")
+    check(train.log_every >= 1, "train.log_every must be at least 1")
+    check(0 <= train.ema < 1, "train.ema is a decay, 0 (off) to below 1")
+    check(0 < config.eval.threshold < 1, "eval.threshold must be between 0 and 1")
