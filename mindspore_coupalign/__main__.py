@@ -1,0 +1,55 @@
+"""The command line: ``python -m mindspore_coupalign COMMAND`` (``coupalign COMMAND`` when installed).
+
+Each command is a module with ``add_arguments(parser)`` and ``run(args)``; it is imported only when it is called,
+so that ``--help`` answers at once. Exit codes: 0 done, 1 a check failed or a bug, 2 bad input, 130 interrupted.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+from mindspore_coupalign import __version__
+from mindspore_coupalign.errors import UserError
+
+COMMANDS = {
+    "make-shapes": ("data.shapes", "draw the embedded data set RefShapes in REFER's layout"),
+    "check-data": ("data.check", "check a data folder and count it against the published numbers"),
+    "describe": ("describe", "list a configuration's parts with parameters and GMACs"),
+    "train": ("train", "train a model"),
+    "evaluate": ("evaluate", "score a checkpoint on whole splits: oIoU, mIoU, P@X"),
+    "predict": ("predict", "segment what a sentence names in one image"),
+    "export": ("export", "write a checkpoint as MINDIR and prove that it gives the same answers"),
+}
+
+
+def main(argv: list | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="coupalign", description="Referring image segmentation with CoupAlign on MindSpore.",
+        epilog="`coupalign COMMAND --help` explains a command.")
+    parser.add_argument("--version", action="version", version=f"mindspore_coupalign {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    asked = next((a for a in argv if not a.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == asked:
+            implementation = importlib.import_module(f"mindspore_coupalign.{module}")
+            implementation.add_arguments(command)
+            command.set_defaults(run=implementation.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except UserError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `coupalign … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
