@@ -1,0 +1,50 @@
+"""Where a data set's files lie below its root, and helpful words when they do not."""
+
+from pathlib import Path
+
+from mindspore_coupalign.errors import UserError
+
+KNOWN = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd or google", "refclef": "berkeley or unc",
+         "refshapes": "shapes"}
+
+
+def find_dataset(root: Path, dataset: str, split_by: str) -> Path:
+    """``<root>/<dataset>/refs(<split_by>).p``; that the file exists is left to its reader.
+
+    Raises:
+        UserError: the root or the data set's folder is missing; says what is there instead.
+    """
+    folder = root / dataset
+    if folder.is_dir() and dataset:
+        return folder / f"refs({split_by}).p"
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; data.root must hold <dataset>/refs(*).p and the images")
+    if any(root.glob("refs(*).p")):
+        raise UserError(f"{root}: this is a data set's own folder; give its parent as data.root and {root.name!r} "
+                        "as data.dataset")
+    here = sorted(path.name for path in root.iterdir() if path.is_dir() and any(path.glob("refs(*).p")))
+    if split_by in here:
+        raise UserError(f"{folder}: no such folder, but {root / split_by} exists: are data.dataset and data.split_by "
+                        "swapped?")
+    known = ", ".join(f"{name} (split by {by})" for name, by in KNOWN.items())
+    raise UserError(f"{folder}: no such data set; {root} holds {', '.join(here) or 'none'}; known are {known}")
+
+
+def find_images(root: Path, dataset: str, images: str) -> Path:
+    """The image folder: ``images`` if given (relative to the current folder or to root), else the usual places.
+
+    Raises:
+        UserError: there is none; names every folder tried.
+    """
+    if images:
+        tried = [Path(images)] if Path(images).is_absolute() else [Path(images), root / images]
+    elif dataset.startswith("refcoco"):
+        tried = [root / "images/train2014", root / "images/mscoco/images/train2014", root / "train2014"]
+    elif dataset.startswith("refclef"):
+        tried = [root / "images/saiapr_tc-12", root / "saiapr_tc-12"]
+    else:
+        tried = [root / "images" / dataset, root / "images"]
+    for folder in tried:
+        if folder.is_dir():
+            return folder
+    raise UserError(f"no image folder for {dataset}: tried {', '.join(map(str, tried))}; name it in data.images")

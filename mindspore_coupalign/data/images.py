@@ -1,0 +1,56 @@
+"""Reading image files: (h, w, 3) uint8 RGB. Truncated files are refused, which cv2 would fill with grey."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mindspore_coupalign.errors import UserError
+
+cv2.setNumThreads(1)  # the data pipeline has its own threads; nested ones only fight for the cores
+
+
+def read_rgb(path: str | Path, upright: bool = False) -> np.ndarray:
+    """(h, w, 3) uint8 RGB of a JPEG, PNG or other file that cv2 decodes.
+
+    Args:
+        upright: turn the picture as its EXIF orientation says. Off for data sets: their masks lie on the stored pixels.
+
+    Raises:
+        UserError: missing, truncated or undecodable file.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as exc:
+        raise UserError(f"{path}: no such image file; check the image folder") from exc
+    except OSError as exc:
+        raise UserError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+    if _is_truncated(data):
+        raise UserError(f"{path}: the image is truncated ({len(data)} bytes); download it again")
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error:
+        bgr = None
+    if bgr is None:
+        raise UserError(f"{path}: not an image that can be decoded; replace the file")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def _is_truncated(data: bytes) -> bool:
+    """Whether a JPEG lacks its end-of-image marker or a PNG its last chunk; False for anything else."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return b"IEND\xaeB`\x82" not in data[-4096:]  # some writers append a little after it
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    # Walk the header's segments up to the scan: an embedded thumbnail has an end-of-image marker of its own.
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+            continue
+        if marker == 0xDA:  # start of scan
+            return data.find(b"\xff\xd9", at) < 0
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True

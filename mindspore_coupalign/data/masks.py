@@ -1,0 +1,99 @@
+"""COCO segmentations -> compressed run lengths (RLE).
+
+h, w image size in pixels. A segmentation is, after the COCO format (https://cocodataset.org/#format-data), a list of
+polygons ``[x0, y0, x1, y1, ...]`` in pixels, or an RLE dict ``{"size": [h, w], "counts": ...}`` with counts as a list
+(uncompressed) or as text (compressed), in column-major order. RefCLEF has lists of compressed RLE dicts: parts of one
+region. Parts are united.
+"""
+
+import numpy as np
+from pycocotools import mask as coco
+
+MAX_COORDINATE = 1e5  # pixels; pycocotools walks along every edge, so an absurd coordinate would never end
+
+
+def segmentation_to_rle(segmentation, h: int, w: int) -> tuple[bytes, bool]:
+    """One compressed RLE of an image of h × w pixels, and whether a polygon leaves the image by more than a pixel.
+
+    Polygons are clipped to the image as pycocotools does; one wholly outside leaves an empty mask. Polygons of fewer
+    than three points enclose nothing and are left out.
+
+    Raises:
+        ValueError: anything that is not a segmentation of an h × w image; the text says what is wrong.
+    """
+    if isinstance(segmentation, dict):
+        return _checked_rle(segmentation, h, w), False
+    if not isinstance(segmentation, list):
+        raise ValueError(f"expected polygons or an RLE dict, found {type(segmentation).__name__}")
+    if segmentation and all(isinstance(part, dict) for part in segmentation):
+        parts = [_checked_rle(part, h, w) for part in segmentation]
+        if len(parts) == 1:
+            return parts[0], False
+        union = np.bitwise_or.reduce([rle_to_mask(part, h, w) for part in parts])
+        return coco.encode(np.asfortranarray(union))["counts"], False
+    polygons, outside = [], False
+    for part in segmentation:
+        points = _polygon(part)
+        if len(points) >= 3:
+            polygons.append(points.ravel())
+            low, high = points.min(axis=0), points.max(axis=0)
+            outside |= bool(low.min() < -1 or high[0] > w + 1 or high[1] > h + 1)
+    if not polygons:
+        return coco.encode(np.zeros((h, w), np.uint8, order="F"))["counts"], outside
+    return coco.merge(coco.frPyObjects(polygons, h, w))["counts"], outside
+
+
+def rle_to_mask(counts: bytes, h: int, w: int) -> np.ndarray:
+    """(h, w) uint8, 0 or 1, from compressed counts that ``segmentation_to_rle`` returned."""
+    return coco.decode({"size": [h, w], "counts": counts})
+
+
+def _polygon(part) -> np.ndarray:
+    """(n, 2) float64 points x, y."""
+    try:
+        points = np.asarray(part, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError):
+        raise ValueError("a polygon must be a list of numbers x0, y0, x1, y1, ...") from None
+    if not (np.abs(points) <= MAX_COORDINATE).all():  # NaN fails too
+        raise ValueError("a polygon has a coordinate that is no pixel position")
+    return points
+
+
+def _checked_rle(rle: dict, h: int, w: int) -> bytes:
+    if rle.get("size") != [h, w]:
+        raise ValueError(f"the RLE's size {rle.get('size')} is not the image's [{h}, {w}]")
+    counts = rle.get("counts")
+    if isinstance(counts, list):
+        if not all(type(n) is int and n >= 0 for n in counts) or sum(counts) != h * w:
+            raise ValueError("the RLE's counts do not add up to the image's pixels")
+        return coco.frPyObjects([rle], h, w)[0]["counts"]
+    if not isinstance(counts, str) or not counts.isascii():
+        raise ValueError("the RLE's counts must be a list of numbers or compressed text")
+    runs = _runs(counts.encode())
+    # pycocotools leaves the pixels after the last run uninitialised, so a short RLE would give a random mask.
+    if not runs.size or runs.min() < 0 or runs.sum() != h * w:
+        raise ValueError("the RLE's compressed counts do not add up to the image's pixels")
+    return counts.encode()
+
+
+def _runs(counts: bytes) -> np.ndarray:
+    """Run lengths (n,) int64 of compressed counts; empty when they cannot be read.
+
+    The format is that of rleToString in cocoapi's maskApi.c: numbers in groups of 5 bits, lowest first, as characters
+    from '0'; bit 5 says that another follows, bit 4 of the last is the sign; from the fourth number on, differences to
+    the number two before.
+    """
+    x = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if not x.size or x.min() < 0 or x.max() > 63 or x[-1] & 32:
+        return np.zeros(0, np.int64)
+    last = np.flatnonzero((x & 32) == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    length = last - first + 1
+    if length.max() > 12:
+        return np.zeros(0, np.int64)
+    shift = 5 * (np.arange(x.size) - np.repeat(first, length))
+    runs = np.add.reduceat((x & 31) << shift, first)
+    runs -= np.where(x[last] & 16, np.int64(1) << (5 * length), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs

@@ -1,0 +1,70 @@
+"""Image and mask -> network input, network output -> image, and the left-right flip of a sentence.
+
+h, w image size in pixels; ``size`` the side of the square network input. The image is squashed, not padded. Every
+resize uses the half-pixel convention (pixel i covers i to i + 1), so that ``inverse`` undoes ``image``'s geometry.
+"""
+
+import re
+
+import cv2
+import numpy as np
+
+cv2.setNumThreads(1)  # the data pipeline has its own threads; nested ones only fight for the cores
+
+# Words that are swapped whole; the short forms are common in RefCOCO's hasty sentences.
+_PAIRS = (("left", "right"), ("l", "r"), ("lft", "rt"), ("lt", "rgt"))
+_SWAP = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
+_SIDE = re.compile(r"(?<![\w'])(?:(left|right)(?!over|eous|ful)|(lft|rgt|lt|rt|l|r)(?![\w']))", re.IGNORECASE)
+
+
+class ImageTransform:
+    """Squash to size × size and normalise; ``mean`` and ``std`` are per channel, RGB, of values in 0..1."""
+
+    def __init__(self, size: int, mean, std):
+        self.size = size
+        mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+        self._scale = 1 / (255 * std)
+        self._shift = -mean / std
+
+    def image(self, rgb: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8 RGB -> (3, size, size) float32, normalised."""
+        h, w = rgb.shape[:2]
+        # cv2's area averaging is exact only where both sides shrink; elsewhere it shifts the picture. So each side is
+        # first shrunk if it must be, and then stretched if it must be.
+        smaller = (min(w, self.size), min(h, self.size))
+        if smaller != (w, h):
+            rgb = cv2.resize(rgb, smaller, interpolation=cv2.INTER_AREA)
+        if smaller != (self.size, self.size):
+            rgb = cv2.resize(rgb, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        pixels = rgb * self._scale
+        pixels += self._shift
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def mask(self, mask: np.ndarray) -> np.ndarray:
+        """(h, w) -> (size, size) uint8, nearest pixel (by its centre: INTER_NEAREST would shift by half a pixel)."""
+        return cv2.resize(mask.astype(np.uint8, copy=False), (self.size, self.size),
+                          interpolation=cv2.INTER_NEAREST_EXACT)
+
+    def inverse(self, logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """(size, size) float32 -> (h, w) float32 for ``shape`` = (h, w), bilinear."""
+        h, w = shape
+        return cv2.resize(np.asarray(logits, np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
+
+
+def flip_sentence(text: str) -> str:
+    """The sentence that fits the mirrored image: left and right swapped, capitals kept; twice gives it back.
+
+    Swapped are words that begin with left or right (leftmost, right-hand, lefty, righter) and the short forms
+    l/r, lft/rt, lt/rgt as whole words. Left alone are words that only look alike (leftover, righteous, rightful,
+    upright, bright, copyright). "right" that is no side ("right behind him", "the right size") is swapped too: no word
+    list can tell, and it changes little.
+    """
+    return _SIDE.sub(_swap, text)
+
+
+def _swap(match: re.Match) -> str:
+    word = match.group(0)
+    other = _SWAP[word.lower()]
+    if word.isupper():
+        return other.upper()
+    return other.capitalize() if word[0].isupper() else other
