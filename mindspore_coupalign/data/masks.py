@@ -48,6 +48,11 @@ def rle_to_mask(counts: bytes, h: int, w: int) -> np.ndarray:
     return coco.decode({"size": [h, w], "counts": counts})
 
 
+def rle_area(counts: bytes, h: int, w: int) -> int:
+    """Pixels of the mask."""
+    return int(coco.area({"size": [h, w], "counts": counts}))
+
+
 def _polygon(part) -> np.ndarray:
     """(n, 2) float64 points x, y."""
     try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mindspore_coupalign.data.folders import find_dataset, find_images
 from mindspore_coupalign.data.images import read_rgb
-from mindspore_coupalign.data.masks import rle_to_mask, segmentation_to_rle
+from mindspore_coupalign.data.masks import rle_area, rle_to_mask, segmentation_to_rle
 from mindspore_coupalign.data.pickles import load_plain_pickle
 from mindspore_coupalign.errors import UserError
 
@@ -93,6 +93,11 @@ class ReferData:
         h, w = self.image_sizes[self.ref_image[r]].tolist()
         return rle_to_mask(self.rle[self.rle_at[r] : self.rle_at[r + 1]], h, w)
 
+    def mask_area(self, r: int) -> int:
+        """Pixels of ref r's mask, without decoding it."""
+        h, w = self.image_sizes[self.ref_image[r]].tolist()
+        return rle_area(self.rle[self.rle_at[r] : self.rle_at[r + 1]], h, w)
+
     def image_path(self, r: int) -> Path:
         return self.image_dir / str(self.image_files[self.ref_image[r]])
 
@@ -116,24 +121,23 @@ def read_refer(root: str | Path, dataset: str, split_by: str, images: str = "") 
     image_dir = find_images(Path(root), dataset, images)
     refs = load_plain_pickle(refs_file)
     if not isinstance(refs, list) or not refs:
-        raise UserError(f"{refs_file}: expected a list of refs, found {type(refs).__name__} of no use; wrong file?")
-    columns = _read_refs(refs, refs_file)
-    del refs
-    columns.update(_join_instances(columns.pop("image_ids_of_refs"), columns, instances_file, refs_file))
+        found = "an empty one" if refs == [] else type(refs).__name__
+        raise UserError(f"{refs_file}: expected a list of refs, found {found}; is this the right file?")
+    columns, keys = _read_refs(refs, refs_file)
+    del refs  # before the larger file is read
+    columns |= _join_instances(keys, instances_file, refs_file)
     return ReferData(source=refs_file, image_dir=image_dir, **columns)
 
 
-def _read_refs(refs: list, source: Path) -> dict:
-    """The columns that refs(*).p alone gives, and ``image_ids_of_refs`` (a list of R image ids)."""
-    ref_ids, ann_ids, image_ids, splits = [], [], [], []
+def _read_refs(refs: list, source: Path) -> tuple[dict, list]:
+    """The columns that refs(*).p alone gives, and per ref the keys (ref_id, ann_id, image_id)."""
+    keys, splits = [], []
     owners, sentence_ids, kinds, texts, starts = [], [], [], [], [0]
     for i, ref in enumerate(refs):
-        ref_ids.append(_field(ref, "ref_id", (int, str), source, "ref number", i))
-        ann_ids.append(_field(ref, "ann_id", (int, str), source, "ref number", i))
-        image_ids.append(_field(ref, "image_id", (int, str), source, "ref number", i))
+        keys.append([_field(ref, key, (int, str), source, "ref number", i) for key in ("ref_id", "ann_id", "image_id")])
         splits.append(_field(ref, "split", (str,), source, "ref number", i))
         for sentence in _field(ref, "sentences", (list,), source, "ref number", i):
-            where = (source, "a sentence of ref", ref_ids[-1])
+            where = (source, "a sentence of ref", keys[-1][0])
             sentence_ids.append(_field(sentence, "sent_id", (int, str), *where))
             texts.append(_field(sentence, "sent", (str,), *where).encode("utf-8", "replace"))
             kinds.append(_field(sentence, "kind", (str,), *where) if "kind" in sentence else None)
@@ -142,22 +146,21 @@ def _read_refs(refs: list, source: Path) -> dict:
     split_names, ref_split = _codes(splits)
     kind_names, sentence_kind = _codes(kinds)
     return {
-        "ref_ids": np.array(ref_ids), "ann_ids": np.array(ann_ids), "image_ids_of_refs": image_ids,
+        "ref_ids": np.array([key[0] for key in keys]), "ann_ids": np.array([key[1] for key in keys]),
         "ref_split": ref_split, "split_names": split_names, "ref_sentences": np.array(starts, np.int64),
         "sentence_ref": np.array(owners, np.int32), "sentence_ids": np.array(sentence_ids),
         "sentence_kind": sentence_kind, "kind_names": kind_names, "text": b"".join(texts), "text_at": _offsets(texts),
-    }
+    }, keys
 
 
-def _join_instances(image_ids_of_refs: list, columns: dict, source: Path, refs_file: Path) -> dict:
-    """The columns of images and masks, from instances.json."""
+def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
+    """The columns of images and masks that instances.json gives for the refs with these keys."""
     instances = _read_json(source)
     images = {_id(record, source, "images", i): record for i, record in _records(instances, "images", source)}
     annotations = {_id(record, source, "annotations", i): record
                    for i, record in _records(instances, "annotations", source)}
     index, files, sizes, ref_image, rles, outside = {}, [], [], [], [], []
-    pairs = zip(columns["ref_ids"].tolist(), columns["ann_ids"].tolist(), image_ids_of_refs, strict=True)
-    for ref_id, ann_id, image_id in pairs:
+    for ref_id, ann_id, image_id in keys:
         image, annotation = images.get(image_id), annotations.get(ann_id)
         for name, key, record in (("annotation", ann_id, annotation), ("image", image_id, image)):
             if record is None:

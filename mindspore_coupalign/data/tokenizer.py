@@ -38,14 +38,17 @@ class SentenceTokenizer:
         self._tokenizer = tokenizer
 
     @classmethod
-    def from_name(cls, name: str, max_tokens: int) -> "SentenceTokenizer":
+    def from_name(cls, name: str, max_tokens: int, download: bool = True) -> "SentenceTokenizer":
         """Load ``refshapes`` (shipped), a local folder (vocab.txt is enough), or a name on the Hugging Face hub.
+
+        Args:
+            download: False: of the hub, take only what was downloaded before.
 
         Raises:
             UserError: no such folder and no such name within reach, or files that are no BERT tokenizer.
         """
         folder = SHIPPED.get(name, Path(name).expanduser())
-        return cls(_from_folder(folder) if folder.is_dir() else _from_hub(name), max_tokens, str(name))
+        return cls(_from_folder(folder) if folder.is_dir() else _from_hub(name, download), max_tokens, str(name))
 
     @classmethod
     def from_json(cls, text: str, max_tokens: int, source: str = "tokenizer") -> "SentenceTokenizer":
@@ -97,14 +100,14 @@ def _from_folder(folder: Path) -> Tokenizer:
         raise UserError(f"{folder}: the tokenizer cannot be read ({_first_line(exc)})") from exc
 
 
-def _from_hub(name: str) -> Tokenizer:
+def _from_hub(name: str, download: bool) -> Tokenizer:
     load = _transformers().AutoTokenizer.from_pretrained
     try:
         return load(name, local_files_only=True).backend_tokenizer
     except Exception:  # not in the cache
         pass
     advice = "download its files (vocab.txt is enough) and give the path of their folder as data.tokenizer"
-    if not _hub_answers():
+    if not download or not _hub_answers():
         raise UserError(f"tokenizer {name!r}: no such folder, and the Hugging Face hub cannot be reached; {advice}")
     try:
         return load(name).backend_tokenizer
