@@ -157,6 +157,9 @@ def _sentences(data: ReferData, tokenizer, counted_by: str, max_tokens: int, rep
     print(f"sentences    {lengths.mean():.1f} tokens on average, median {np.median(lengths):.0f}, 99th percentile "
           f"{high:.0f}, longest {lengths.max()}; {cut:,} of {len(texts):,} are cut at {max_tokens}")
     print(f"             ({counted_by})")
+    if tokenizer:
+        unknown = int((tokenizer(texts)[0] == tokenizer.unknown_id).any(axis=1).sum())
+        print(f"             {unknown:,} have a word that this vocabulary cannot spell")
     if data.kind_names:
         kinds = (f"{name} {(data.sentence_kind == code).sum():,}" for code, name in enumerate(data.kind_names))
         print(f"kinds        {', '.join(kinds)}")

@@ -33,7 +33,7 @@ class SentenceTokenizer:
             raise UserError(f"{source}: not a BERT tokenizer (needs {', '.join(_SPECIAL)}); use for example the files "
                             "of bert-base-uncased")
         self.max_tokens = max_tokens
-        self.pad_id, self._unknown_id = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
+        self.pad_id, self.unknown_id = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         self._tokenizer = tokenizer
 
@@ -83,7 +83,7 @@ class SentenceTokenizer:
         """The sentence's words, as written, that the vocabulary cannot spell."""
         encoding = self._tokenizer.encode(sentence)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
-        return [sentence[a:b] for token, (a, b) in pairs if token == self._unknown_id]
+        return [sentence[a:b] for token, (a, b) in pairs if token == self.unknown_id]
 
 
 def _from_folder(folder: Path) -> Tokenizer:
