@@ -26,7 +26,8 @@ class SentenceTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, source: str = "tokenizer"):
-        missing = [token for token in _SPECIAL if tokenizer.token_to_id(token) is None]
+        # Without the added tokens: transformers adds missing ones behind the vocabulary, where no embedding is.
+        missing = set(_SPECIAL) - tokenizer.get_vocab(with_added_tokens=False).keys()
         tokenizer.no_padding()
         tokenizer.no_truncation()
         if missing or tokenizer.encode("").tokens != ["[CLS]", "[SEP]"]:

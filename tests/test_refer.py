@@ -1,0 +1,289 @@
+import copy
+import json
+
+import cv2
+import numpy as np
+import pytest
+from refer_files import (
+    HEIGHT,
+    OUTSIDE,
+    SPLITS,
+    SQUARE,
+    TRIANGLE,
+    WIDTH,
+    box_mask,
+    plain_rle,
+    refcoco_mini,
+    refs_and_instances,
+    write_refer,
+)
+
+from mindspore_coupalign.data.images import read_rgb
+from mindspore_coupalign.data.masks import rle_to_mask, segmentation_to_rle
+from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return read_refer(write_refer(tmp_path_factory.mktemp("refer")), "tiny", "unc")
+
+
+def changed(**edits):
+    """(refs, instances) after ``edits``: name -> function that changes the list ``refs`` or the dict ``instances``."""
+    refs, instances = copy.deepcopy(refs_and_instances())
+    for name, edit in edits.items():
+        edit({"refs": refs, "instances": instances}[name])
+    return refs, instances
+
+
+def fails(tmp_path, *words, **edits):
+    write_refer(tmp_path, *changed(**edits))
+    with pytest.raises(UserError) as caught:
+        read_refer(tmp_path, "tiny", "unc")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_sentence_is_in_one_split_once(tiny):
+    assert tiny.split_names == tuple(SPLITS)
+    parts = [tiny.split(name) for name in SPLITS]
+    assert [len(part) for part in parts] == list(SPLITS.values())
+    assert np.concatenate(parts).tolist() == list(range(11))  # file order, each once
+    assert [tiny.sentence(s)[-3:] for s in tiny.split("val")] == ["3 0", "3 1", "4 0"]
+    assert tiny.sentence_ids.tolist() == list(range(11)) and tiny.ref_ids[tiny.sentence_ref[10]] == 505
+    assert [list(tiny.sentences_of_ref(r)) for r in (0, 5)] == [[0, 1, 2], [9, 10]]
+    assert tiny.kind_names == () and (tiny.sentence_kind == -1).all()
+
+
+def test_unknown_split_lists_the_splits(tiny):
+    with pytest.raises(UserError, match="no split 'testB'; the splits here are train, val, testA"):
+        tiny.split("testB")
+
+
+def test_test_splits_follow_refers_rule(tmp_path):
+    names = ["train", "testA", "testAB", "testBC", "testB", "val"]
+
+    def rename(refs):
+        for ref, name in zip(refs, names, strict=True):
+            ref["split"] = name
+
+    data = read_refer(write_refer(tmp_path, *changed(refs=rename)), "tiny", "unc")
+    assert {name: data.refs_of(name).tolist() for name in ("test", "testA", "testB", "testC", "testAB")} == {
+        "test": [1, 2, 3, 4], "testA": [1, 2], "testB": [2, 3, 4], "testC": [3], "testAB": [2]}
+
+
+def test_epoch_samples_are_one_sentence_per_ref(tiny):
+    first = tiny.epoch_samples("train", seed=3, epoch=0)
+    assert sorted(tiny.sentence_ref[first]) == tiny.refs_of("train").tolist()
+    assert first.tolist() == tiny.epoch_samples("train", seed=3, epoch=0).tolist()
+    draws = {tuple(tiny.epoch_samples("train", seed, epoch)) for seed in range(2) for epoch in range(30)}
+    assert len(draws) > 20  # 6 choices x 6 orders
+    assert set(np.concatenate([list(draw) for draw in draws])) == set(range(6))  # every sentence has its turn
+
+
+def test_epoch_samples_leave_out_refs_without_sentences(tmp_path):
+    data = read_refer(write_refer(tmp_path, *changed(refs=lambda refs: refs[1].update(sentences=[]))), "tiny", "unc")
+    assert sorted(data.sentence_ref[data.epoch_samples("train", 0, 0)]) == [0, 2]
+
+
+def test_polygon_masks_agree_with_another_rasteriser(tiny):
+    for r, polygons in ((0, [SQUARE]), (1, [SQUARE, TRIANGLE])):
+        drawn = np.zeros((HEIGHT, WIDTH), np.uint8)
+        for polygon in polygons:  # one at a time: fillPoly counts overlaps as holes
+            cv2.fillPoly(drawn, [np.round(polygon).astype(np.int32).reshape(-1, 2)], 1)
+        mask = tiny.mask(r)
+        assert mask.dtype == np.uint8 and mask.shape == (HEIGHT, WIDTH) and set(np.unique(mask)) == {0, 1}
+        assert tiny.mask_area(r) == mask.sum()
+        edge = cv2.dilate(drawn, np.ones((3, 3))) - cv2.erode(drawn, np.ones((3, 3)))
+        assert not (mask != drawn)[edge == 0].any()  # they may differ along the outline only
+        assert (mask & drawn).sum() / (mask | drawn).sum() > 0.85
+
+
+def test_rle_masks_are_exact(tiny):
+    np.testing.assert_array_equal(tiny.mask(2), box_mask())
+    np.testing.assert_array_equal(tiny.mask(3), box_mask())
+    np.testing.assert_array_equal(tiny.mask(4), box_mask() | box_mask()[:, ::-1])
+
+
+def test_random_rles_are_exact_compressed_and_not(tmp_path):
+    from pycocotools import mask as coco
+
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        shape = tuple(random.integers(1, 70, 2).tolist())
+        mask = (random.random(shape) < random.random()).astype(np.uint8)
+        packed = coco.encode(np.asfortranarray(mask))
+        for rle in (plain_rle(mask), {"size": list(shape), "counts": packed["counts"].decode()}):
+            counts, outside = segmentation_to_rle(rle, *shape)
+            np.testing.assert_array_equal(rle_to_mask(counts, *shape), mask)
+            assert not outside
+
+
+@pytest.mark.parametrize("counts", ["", "0", "000", "zzzz", "oooo", "PPP", "é", "h31", [5], [HEIGHT * WIDTH + 5, -5],
+                                    [2400.0], None, 3])
+def test_rles_that_do_not_fill_the_image_are_refused(counts):
+    with pytest.raises(ValueError, match="counts"):
+        segmentation_to_rle({"size": [HEIGHT, WIDTH], "counts": counts}, HEIGHT, WIDTH)
+
+
+def test_polygons_outside_the_image_are_clipped(tiny, tmp_path):
+    assert tiny.ref_outside.tolist() == [False] * 5 + [True]
+    assert tiny.mask(5)[31:, 51:].all() and not tiny.mask(5)[:29].any()
+    for polygon in (OUTSIDE, [-50, -50, -40, -50, -40, -40]):
+        counts, outside = segmentation_to_rle([polygon], HEIGHT, WIDTH)
+        assert outside and not rle_to_mask(counts, HEIGHT, WIDTH).any()
+    around = [-1e4, -1e4, 1e4, -1e4, 1e4, 1e4, -1e4, 1e4]
+    assert rle_to_mask(segmentation_to_rle([around], HEIGHT, WIDTH)[0], HEIGHT, WIDTH).all()
+
+
+@pytest.mark.parametrize("segmentation", [[], [[]], [[1, 2, 3, 4]], [[5, 5, 20, 20], SQUARE][:1]])
+def test_degenerate_polygons_are_empty(segmentation):
+    counts, _ = segmentation_to_rle(segmentation, HEIGHT, WIDTH)
+    assert not rle_to_mask(counts, HEIGHT, WIDTH).any()
+
+
+@pytest.mark.parametrize("bad, words", [
+    ([[1, 2, 3, 4, 5, 6, 7]], "a polygon must be"), ([["a", "b"]], "a polygon must be"), ([[None] * 6], "coordinate"),
+    ([[0, 0, 1, 1, float("nan"), 2]], "coordinate"), ([[0, 0, 1, 1, 1e12, 2]], "coordinate"),
+    ({"size": [3, 3], "counts": [9]}, "size [3, 3] is not the image's [40, 60]"), ([3, 4], "a polygon must be"),
+    ({}, "size"), ("text", "field 'segmentation' must be"), (None, "field 'segmentation' must be"),
+])
+def test_bad_segmentations_name_ref_and_annotation(tmp_path, bad, words):
+    def edit(instances):
+        instances["annotations"][2]["segmentation"] = bad
+
+    fails(tmp_path, "instances.json", "annotation 7002", words, instances=edit)
+
+
+@pytest.mark.parametrize("kind, number", [("annotations", 3), ("images", 2)])
+def test_missing_annotation_or_image_names_ref_and_annotation(tmp_path, kind, number):
+    fails(tmp_path, "instances.json", f"has no {kind[:-1]}", "ref 503", "7003", instances=lambda i: i[kind].pop(number))
+
+
+def test_annotation_on_another_image(tmp_path):
+    fails(tmp_path, "annotation 7000 lies on image 100", "ref 500", "image 103",
+          refs=lambda refs: refs[0].update(image_id=103))
+
+
+@pytest.mark.parametrize("edits, words", [
+    ({"refs": lambda refs: refs[2].pop("split")}, ("refs(unc).p", "ref number 2", "'split'", "missing")),
+    ({"refs": lambda refs: refs[2].update(ann_id=[1, 2])}, ("ref number 2", "'ann_id'", "whole number", "[1, 2]")),
+    ({"refs": lambda refs: refs[1]["sentences"][1].pop("sent")}, ("a sentence of ref 501", "'sent'")),
+    ({"refs": lambda refs: refs.__setitem__(4, "x")}, ("ref number 4", "'ref_id'")),
+    ({"refs": lambda refs: refs.clear()}, ("refs(unc).p", "expected a list of refs")),
+    ({"instances": lambda i: i.pop("images")}, ("instances.json", "'images'", "missing")),
+    ({"instances": lambda i: i["annotations"].append(5)}, ("instances.json", "annotations number 6", "'id'")),
+    ({"instances": lambda i: i["images"][1].update(height="40")}, ("image 101", "'height'", "whole number")),
+    ({"instances": lambda i: i["images"][1].update(width=0)}, ("image 101", "positive")),
+])
+def test_missing_and_mistyped_fields_are_named(tmp_path, edits, words):
+    fails(tmp_path, *words, **edits)
+
+
+@pytest.mark.parametrize("content, words", [(b'{"images": [', "not valid JSON"), (b"[]", "expected a dict"),
+                                            (b"\xff\xfe\xff", "not valid JSON"), (b"[" * 100_000, "not valid JSON")])
+def test_malformed_json(tmp_path, content, words):
+    write_refer(tmp_path)
+    (tmp_path / "tiny" / "instances.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"instances.json: {words}"):
+        read_refer(tmp_path, "tiny", "unc")
+
+
+def test_wrong_names_get_advice(tmp_path):
+    write_refer(tmp_path)
+    for root, dataset, split_by, words in (
+            (tmp_path, "refcok", "unc", "no such data set; .* holds tiny; known are refcoco"),
+            (tmp_path, "unc", "tiny", "swapped"),
+            (tmp_path / "tiny", "tiny", "unc", "give its parent as data.root"),
+            (tmp_path / "no", "tiny", "unc", "no such folder; data.root must hold"),
+            (tmp_path, "tiny", "umd", r"found beside it: refs\(unc\).p")):
+        with pytest.raises(UserError, match=words):
+            read_refer(root, dataset, split_by)
+
+
+def test_image_folders(tmp_path, monkeypatch):
+    usual = {"refcoco+": "images/mscoco/images/train2014", "refclef": "saiapr_tc-12", "x": "images"}
+    for dataset, folder in usual.items():
+        root = write_refer(tmp_path / dataset, dataset=dataset)
+        (root / "images" / dataset).rename(root / "moved")
+        (root / "images").rmdir()
+        with pytest.raises(UserError, match=f"tried .*{folder}.*data.images"):
+            read_refer(root, dataset, "unc")
+        (root / folder).mkdir(parents=True)
+        assert read_refer(root, dataset, "unc").image_dir == root / folder
+        assert read_refer(root, dataset, "unc", "moved").read_image(0).shape == (HEIGHT, WIDTH, 3)
+        assert read_refer(root, dataset, "unc", str(root / "moved")).image_dir == root / "moved"
+        monkeypatch.chdir(root)
+        assert read_refer(root, dataset, "unc", "moved").image_dir.is_dir()
+        with pytest.raises(UserError, match="tried nowhere"):
+            read_refer(root, dataset, "unc", "nowhere")
+
+
+def test_images_are_rgb_of_the_file_in_instances_json(tiny):
+    assert tiny.image_path(0).name == "im0.jpg" and tiny.image_path(5).name == "im3.png"
+    image = tiny.read_image(5)
+    assert image.dtype == np.uint8 and image[15, 20].tolist() == [250, 0, 0] and image[35, 50].tolist() == [120] * 3
+
+
+@pytest.mark.parametrize("name, keep", [("im0.jpg", 0.6), ("im0.jpg", 0.99), ("im0.jpg", 0.02), ("im3.png", 0.9)])
+def test_truncated_images_are_refused(tiny, tmp_path, name, keep):
+    data = (tiny.image_dir / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(UserError, match=f"{name}: .*truncated"):
+        read_rgb(tmp_path / name)
+    (tmp_path / name).write_bytes(data + b"\x00\x00trailing")  # harmless
+    assert read_rgb(tmp_path / name).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_an_embedded_thumbnail_does_not_hide_a_truncation(tiny, tmp_path):
+    data = (tiny.image_dir / "im0.jpg").read_bytes()
+    segment = b"\xff\xe1" + (len(data) + 2).to_bytes(2, "big") + data  # APP1 holding a whole JPEG
+    whole = data[:2] + segment + data[2:]
+    (tmp_path / "a.jpg").write_bytes(whole)
+    assert read_rgb(tmp_path / "a.jpg").shape == (HEIGHT, WIDTH, 3)
+    (tmp_path / "a.jpg").write_bytes(whole[:-20])
+    with pytest.raises(UserError, match="truncated"):
+        read_rgb(tmp_path / "a.jpg")
+
+
+def test_exif_orientation_is_followed_only_on_request(tiny, tmp_path):
+    data = (tiny.image_dir / "im0.jpg").read_bytes()
+    # One TIFF entry: tag 0x0112 orientation = 6 (turn clockwise).
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
+    assert read_rgb(tmp_path / "a.jpg").shape == (HEIGHT, WIDTH, 3)
+    assert read_rgb(tmp_path / "a.jpg", upright=True).shape == (WIDTH, HEIGHT, 3)
+
+
+def test_missing_and_undecodable_images(tmp_path):
+    for content in (None, b"", b"not an image"):
+        if content is not None:
+            (tmp_path / "a.jpg").write_bytes(content)
+        with pytest.raises(UserError, match="a.jpg"):
+            read_rgb(tmp_path / "a.jpg")
+
+
+def test_kinds_of_sentences(tmp_path):
+    def add(refs):
+        for ref in refs[:2]:
+            for sentence in ref["sentences"]:
+                sentence["kind"] = "side" if ref["ref_id"] == 500 else "size"
+
+    data = read_refer(write_refer(tmp_path, *changed(refs=add)), "tiny", "unc")
+    assert data.kind_names == ("side", "size") and data.sentence_kind.tolist() == [0] * 3 + [1] * 2 + [-1] * 6
+
+
+@pytest.mark.skipif(refcoco_mini() is None, reason="no sample of the real RefCOCO (COUPALIGN_REFCOCO_MINI)")
+def test_real_refcoco_sample():
+    data = read_refer(refcoco_mini(), "refcoco", "unc")
+    assert {name: len(data.split(name)) for name in data.split_names} == {"val": 45, "testA": 18, "testB": 30}
+    raw = json.loads((refcoco_mini() / "refcoco" / "instances.json").read_text())
+    boxes = {a["id"]: a["bbox"] for a in raw["annotations"]}
+    for r, ann_id in enumerate(data.ann_ids.tolist()):
+        mask = data.mask(r)
+        assert data.read_image(r).shape[:2] == mask.shape
+        x, y, w, h = np.round(boxes[ann_id]).astype(int)
+        assert mask[y : y + h, x : x + w].sum() > 0.98 * mask.sum()
+        x, y, tight_w, tight_h = cv2.boundingRect(mask)
+        assert tight_w * tight_h > 0.9 * w * h  # less than the box: outlines may end in a spike
