@@ -133,6 +133,10 @@ def test_polygons_outside_the_image_are_clipped(tiny, tmp_path):
     for polygon in (OUTSIDE, [-50, -50, -40, -50, -40, -40]):
         counts, outside = segmentation_to_rle([polygon], HEIGHT, WIDTH)
         assert outside and not rle_to_mask(counts, HEIGHT, WIDTH).any()
+    for x, y, reaches in ((-3, 0, True), (0, -3, True), (42, 0, True), (0, 22, True), (-0.9, -0.9, False),
+                          (40.9, 20.9, False)):
+        square = (np.array(SQUARE).reshape(4, 2) - [10, 5] + [x, y]).ravel().tolist()  # 20 × 20 pixels
+        assert segmentation_to_rle([square], HEIGHT, WIDTH)[1] == reaches
     around = [-1e4, -1e4, 1e4, -1e4, 1e4, 1e4, -1e4, 1e4]
     assert rle_to_mask(segmentation_to_rle([around], HEIGHT, WIDTH)[0], HEIGHT, WIDTH).all()
 
