@@ -1,0 +1,56 @@
+"""Config -> network, losses, parameter groups, learning rates. The only reader of Config beside the entry points."""
+
+import math
+
+import numpy as np
+
+from mindspore_coupalign.config import Config, ModelConfig
+from mindspore_coupalign.models.bert import Bert
+from mindspore_coupalign.models.coupalign import CoupAlign
+from mindspore_coupalign.models.encoder import FusedEncoder
+from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
+from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
+from mindspore_coupalign.models.swin import Swin
+
+
+def build_model(config: Config, vocab_size: int) -> CoupAlign:
+    """The whole architecture as one constructor tree; parameters are initialised from MindSpore's seed."""
+    model: ModelConfig = config.model
+    image, text = model.image, model.text
+    size = (config.data.image_size, config.data.image_size)
+    vision = Swin(size, image.embed_dim, image.depths, image.heads, image.window, image.mlp_ratio, image.drop_path,
+                  image.activation, image.absolute_position)
+    bert = Bert(vocab_size, text.hidden, text.heads, text.ffn, text.groups, text.max_positions,
+                config.data.max_tokens, text.dropout, text.activation)
+    encoder = FusedEncoder(vision, bert, model.wpa_stages, model.wpa_heads, model.wpa_gate_zero)
+    decoder = PixelDecoder(vision.channels, vision.sizes, model.decoder_dim)
+    generator = alignment = None
+    if model.sentence_mask:
+        stage = model.query_stage - 1
+        generator = MaskGenerator(vision.channels[stage], vision.sizes[stage], model.decoder_dim, model.queries,
+                                  model.query_layers, model.query_heads, model.query_ffn)
+        alignment = SentenceMaskAlignment(model.decoder_dim, text.hidden)
+    return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage)
+
+
+def learning_rates(config: Config, total_steps: int) -> np.ndarray:
+    """The rate of every step, (total_steps,) float32: linear warm-up, then polynomial (power 0.9) or cosine to 0."""
+    train = config.train
+    step = np.arange(total_steps)
+    warmup = min(train.warmup_steps, total_steps - 1)
+    progress = np.clip((step - warmup) / max(1, total_steps - warmup), 0, 1)
+    decay = (1 - progress) ** 0.9 if train.schedule == "poly" else 0.5 * (1 + np.cos(math.pi * progress))
+    return (train.lr * np.minimum(1.0, (step + 1) / (warmup + 1)) * decay).astype(np.float32)
+
+
+def parameter_groups(model, weight_decay: float) -> list:
+    """Two AdamW groups: matrices decay; norms, biases, embeddings of position and position-bias tables do not."""
+    decayed, plain = [], []
+    for parameter in model.trainable_params():
+        (plain if _undecayed(parameter) else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def _undecayed(parameter) -> bool:
+    name = parameter.name
+    return parameter.ndim < 2 or "position_bias_table" in name or "position_embeddings" in name

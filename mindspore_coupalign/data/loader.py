@@ -1,0 +1,125 @@
+"""mindspore.dataset pipelines over a ReferData.
+
+Training batch: image (b, 3, H, W), ids, word_mask (b, T), mask (b, 1, H, W), sample (b,) sentence index.
+Evaluation batch: image, ids, word_mask, sample; sample is -1 for the padding that fills the last batch.
+b is this rank's share of the batch.
+"""
+
+import mindspore.dataset as ds
+import numpy as np
+
+from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.data.transforms import ImageTransform, flip_sentence
+from mindspore_coupalign.errors import UserError
+
+
+class Tokens:
+    """Token ids of chosen sentences, tokenised once: ``tokens[s]`` gives ids (T,) and word_mask (T,)."""
+
+    def __init__(self, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, flipped: bool = False):
+        sentences = [data.sentence(s) for s in samples]
+        self.ids, self.mask = tokenizer([flip_sentence(s) for s in sentences] if flipped else sentences)
+        self.row = np.full(len(data.sentence_ref), -1, np.int32)
+        self.row[samples] = np.arange(len(samples))
+
+    def __getitem__(self, s: int):
+        return self.ids[self.row[s]], self.mask[self.row[s]]
+
+
+class _Source:
+    """Random access for GeneratorDataset; keeps the first UserError, which the pipeline would wrap in its own words."""
+
+    error: UserError | None = None
+
+    def __getitem__(self, k):
+        try:
+            return self.item(int(k))
+        except UserError as exc:
+            self.error = self.error or exc
+            raise
+
+
+class TrainSource(_Source):
+    """The endless training order, cut to steps [start, stop).
+
+    Position p of the order is sample p mod n of epoch p div n; one sentence per ref and epoch. Rank r of R takes the
+    r-th R-th of every global batch, so that the order does not depend on the number of ranks.
+    """
+
+    def __init__(self, data, split, tokenizer, transform: ImageTransform, seed, batch_size, flip, steps, rank, ranks):
+        samples = data.split(split)
+        self.data, self.split, self.transform, self.seed, self.flip = data, split, transform, seed, flip
+        self.tokens = (Tokens(data, samples, tokenizer), Tokens(data, samples, tokenizer, flipped=True) if flip else None)
+        self.per_epoch = len(data.refs_of(split))
+        self.batch_size, self.local, self.rank = batch_size, batch_size // ranks, rank
+        self.start, self.stop = steps
+        self.order = (-1, None)
+
+    def __len__(self):
+        return (self.stop - self.start) * self.local
+
+    def sample_at(self, position: int) -> int:
+        epoch, offset = divmod(position, self.per_epoch)
+        current, order = self.order
+        if current != epoch:
+            order = self.data.epoch_samples(self.split, self.seed, epoch)
+            self.order = (epoch, order)  # one assignment: safe among the pipeline's threads
+        return int(order[offset])
+
+    def item(self, k):
+        step, j = divmod(k, self.local)
+        position = (self.start + step) * self.batch_size + self.rank * self.local + j
+        s = self.sample_at(position)
+        r = int(self.data.sentence_ref[s])
+        image, mask = self.data.read_image(r), self.data.mask(r)
+        flip = self.flip and np.random.default_rng((self.seed, position)).random() < self.flip
+        if flip:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        ids, word_mask = self.tokens[1 if flip else 0][s]
+        target = self.transform.mask(np.ascontiguousarray(mask))[None].astype(np.float32)
+        return self.transform.image(np.ascontiguousarray(image)), ids, word_mask, target, np.int32(s)
+
+
+class EvalSource(_Source):
+    """Every r-th of R sentence once, then padding (sample -1) to fill whole batches."""
+
+    def __init__(self, data, samples, tokens, transform, batch_size, rank=0, ranks=1):
+        share = samples[rank::ranks]
+        batches = -(-len(samples[::ranks]) // batch_size)  # the same for every rank
+        self.samples = np.full(batches * batch_size, -1, np.int32)
+        self.samples[:len(share)] = share
+        self.data, self.tokens, self.transform = data, tokens, transform
+
+    def __len__(self):
+        return len(self.samples)
+
+    def item(self, k):
+        s = self.samples[k]
+        if s < 0:
+            size, tokens = self.transform.size, self.tokens.ids.shape[1]
+            word_mask = np.zeros(tokens, np.int32)
+            word_mask[0] = 1
+            return np.zeros((3, size, size), np.float32), np.zeros(tokens, np.int32), word_mask, s
+        ids, word_mask = self.tokens[s]
+        return self.transform.image(self.data.read_image(int(self.data.sentence_ref[s]))), ids, word_mask, s
+
+
+def batches(source: _Source, batch_size: int, workers: int):
+    """Iterate over a source in its order as tuples of NumPy arrays, prepared by threads.
+
+    Raises:
+        UserError: what the source raised on bad data.
+    """
+    columns = ["image", "ids", "word_mask", "mask", "sample"] if isinstance(source, TrainSource) else [
+        "image", "ids", "word_mask", "sample"]
+    # threads: decoding and resizing release the GIL, and nothing has to be copied between processes
+    pipeline = ds.GeneratorDataset(source, columns, shuffle=False, num_parallel_workers=workers,
+                                   python_multiprocessing=False)
+    pipeline = pipeline.batch(batch_size, drop_remainder=True)
+    try:
+        yield from pipeline.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    except RuntimeError as exc:
+        if source.error is not None:
+            raise source.error from exc
+        raise

@@ -1,0 +1,50 @@
+"""CoupAlign (Zhang et al., NeurIPS 2022): word-pixel alignment in the encoders, sentence-mask alignment at the end.
+
+Shapes: image (B, 3, H, W); ids, word_mask (B, T) int32; logits (B, 1, H, W), positive inside the mask.
+"""
+
+from mindspore import nn, ops
+
+from mindspore_coupalign.models.encoder import FusedEncoder
+from mindspore_coupalign.models.layers import Resize
+from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
+from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
+
+
+class CoupAlign(nn.Cell):
+    """``construct`` gives the mask logits; ``forward`` gives them with the named intermediates for losses and figures.
+
+    The exported graph is ``construct``'s: what only ``forward`` returns is not in it.
+    """
+
+    def __init__(self, encoder: FusedEncoder, decoder: PixelDecoder, size: tuple, dim: int,
+                 generator: MaskGenerator | None = None, alignment: SentenceMaskAlignment | None = None,
+                 query_stage: int = 4):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.generator = generator
+        self.alignment = alignment
+        self.query_stage = query_stage - 1
+        self.head = nn.Conv2d(dim if alignment is None else 2 * dim, 1, 1, has_bias=True)
+        self.resize = Resize(size)
+
+    def construct(self, image, ids, word_mask):
+        return self.forward(image, ids, word_mask)[0]
+
+    def forward(self, image, ids, word_mask):
+        """(logits (B,1,H,W), Y (B,C_d,H/4,W/4), proposals (B,P,N), weights (B,N), word attention ((B,h,P_i,T), …)).
+
+        Proposals and weights are None without sentence-mask alignment.
+        """
+        stages, words, attention = self.encoder(image, ids, word_mask)
+        y = self.decoder(stages)
+        pixels, proposals, weights = y, None, None
+        if self.alignment is not None:
+            b, c, h, w = y.shape
+            masks = self.generator(stages[self.query_stage])
+            sentence = words[:, 0]  # [CLS] of the last fused text layer
+            tokens = y.reshape((b, c, h * w)).transpose((0, 2, 1))
+            aligned, proposals, weights = self.alignment(tokens, masks, sentence)
+            pixels = ops.concat((y, aligned.transpose((0, 2, 1)).reshape(y.shape)), 1)
+        return self.resize(self.head(pixels)), y, proposals, weights, attention

@@ -1,0 +1,155 @@
+"""Small cells that every part of the network shares.
+
+Shapes: x (B, P, C) tokens; heads h, head width d = C / h.
+"""
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import TruncatedNormal, initializer
+
+
+def dense(inputs: int, outputs: int, bias: bool = True) -> nn.Dense:
+    """Linear layer with the transformer's initialisation: truncated normal 0.02, zero bias."""
+    return nn.Dense(inputs, outputs, weight_init=TruncatedNormal(0.02), bias_init="zeros", has_bias=bias)
+
+
+def layer_norm(dim: int, eps: float = 1e-5) -> nn.LayerNorm:
+    return nn.LayerNorm((dim,), epsilon=eps)
+
+
+def embedding_table(rows: int, dim: int) -> Parameter:
+    return Parameter(initializer(TruncatedNormal(0.02), (rows, dim), ms.float32))
+
+
+def activation(name: str) -> nn.Cell:
+    return {"gelu": lambda: nn.GELU(approximate=False), "relu": nn.ReLU}[name]()
+
+
+class Mlp(nn.Cell):
+    """Two linear layers with an activation between: (B, P, C) -> (B, P, C)."""
+
+    def __init__(self, dim: int, hidden: int, act: str):
+        super().__init__()
+        self.fc1 = dense(dim, hidden)
+        self.act = activation(act)
+        self.fc2 = dense(hidden, dim)
+
+    def construct(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class DropPath(nn.Cell):
+    """Drops a residual branch per sample in training (stochastic depth), rescaling those that stay."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.dropout = nn.Dropout(p=rate)
+
+    def construct(self, x):
+        if self.training and self.rate > 0:
+            return x * self.dropout(ops.ones((x.shape[0], 1, 1), x.dtype))
+        return x
+
+
+class SplitHeads(nn.Cell):
+    """(B, P, C) -> (B, h, P, d)."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.heads = heads
+
+    def construct(self, x):
+        b, p, c = x.shape
+        return x.reshape((b, p, self.heads, c // self.heads)).transpose((0, 2, 1, 3))
+
+
+class MergeHeads(nn.Cell):
+    """(B, h, P, d) -> (B, P, C)."""
+
+    def construct(self, x):
+        b, h, p, d = x.shape
+        return x.transpose((0, 2, 1, 3)).reshape((b, p, h * d))
+
+
+class Attention(nn.Cell):
+    """Multi-head attention: queries (B, Pq, C), memory (B, Pk, C), bias broadcast to (B, h, Pq, Pk)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.scale = 1.0 / math.sqrt(dim // heads)
+        self.q = dense(dim, dim)
+        self.k = dense(dim, dim)
+        self.v = dense(dim, dim)
+        self.proj = dense(dim, dim)
+        self.split = SplitHeads(heads)
+        self.merge = MergeHeads()
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.dropout = nn.Dropout(p=dropout)
+
+    def construct(self, queries, keys, values, bias=None):
+        scores = self.scores(self.split(self.q(queries)) * self.scale, self.split(self.k(keys)))
+        if bias is not None:
+            scores = scores + bias
+        weights = self.dropout(ops.softmax(scores, -1))
+        return self.proj(self.merge(self.mix(weights, self.split(self.v(values)))))
+
+
+class ConvNormRelu(nn.Cell):
+    """3×3 convolution, group norm, ReLU: (B, Cin, H, W) -> (B, Cout, H, W).
+
+    Group norm keeps a sample's result independent of the rest of its batch and of the number of devices.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, has_bias=False, weight_init="HeUniform")
+        self.norm = nn.GroupNorm(min(32, outputs // 8), outputs)
+
+    def construct(self, x):
+        return ops.relu(self.norm(self.conv(x)))
+
+
+class Resize(nn.Cell):
+    """Bilinear resize to a fixed size, half-pixel centres: (B, C, h, w) -> (B, C, H, W).
+
+    The primitive is used because ``ops.interpolate`` exports to MINDIR and then fails at run time.
+    """
+
+    def __init__(self, size: tuple):
+        super().__init__()
+        self.size = size
+        self.resize = ops.ResizeBilinearV2(align_corners=False, half_pixel_centers=True)
+
+    def construct(self, x):
+        return x if x.shape[2:] == self.size else self.resize(x, self.size)
+
+
+class TokensToMap(nn.Cell):
+    """(B, H·W, C) -> (B, C, H, W)."""
+
+    def __init__(self, size: tuple):
+        super().__init__()
+        self.size = size
+
+    def construct(self, x):
+        return x.transpose((0, 2, 1)).reshape((x.shape[0], x.shape[2], self.size[0], self.size[1]))
+
+
+def sine_positions(size: tuple, dim: int) -> Tensor:
+    """2-D sine position code (1, H·W, dim) of relative coordinates in 0..2π, as in DETR: half for y, half for x."""
+    half = dim // 2
+    rate = 10000.0 ** (2 * (np.arange(half) // 2) / half)
+
+    def code(length):
+        angle = (np.arange(length) + 0.5)[:, None] / length * 2 * np.pi / rate
+        return np.where(np.arange(half) % 2 == 0, np.sin(angle), np.cos(angle))
+
+    y, x = code(size[0]), code(size[1])
+    grid = np.concatenate([np.repeat(y[:, None], size[1], 1), np.repeat(x[None], size[0], 0)], -1)
+    grid = grid.reshape(1, size[0] * size[1], 2 * half)
+    return Tensor(np.pad(grid, ((0, 0), (0, 0), (0, dim - 2 * half))).astype(np.float32))

@@ -1,0 +1,30 @@
+"""SMA, sentence-mask alignment: the sentence weighs the mask proposals, which are then projected onto the pixels.
+
+Shapes: y (B, P, C_d) pixel embedding; q (B, N, C_d) mask embeddings; sentence (B, D); proposals Z (B, P, N);
+weights a (B, N).
+"""
+
+import math
+
+from mindspore import nn, ops
+
+from mindspore_coupalign.models.layers import dense
+
+
+class SentenceMaskAlignment(nn.Cell):
+    """Returns the aligned pixels Y~ = softmax_N(Z) · (a * Q) (B, P, C_d), the proposals Z and the weights a."""
+
+    def __init__(self, dim: int, word_dim: int):
+        super().__init__()
+        self.scale = 1.0 / math.sqrt(dim)
+        self.w_q = dense(dim, dim)
+        self.w_g = dense(word_dim, dim)
+        self.similarity = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+
+    def construct(self, y, q, sentence):
+        proposals = self.similarity(y, q) * self.scale
+        asked = ops.expand_dims(self.w_g(sentence) * self.scale, 1)
+        weights = ops.softmax(self.similarity(self.w_q(q), asked), 1)  # (B, N, 1)
+        aligned = self.mix(ops.softmax(proposals, -1), weights * q)
+        return aligned, proposals, weights.reshape(weights.shape[:2])

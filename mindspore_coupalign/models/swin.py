@@ -1,0 +1,229 @@
+"""Swin Transformer (Liu et al., ICCV 2021) as four stages at strides 4, 8, 16, 32, for a fixed input size.
+
+Shapes: image (B, 3, H, W); stage i tokens (B, P_i, C_i), P_i = H·W / 4^(i+1), C_i = embed_dim · 2^(i-1);
+window side m, M = m², windows n; padded tokens are zero vectors that take part as keys, as in the detection and
+segmentation versions of Swin.
+"""
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import TruncatedNormal, initializer
+
+from mindspore_coupalign.models.layers import (
+    DropPath,
+    MergeHeads,
+    Mlp,
+    SplitHeads,
+    dense,
+    layer_norm,
+    sine_positions,
+)
+
+
+def window_index(size: tuple, window: int, shift: int) -> np.ndarray:
+    """Token index of each window cell, (n, M) int32; the value H·W stands for padding.
+
+    The map is padded right and below to a multiple of the window, then rolled by -shift, then cut into windows.
+    """
+    height, width = size
+    rows, cols = -(-height // window) * window, -(-width // window) * window
+    grid = np.full((rows, cols), height * width, np.int32)
+    grid[:height, :width] = np.arange(height * width).reshape(height, width)
+    grid = np.roll(grid, (-shift, -shift), (0, 1))
+    grid = grid.reshape(rows // window, window, cols // window, window)
+    return grid.transpose(0, 2, 1, 3).reshape(-1, window * window)
+
+
+def inverse_index(index: np.ndarray, tokens: int) -> np.ndarray:
+    """Window cell of each token, (tokens,) int32."""
+    flat = index.reshape(-1)
+    inverse = np.empty(tokens + 1, np.int32)
+    inverse[flat] = np.arange(flat.size)
+    return inverse[:tokens]
+
+
+def shift_mask(size: tuple, window: int, shift: int) -> np.ndarray:
+    """(n, M, M) float32: -100 between cells that only the roll has brought together, else 0."""
+    rows, cols = (-(-s // window) * window for s in size)
+    region = np.zeros((rows, cols), np.int32)
+    for i, ys in enumerate((slice(0, -window), slice(-window, -shift), slice(-shift, None))):
+        for j, xs in enumerate((slice(0, -window), slice(-window, -shift), slice(-shift, None))):
+            region[ys, xs] = 3 * i + j
+    region = region.reshape(rows // window, window, cols // window, window)
+    region = region.transpose(0, 2, 1, 3).reshape(-1, window * window)
+    return np.where(region[:, :, None] != region[:, None, :], -100.0, 0.0).astype(np.float32)
+
+
+def relative_position_index(window: int) -> np.ndarray:
+    """(M·M,) int32 row of the bias table for each pair of cells."""
+    y, x = np.divmod(np.arange(window * window), window)
+    dy = y[:, None] - y[None] + window - 1
+    dx = x[:, None] - x[None] + window - 1
+    return (dy * (2 * window - 1) + dx).reshape(-1).astype(np.int32)
+
+
+class TokenGather(nn.Cell):
+    """Rearranges tokens by a fixed index, (B, P, C) -> (B, Q, C); an index of P gives a zero token.
+
+    The index is a partial permutation, so its gradient is the gather by the opposite index: much cheaper on CPU than
+    the scatter that automatic differentiation would use.
+    """
+
+    def __init__(self, index: np.ndarray, opposite: np.ndarray):
+        super().__init__()
+        self.pads_out = bool((index == opposite.size).any())
+        self.pads_back = bool((opposite == index.size).any())
+        self.index = Tensor(index)
+        self.opposite = Tensor(opposite)
+
+    def construct(self, x):
+        if self.pads_out:
+            x = ops.concat((x, ops.zeros_like(ops.narrow(x, 1, 0, 1))), 1)
+        return ops.gather(x, self.index, 1)
+
+    def bprop(self, x, out, dout):
+        if self.pads_back:
+            dout = ops.concat((dout, ops.zeros_like(ops.narrow(dout, 1, 0, 1))), 1)
+        return (ops.gather(dout, self.opposite, 1),)
+
+
+class WindowAttention(nn.Cell):
+    """Self-attention inside windows with a learned relative position bias: (B·n, M, C) -> (B·n, M, C)."""
+
+    def __init__(self, dim: int, heads: int, window: int, mask: np.ndarray | None):
+        super().__init__()
+        self.area, self.heads = window * window, heads
+        self.scale = 1.0 / math.sqrt(dim // heads)
+        self.q = dense(dim, dim)
+        self.k = dense(dim, dim)
+        self.v = dense(dim, dim)
+        self.proj = dense(dim, dim)
+        table = ((2 * window - 1) ** 2, heads)
+        self.relative_position_bias_table = Parameter(initializer(TruncatedNormal(0.02), table, ms.float32))
+        self.bias_index = Tensor(relative_position_index(window))
+        self.windows = 1 if mask is None else mask.shape[0]
+        self.mask = None if mask is None else Tensor(mask[:, None])  # (n, 1, M, M)
+        self.split = SplitHeads(heads)
+        self.merge = MergeHeads()
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+
+    def construct(self, x):
+        bias = ops.gather(self.relative_position_bias_table, self.bias_index, 0)
+        bias = bias.reshape((self.area, self.area, self.heads)).transpose((2, 0, 1))  # (h, M, M)
+        scores = self.scores(self.split(self.q(x)) * self.scale, self.split(self.k(x)))
+        if self.mask is None:
+            scores = scores + bias
+        else:
+            by_window = (-1, self.windows, self.heads, self.area, self.area)
+            scores = (scores.reshape(by_window) + (bias + self.mask)).reshape(scores.shape)
+        return self.proj(self.merge(self.mix(ops.softmax(scores, -1), self.split(self.v(x)))))
+
+
+class SwinBlock(nn.Cell):
+    """Window attention and MLP with residuals: (B, P, C) -> (B, P, C)."""
+
+    def __init__(self, dim, size, heads, window, shift, mlp_ratio, drop_path, act):
+        super().__init__()
+        if min(size) <= window:  # one window holds the map's short side: nothing to shift
+            window, shift = min(size), 0
+        index = window_index(size, window, shift)
+        inverse = inverse_index(index, size[0] * size[1])
+        self.area = window * window
+        self.norm1 = layer_norm(dim)
+        self.partition = TokenGather(index.reshape(-1), inverse)
+        self.restore = TokenGather(inverse, index.reshape(-1))
+        self.attn = WindowAttention(dim, heads, window, shift_mask(size, window, shift) if shift else None)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = layer_norm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act)
+
+    def construct(self, x):
+        b, _, c = x.shape
+        windows = self.partition(self.norm1(x))
+        mixed = self.attn(windows.reshape((-1, self.area, c))).reshape((b, -1, c))
+        x = x + self.drop_path(self.restore(mixed))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchMerging(nn.Cell):
+    """Joins 2×2 neighbours: (B, H·W, C) -> (B, H·W/4, 2C)."""
+
+    def __init__(self, dim: int, size: tuple):
+        super().__init__()
+        grid = np.arange(size[0] * size[1], dtype=np.int32).reshape(size)
+        # official order: (0,0), (1,0), (0,1), (1,1)
+        index = np.stack([grid[0::2, 0::2], grid[1::2, 0::2], grid[0::2, 1::2], grid[1::2, 1::2]], -1).reshape(-1)
+        self.gather = TokenGather(index, inverse_index(index, index.size))
+        self.norm = layer_norm(4 * dim)
+        self.reduction = dense(4 * dim, 2 * dim, bias=False)
+
+    def construct(self, x):
+        b, p, c = x.shape
+        return self.reduction(self.norm(self.gather(x).reshape((b, p // 4, 4 * c))))
+
+
+class PatchEmbed(nn.Cell):
+    """4×4 patches: (B, 3, H, W) -> (B, H·W/16, C)."""
+
+    def __init__(self, dim: int, size: tuple, absolute_position: bool):
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, 4, 4, pad_mode="valid", has_bias=True, weight_init=TruncatedNormal(0.02))
+        self.norm = layer_norm(dim)
+        self.positions = sine_positions(size, dim) if absolute_position else None
+
+    def construct(self, image):
+        x = self.proj(image)
+        b, c, h, w = x.shape
+        x = self.norm(x.reshape((b, c, h * w)).transpose((0, 2, 1)))
+        return x if self.positions is None else x + self.positions
+
+
+class SwinStage(nn.Cell):
+    """The blocks of one stage: (B, P, C) -> (B, P, C)."""
+
+    def __init__(self, dim, size, depth, heads, window, mlp_ratio, drop_paths, act):
+        super().__init__()
+        self.blocks = nn.CellList([
+            SwinBlock(dim, size, heads, window, window // 2 if j % 2 else 0, mlp_ratio, drop_paths[j], act)
+            for j in range(depth)])
+
+    def construct(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Swin(nn.Cell):
+    """Four stages behind the backbone protocol.
+
+    ``channels`` and ``sizes`` describe the stages; ``embed(image)`` makes stage 1's input; ``stages[i](x)`` runs a
+    stage; ``outputs[i](x)`` normalises its result for the decoder; ``downsamples[i](x)`` makes the next stage's input.
+    """
+
+    def __init__(self, size, embed_dim, depths, heads, window, mlp_ratio=4.0, drop_path=0.0, act="gelu",
+                 absolute_position=False):
+        super().__init__()
+        self.channels = [embed_dim * 2**i for i in range(4)]
+        self.sizes = [(size[0] // 2 ** (i + 2), size[1] // 2 ** (i + 2)) for i in range(4)]
+        rates = np.split(np.linspace(0, drop_path, sum(depths)), np.cumsum(depths)[:-1])
+        self.embed = PatchEmbed(embed_dim, self.sizes[0], absolute_position)
+        self.stages = nn.CellList([
+            SwinStage(self.channels[i], self.sizes[i], depths[i], heads[i], window, mlp_ratio,
+                      [float(r) for r in rates[i]], act) for i in range(4)])
+        self.downsamples = nn.CellList([PatchMerging(self.channels[i], self.sizes[i]) for i in range(3)])
+        self.outputs = nn.CellList([layer_norm(c) for c in self.channels])
+
+    def construct(self, image):
+        """The four stages' normalised features without language, for checks against other implementations."""
+        x = self.embed(image)
+        features = ()
+        for i in range(4):
+            x = self.stages[i](x)
+            features += (self.outputs[i](x),)
+            if i < 3:
+                x = self.downsamples[i](x)
+        return features

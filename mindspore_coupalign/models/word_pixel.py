@@ -1,0 +1,57 @@
+"""WPA, word-pixel alignment: pixels and words attend to each other over one affinity (method of CoupAlign, section 3).
+
+Shapes: v (B, P, C) pixels; l (B, T, D) words; bias (B, 1, 1, T), -1e4 on padded words; A (B, h, P, T).
+"""
+
+import math
+
+from mindspore import nn, ops
+
+from mindspore_coupalign.models.layers import MergeHeads, SplitHeads, dense, layer_norm
+
+
+class Gate(nn.Cell):
+    """tanh(W2 relu(W1 x)): how much of the other modality is let in, per channel. (B, P, C) -> (B, P, C)."""
+
+    def __init__(self, dim: int, zero: bool):
+        super().__init__()
+        self.w1 = dense(dim, dim, bias=False)
+        self.w2 = nn.Dense(dim, dim, weight_init="zeros", has_bias=False) if zero else dense(dim, dim, bias=False)
+
+    def construct(self, x):
+        return ops.tanh(self.w2(ops.relu(self.w1(x))))
+
+
+class WordPixelAlignment(nn.Cell):
+    """Bidirectional cross-attention with gated residuals.
+
+    ``construct(v, l, bias)`` returns the fused v (B, P, C), the fused l (B, T, D) and the pixels' attention over words
+    (B, h, P, T).
+    """
+
+    def __init__(self, pixel_dim: int, word_dim: int, heads: int, gate_zero: bool):
+        super().__init__()
+        self.scale = 1.0 / math.sqrt(pixel_dim // heads)
+        self.norm_v = layer_norm(pixel_dim)
+        self.norm_l = layer_norm(word_dim)
+        self.w_v = dense(pixel_dim, pixel_dim)
+        self.w_l = dense(word_dim, pixel_dim)
+        self.w_lv = dense(word_dim, pixel_dim)
+        self.w_vl = dense(pixel_dim, pixel_dim)
+        self.w_ov = dense(pixel_dim, pixel_dim)
+        self.w_ol = dense(pixel_dim, word_dim)
+        self.gate_v = Gate(pixel_dim, gate_zero)
+        self.gate_l = Gate(word_dim, gate_zero)
+        self.split = SplitHeads(heads)
+        self.merge = MergeHeads()
+        self.affinity = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+
+    def construct(self, v, l, bias):  # noqa: E741
+        pixels, words = self.norm_v(v), self.norm_l(l)
+        q, k = self.split(self.w_v(pixels) * self.scale), self.split(self.w_l(words))
+        over_words = ops.softmax(self.affinity(q, k) + bias, -1)  # (B, h, P, T)
+        over_pixels = ops.softmax(self.affinity(k, q), -1)  # (B, h, T, P)
+        to_v = self.w_ov(self.merge(self.mix(over_words, self.split(self.w_lv(words)))))
+        to_l = self.w_ol(self.merge(self.mix(over_pixels, self.split(self.w_vl(pixels)))))
+        return v + self.gate_v(to_v) * to_v, l + self.gate_l(to_l) * to_l, over_words

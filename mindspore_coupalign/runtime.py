@@ -1,0 +1,49 @@
+"""Device, graph mode, ranks and seed: what has to be set before the first kernel runs."""
+
+import os
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+
+from mindspore_coupalign.errors import UserError
+
+TARGETS = ("auto", "CPU", "GPU", "Ascend")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    target: str  # CPU, GPU or Ascend
+    rank: int
+    ranks: int
+
+
+def add_device_argument(parser):
+    parser.add_argument("--device-target", choices=TARGETS, default="auto",
+                        help="where to run; auto takes an Ascend NPU, else a GPU, else the CPU (default: auto)")
+
+
+def setup(target: str, seed: int) -> Runtime:
+    """Choose the device, graph mode and random seed; join the other ranks when started by msrun.
+
+    Raises:
+        UserError: the device is not there, or MindSpore cannot use it.
+    """
+    available = {"Ascend": ms.device_context.ascend.is_available, "GPU": ms.device_context.gpu.is_available,
+                 "CPU": lambda: True}
+    if target == "auto":
+        target = next(name for name, there in available.items() if there())
+    elif not available[target]():
+        raise UserError(f"--device-target {target}: MindSpore finds no usable {target} on this machine; use "
+                        "--device-target CPU, or check the driver and the CUDA or CANN version that MindSpore needs")
+    ms.set_device(target, int(os.environ.get("DEVICE_ID", "0"))) if target != "CPU" else ms.set_device(target)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    rank, ranks = 0, 1
+    if os.environ.get("MS_ROLE") == "MS_WORKER":  # set by msrun
+        from mindspore import communication
+        communication.init()
+        rank, ranks = communication.get_rank(), communication.get_group_size()
+        ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
+    ms.set_seed(seed)
+    np.random.seed(seed)
+    return Runtime(target, rank, ranks)

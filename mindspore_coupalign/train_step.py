@@ -1,0 +1,71 @@
+"""One jitted training step: forward, losses, backward, clip by global norm, AdamW, weight averaging.
+
+Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); losses (5,) float32.
+"""
+
+import mindspore as ms
+from mindspore import ParameterTuple, nn, ops
+
+LOSSES = ("loss", "bce", "dice", "contrast", "grad_norm")
+
+
+class Objective(nn.Cell):
+    """(total, bce, dice, contrast) of one batch."""
+
+    def __init__(self, model, mask_loss, contrast, weights: tuple):
+        super().__init__()
+        self.model, self.mask_loss, self.contrast = model, mask_loss, contrast
+        self.bce_weight, self.dice_weight, self.contrast_weight = weights
+
+    def construct(self, image, ids, word_mask, mask):
+        logits, pixels, _, _, _ = self.model.forward(image, ids, word_mask)
+        bce, dice = self.mask_loss(logits, mask)
+        total = self.bce_weight * bce + self.dice_weight * dice
+        contrast = ops.zeros_like(bce)
+        if self.contrast_weight > 0:
+            contrast = self.contrast(pixels, mask)
+            total = total + self.contrast_weight * contrast
+        return total, bce, dice, contrast
+
+
+def _square_sum(x):
+    return (x * x).sum()
+
+
+class TrainStep:
+    """``step(image, ids, word_mask, mask, lr)`` updates the model and returns the losses of LOSSES.
+
+    Args:
+        objective: the losses over the model.
+        optimizer: an AdamW over the model's parameters.
+        clip_norm: bound on the gradients' global norm; 0 leaves them as they are.
+        ema: decay of the averaged weights; 0 keeps none.
+    """
+
+    def __init__(self, objective: Objective, optimizer, clip_norm: float, ema: float, ranks: int = 1):
+        self.objective, self.optimizer, self.ema_decay = objective, optimizer, ema
+        params = optimizer.params
+        self.averages = params.clone("ema", init="same") if ema else ParameterTuple(())
+        averages = self.averages
+        reducer = nn.DistributedGradReducer(params, mean=True, degree=ranks) if ranks > 1 else None
+        gradient = ms.value_and_grad(objective, None, params, has_aux=True)
+        hyper_map = ops.HyperMap()
+
+        @ms.jit
+        def step(image, ids, word_mask, mask, lr):
+            (loss, bce, dice, contrast), gradients = gradient(image, ids, word_mask, mask)
+            if reducer is not None:
+                gradients = reducer(gradients)
+            norm = ops.sqrt(ops.addn(hyper_map(_square_sum, gradients)))
+            if clip_norm > 0:
+                gradients = hyper_map(ops.partial(ops.mul, ops.minimum(clip_norm / (norm + 1e-6), 1.0)), gradients)
+            optimizer(gradients, lr)
+            for i in range(len(averages)):
+                ops.assign(averages[i], ops.lerp(averages[i], params[i], 1 - ema))
+            return ops.stack((loss, bce, dice, contrast, norm))
+
+        self._step = step
+
+    def __call__(self, image, ids, word_mask, mask, lr):
+        self.objective.set_train(True)
+        return self._step(image, ids, word_mask, mask, lr)
