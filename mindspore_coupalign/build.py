@@ -4,13 +4,18 @@ import math
 
 import numpy as np
 
+from mindspore_coupalign.checkpoint import Checkpoint, load_parameters
 from mindspore_coupalign.config import Config, ModelConfig
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.losses import MaskLoss, PixelContrast
 from mindspore_coupalign.models.bert import Bert
 from mindspore_coupalign.models.coupalign import CoupAlign
 from mindspore_coupalign.models.encoder import FusedEncoder
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.swin import Swin
+from mindspore_coupalign.optim import AdamW
+from mindspore_coupalign.train_step import Objective, TrainStep
 
 
 def build_model(config: Config, vocab_size: int) -> CoupAlign:
@@ -54,3 +59,27 @@ def parameter_groups(model, weight_decay: float) -> list:
 def _undecayed(parameter) -> bool:
     name = parameter.name
     return parameter.ndim < 2 or "position_bias_table" in name or "position_embeddings" in name
+
+
+def build_train_step(model, config: Config, ranks: int = 1) -> TrainStep:
+    """The jitted step with its losses and optimizer."""
+    loss, train = config.loss, config.train
+    objective = Objective(model, MaskLoss(), PixelContrast(loss.temperature, loss.negatives),
+                          (loss.bce, loss.dice, loss.contrast))
+    optimizer = AdamW(parameter_groups(model, train.weight_decay))
+    return TrainStep(objective, optimizer, train.clip_norm, train.ema, ranks)
+
+
+def restore_model(checkpoint: Checkpoint, config: Config | None = None) -> tuple[CoupAlign, SentenceTokenizer]:
+    """The network with a checkpoint's weights (the averaged ones where it has them) and its tokenizer.
+
+    Raises:
+        UserError: ``config`` describes another network than the checkpoint's.
+    """
+    config = config or checkpoint.config
+    tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))
+    model = build_model(config, tokenizer.vocab_size)
+    load_parameters(model.get_parameters(), checkpoint.section("ema") or checkpoint.section("model"),
+                    str(checkpoint.path))
+    model.set_train(False)
+    return model, tokenizer

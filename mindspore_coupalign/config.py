@@ -123,6 +123,19 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
         UserError: missing or malformed file, unknown key, wrong type, impossible combination.
     """
     values = _read_yaml(Path(path), seen=())
+    _apply(values, overrides)
+    source = str(path) if not overrides else f"{path} with its overrides"
+    return config_from_dict(values, source)
+
+
+def with_overrides(config: Config, overrides: typing.Sequence[str], source: str) -> Config:
+    """A copy of a Config with ``section.key=value`` overrides; ``source`` is named in errors."""
+    values = config_to_dict(config)
+    _apply(values, overrides)
+    return config_from_dict(values, source)
+
+
+def _apply(values: dict, overrides: typing.Sequence[str]):
     for text in overrides:
         key, eq, value = text.partition("=")
         if not eq or not key:
@@ -132,8 +145,6 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
         except yaml.YAMLError as exc:
             raise UserError(f"override {text!r}: the value is not valid YAML ({_first_line(exc)})") from exc
         _merge(values, _nest(key.split("."), parsed))
-    source = str(path) if not overrides else f"{path} with its overrides"
-    return config_from_dict(values, source)
 
 
 def config_from_dict(values: dict, source: str) -> Config:

@@ -1,0 +1,127 @@
+"""Checkpoint files: one safetensors file with named arrays and, in its metadata, the configuration and tokenizer.
+
+Array names: ``model.<parameter>`` always; ``ema.<parameter>``, ``adam_m.<parameter>``, ``adam_v.<parameter>`` in a
+training state. Metadata: ``format``, ``config`` (JSON), ``tokenizer`` (the whole tokenizer as JSON), ``progress``
+(JSON: step, best score, …) and ``crc32`` of all arrays. Reading it executes nothing.
+"""
+
+import json
+import os
+import uuid
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mindspore_coupalign.config import Config, config_from_dict, config_to_dict
+from mindspore_coupalign.errors import UserError
+
+FORMAT = "coupalign-1"
+
+
+@dataclass
+class Checkpoint:
+    path: Path
+    arrays: dict  # name -> np.ndarray
+    config: Config
+    tokenizer: str
+    progress: dict
+
+    def section(self, prefix: str) -> dict:
+        """The arrays below ``prefix.``, without the prefix."""
+        return {k[len(prefix) + 1:]: v for k, v in self.arrays.items() if k.startswith(prefix + ".")}
+
+
+def save_checkpoint(path: str | Path, arrays: dict, config: Config, tokenizer: str, progress: dict):
+    """Write atomically: a unique temporary file, synced, then renamed over ``path``; a kill leaves the old file whole.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    arrays = {name: np.ascontiguousarray(value) for name, value in sorted(arrays.items())}
+    metadata = {"format": FORMAT, "config": json.dumps(config_to_dict(config)), "tokenizer": tokenizer,
+                "progress": json.dumps(progress), "crc32": str(_checksum(arrays))}
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        save_file(arrays, temporary, metadata)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as exc:
+        raise UserError(f"{path}: cannot be written ({exc}); free some space or choose another --output") from exc
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        UserError: missing, truncated, changed since it was written, or not one of this project's.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path}: a safetensors file, but not a checkpoint of this project (no format "
+                                f"'{FORMAT}' in its metadata); give best.safetensors or last.safetensors of a run")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+    except FileNotFoundError as exc:
+        raise UserError(f"{path}: no such checkpoint; training writes best.safetensors and last.safetensors") from exc
+    except (SafetensorError, OSError) as exc:
+        raise UserError(f"{path}: not a checkpoint, or truncated ({str(exc).splitlines()[0]}); "
+                        "give a .safetensors file that training wrote") from exc
+    if _checksum(arrays) != int(metadata["crc32"]):
+        raise UserError(f"{path}: its checksum does not match, the file was damaged; use another checkpoint")
+    config = config_from_dict(json.loads(metadata["config"]), f"{path} (its configuration)")
+    return Checkpoint(path, arrays, config, metadata["tokenizer"], json.loads(metadata["progress"]))
+
+
+def named_arrays(parameters, prefix: str, strip: str = "") -> dict:
+    """``prefix.<name>`` -> array, for parameters whose names start with ``strip.``."""
+    cut = len(strip) + 1 if strip else 0
+    return {f"{prefix}.{p.name[cut:]}": p.asnumpy() for p in parameters}
+
+
+def load_parameters(parameters, arrays: dict, source: str, strip: str = ""):
+    """Copy arrays into parameters by name; names and shapes must match exactly, in both directions.
+
+    Raises:
+        UserError: a name is missing or left over, or a shape differs, with the first of them.
+    """
+    cut = len(strip) + 1 if strip else 0
+    parameters = {p.name[cut:]: p for p in parameters}
+    hint = "the checkpoint belongs to another configuration"
+    missing, extra = sorted(parameters.keys() - arrays.keys()), sorted(arrays.keys() - parameters.keys())
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the model has not"
+        raise UserError(f"{source}: {what} ({len(missing)} missing, {len(extra)} unexpected); {hint}")
+    for name, parameter in parameters.items():
+        if tuple(parameter.shape) != arrays[name].shape:
+            raise UserError(f"{source}: {name} has shape {arrays[name].shape}, the model wants "
+                            f"{tuple(parameter.shape)}; {hint}")
+    for name, parameter in parameters.items():
+        parameter.set_data(ms.Tensor(arrays[name], parameter.dtype))
+
+
+def _checksum(arrays: dict) -> int:
+    value = 0
+    for name in sorted(arrays):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1), value)
+    return value
+
+
+def _sync(path: Path):
+    """Force a file's or folder's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

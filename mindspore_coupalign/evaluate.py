@@ -1,0 +1,146 @@
+"""Command ``evaluate``: score a checkpoint on whole splits, every sentence of every ref once, under both protocols.
+
+Protocols, from one pass: ``image`` resizes the logits to the photograph's own size and compares with the original mask;
+``input`` compares at the network's input size with the squashed mask (as LAVT does).
+Shapes: logits (B, 1, H, W) at the network's input size.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from tqdm import tqdm
+
+from mindspore_coupalign import build, runtime
+from mindspore_coupalign.checkpoint import Checkpoint, load_checkpoint
+from mindspore_coupalign.config import Config, load_config, with_overrides
+from mindspore_coupalign.data.loader import EvalSource, Tokens, batches
+from mindspore_coupalign.data.refer import ReferData, read_refer
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.data.transforms import ImageTransform
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.metrics import THRESHOLDS, overlap, summarize
+
+PROTOCOLS = ("image", "input")
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--config", help="configuration that names the data (default: the checkpoint's own)")
+    parser.add_argument("--checkpoint", required=True, help="best.safetensors or last.safetensors of a run")
+    parser.add_argument("--split", nargs="+", required=True, metavar="NAME", help="splits, for example val testA testB")
+    parser.add_argument("--output", metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument("--shuffle-sentences", action="store_true",
+                        help="give every sample another sample's sentence: what is scored then needs no words")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.root=/data/refer")
+    runtime.add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    checkpoint = load_checkpoint(args.checkpoint)
+    config = configuration(args.config, args.overrides, checkpoint)
+    if args.output:
+        check_writable(Path(args.output))
+    runtime.setup(args.device_target, config.train.seed)
+    data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
+    samples = {name: data.split(name) for name in args.split}  # an unknown split fails before the model is built
+    model, tokenizer = build.restore_model(checkpoint, config)
+    results = {}
+    for name in args.split:
+        scores = evaluate_samples(model, data, samples[name], tokenizer, config, shuffle=args.shuffle_sentences,
+                                  progress=name)
+        results[name] = report(data, scores)
+    label = f"{config.data.dataset} ({config.data.split_by})"
+    print(format_table(label, results))
+    if args.output:
+        document = {"checkpoint": str(args.checkpoint), "dataset": config.data.dataset,
+                    "split_by": config.data.split_by, "input_size": config.data.image_size,
+                    "threshold": config.eval.threshold, "shuffled_sentences": args.shuffle_sentences,
+                    "step": checkpoint.progress.get("step"), "splits": results}
+        Path(args.output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {args.output}")
+    return 0
+
+
+def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> Config:
+    """The file's configuration, or the checkpoint's own with the overrides."""
+    if path:
+        return load_config(path, overrides)
+    return with_overrides(checkpoint.config, overrides, f"{checkpoint.path}'s configuration with the overrides")
+
+
+def check_writable(path: Path):
+    """Fail before the work, not after it.
+
+    Raises:
+        UserError: the file's folder is missing or not writable.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: its folder {path.parent} does not exist; create it or choose another --output")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path}: not writable; choose another --output")
+
+
+def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
+                     shuffle: bool = False, progress: str = "", rank: int = 0, ranks: int = 1) -> dict:
+    """I and U of every sample: {"sample": (S,), "image": (S, 2), "input": (S, 2)}, in the samples' order.
+
+    Args:
+        shuffle: every sample gets the sentence of another ref's sample.
+        progress: label of the progress bar; empty for none.
+    """
+    transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
+    tokens = Tokens(data, samples, tokenizer)
+    if shuffle:
+        tokens.row[samples] = tokens.row[_derange(data, samples)]
+    batch, cut = config.eval.batch_size, np.log(config.eval.threshold / (1 - config.eval.threshold))
+    source = EvalSource(data, samples, tokens, transform, batch, rank, ranks)
+    found = {"sample": [], "image": [], "input": []}
+    model.set_train(False)
+    with tqdm(total=int((source.samples >= 0).sum()), desc=progress, unit="sentence", disable=not progress,
+              leave=False) as bar:
+        for image, ids, word_mask, sample in batches(source, batch, config.data.workers):
+            logits = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0]
+            for i in np.flatnonzero(sample >= 0):
+                truth = data.mask(int(data.sentence_ref[sample[i]]))
+                found["sample"].append(int(sample[i]))
+                found["image"].append(overlap(transform.inverse(logits[i], truth.shape) > cut, truth))
+                found["input"].append(overlap(logits[i] > cut, transform.mask(truth)))
+                bar.update()
+    shape = {"sample": (-1,), "image": (-1, 2), "input": (-1, 2)}
+    return {key: np.array(value, np.int64).reshape(shape[key]) for key, value in found.items()}
+
+
+def _derange(data: ReferData, samples: np.ndarray) -> np.ndarray:
+    """For each sample another one, of another ref: the samples turned by the largest number of sentences a ref has."""
+    most = int(np.bincount(data.sentence_ref[samples]).max()) if len(samples) else 0
+    return np.roll(samples, most)
+
+
+def report(data: ReferData, scores: dict) -> dict:
+    """Metrics by protocol, counts, and where the data names kinds of sentences, the metrics of each kind."""
+    samples = scores["sample"]
+    refs = np.unique(data.sentence_ref[samples])
+    result = {"sentences": len(samples), "refs": len(refs), "images": len(np.unique(data.ref_image[refs]))}
+    result |= {protocol: summarize(*scores[protocol].T) for protocol in PROTOCOLS}
+    kinds = data.sentence_kind[samples]
+    if (kinds >= 0).any():
+        result["by_kind"] = {name: summarize(*scores["image"][kinds == code].T)
+                             for code, name in enumerate(data.kind_names) if (kinds == code).any()}
+    return result
+
+
+def format_table(label: str, results: dict) -> str:
+    """The paper's columns, one row per split and protocol."""
+    names = ["oIoU", "mIoU", *(f"P@{x}" for x in THRESHOLDS)]
+    lines = [f"{label:<24}{'protocol':<18}{'sentences':>9}  " + "".join(f"{n:>8}" for n in names)]
+    for split, result in results.items():
+        for protocol, text in (("image", "image's own size"), ("input", "network's input")):
+            row = "".join(f"{result[protocol].get(n, float('nan')):8.2f}" for n in names)
+            lines.append(f"{split:<24}{text:<18}{result['sentences']:>9}  {row}")
+        for kind, scores in result.get("by_kind", {}).items():
+            row = "".join(f"{scores[n]:8.2f}" for n in names)
+            lines.append(f"  {kind:<22}{'image′s own size':<18}{scores['samples']:>9}  {row}".replace("′", "'"))
+    return "\n".join(lines)

@@ -1,0 +1,194 @@
+"""Command ``train``: the training loop around one jitted step.
+
+Files in the output folder: ``config.yaml`` (resolved), ``log.jsonl`` (one line per logged step or validation),
+``last.safetensors`` (everything that --resume needs), ``best.safetensors`` (the weights that scored best).
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from mindspore_coupalign import build, runtime
+from mindspore_coupalign.checkpoint import load_checkpoint, load_parameters, named_arrays, save_checkpoint
+from mindspore_coupalign.config import Config, config_to_dict, load_config
+from mindspore_coupalign.data.loader import TrainSource, batches
+from mindspore_coupalign.data.refer import ReferData, read_refer
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.data.transforms import ImageTransform
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluate import evaluate_samples, report
+from mindspore_coupalign.train_step import LOSSES
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, for example configs/refshapes_tiny.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-4 data.root=/data/refer")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default: runs/<name of the config file>)")
+    parser.add_argument("--resume", metavar="DIR|FILE", help="go on from a run's folder or its last.safetensors")
+    runtime.add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.overrides)
+    output = Path(args.output or Path("runs") / Path(args.config).stem)
+    state = _resume_state(args.resume, output)
+    here = runtime.setup(args.device_target, config.train.seed)
+    if config.train.batch_size % here.ranks:
+        raise UserError(f"{args.config}: train.batch_size={config.train.batch_size} is the global batch and must be a "
+                        f"multiple of the {here.ranks} ranks")
+    data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
+    tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
+    Trainer(config, data, tokenizer, output, here).train(state)
+    return 0
+
+
+def _resume_state(resume: str | None, output: Path):
+    """The checkpoint to go on from; without --resume the output folder must not hold a run already."""
+    if resume:
+        path = Path(resume)
+        return load_checkpoint(path / "last.safetensors" if path.is_dir() else path)
+    if (output / "last.safetensors").exists():
+        raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
+    return None
+
+
+class Trainer:
+    """Holds what the loop needs; ``train`` runs it to the end and returns the last validation's report."""
+
+    def __init__(self, config: Config, data: ReferData, tokenizer: SentenceTokenizer, output: Path,
+                 here: runtime.Runtime):
+        self.config, self.data, self.tokenizer, self.output, self.here = config, data, tokenizer, output, here
+        train, names = config.train, config.data
+        refs = len(data.refs_of(names.train_split))
+        if refs == 0:
+            raise UserError(f"{data.source}: split '{names.train_split}' has no refs to train on")
+        self.total = train.steps or math.ceil(train.epochs * refs / train.batch_size)
+        self.val_every = train.val_every or math.ceil(refs / train.batch_size)
+        self.rates = build.learning_rates(config, self.total)
+        self.val_samples = data.split(names.val_split)
+        if train.val_samples:
+            self.val_samples = self.val_samples[:train.val_samples]
+        self.model = build.build_model(config, tokenizer.vocab_size)
+        self.step = build.build_train_step(self.model, config, here.ranks)
+        self.done, self.best = 0, -1.0
+
+    def train(self, state=None) -> dict | None:
+        self._prepare(state)
+        names, train, result = self.config.data, self.config.train, None
+        transform = ImageTransform(names.image_size, names.mean, names.std)
+        source = TrainSource(self.data, names.train_split, self.tokenizer, transform, train.seed, train.batch_size,
+                             names.flip, (self.done, self.total), self.here.rank, self.here.ranks)
+        window, started = [], time.perf_counter()
+        with tqdm(total=self.total, initial=self.done, unit="step", disable=self.here.rank > 0,
+                  dynamic_ncols=True) as bar:
+            for image, ids, word_mask, mask, _ in batches(source, source.local, names.workers):
+                rate = self.rates[self.done]
+                window.append(self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(rate)))
+                self.done += 1
+                bar.update()
+                if self.done % train.log_every == 0 or self.done == self.total:
+                    losses = np.mean([w.asnumpy() for w in window], 0)
+                    elapsed, count = time.perf_counter() - started, len(window)
+                    self._log_losses(losses, rate, count * train.batch_size / elapsed, bar)
+                    window, started = [], time.perf_counter()
+                if self.done % self.val_every == 0 or self.done == self.total:
+                    paused = time.perf_counter()
+                    result = self.validate(bar)
+                    started += time.perf_counter() - paused
+        return result
+
+    def validate(self, bar=None) -> dict | None:
+        """Score the validation samples with the averaged weights where there are any; keep best and last."""
+        with self._averaged():
+            result = None
+            if len(self.val_samples):
+                scores = evaluate_samples(self.model, self.data, self.val_samples, self.tokenizer, self.config)
+                result = report(self.data, scores)
+                score = result["image"]["oIoU"]
+                self._log({"step": self.done, "val": result})
+                (bar.write if bar else print)(
+                    f"step {self.done}: {self.config.data.val_split} oIoU {score:.2f}  mIoU {result['image']['mIoU']:.2f}  "
+                    f"P@0.5 {result['image']['P@0.5']:.2f}  ({len(self.val_samples)} sentences, image's own size)")
+            if result is None or score > self.best:
+                self.best = score if result else self.best
+                self._save("best", named_arrays(self.model.get_parameters(), "model"))
+        arrays = named_arrays(self.model.get_parameters(), "model")
+        optimizer = self.step.optimizer
+        arrays |= named_arrays(self.step.averages, "ema", "ema")
+        arrays |= named_arrays(optimizer.first, "adam_m", "adam_m") | named_arrays(optimizer.second, "adam_v", "adam_v")
+        self._save("last", arrays)
+        return result
+
+    def _prepare(self, state):
+        """Output folder and log; with a checkpoint, the state it holds."""
+        if state is not None:
+            load_parameters(self.model.get_parameters(), state.section("model"), str(state.path))
+            if self.step.ema_decay:
+                load_parameters(self.step.averages, state.section("ema"), str(state.path), "ema")
+            optimizer = self.step.optimizer
+            load_parameters(optimizer.first, state.section("adam_m"), str(state.path), "adam_m")
+            load_parameters(optimizer.second, state.section("adam_v"), str(state.path), "adam_v")
+            self.done, self.best = state.progress["step"], state.progress["best"]
+            optimizer.steps.set_data(ms.Tensor(self.done, ms.float32))
+            if self.done >= self.total:
+                raise UserError(f"{state.path}: already at step {self.done} of {self.total}; raise train.steps or "
+                                "train.epochs to train on")
+        if self.here.rank > 0:
+            return
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / "config.yaml").write_text(yaml.safe_dump(config_to_dict(self.config), sort_keys=False))
+        except OSError as exc:
+            raise UserError(f"{self.output}: cannot be written ({exc.strerror}); choose another --output") from exc
+        parameters = sum(p.size for p in self.model.trainable_params())
+        print(f"{self.config.data.dataset}: {self.total - self.done} steps of {self.config.train.batch_size} samples on "
+              f"{self.here.target}, {parameters / 1e6:.2f} M parameters, output {self.output} "
+              "(the first step compiles the network)", flush=True)
+
+    def _averaged(self):
+        return _Averaged(self.step)
+
+    def _save(self, name: str, arrays: dict):
+        if self.here.rank == 0:
+            save_checkpoint(self.output / f"{name}.safetensors", arrays, self.config, self.tokenizer.to_json(),
+                            {"step": self.done, "best": self.best})
+
+    def _log_losses(self, losses, rate, speed, bar):
+        values = dict(zip(LOSSES, map(float, losses), strict=True))
+        if not math.isfinite(values["loss"]):
+            raise UserError(f"step {self.done}: the loss is {values['loss']}; the last good state is in {self.output}; "
+                            "lower train.lr or set train.clip_norm")
+        self._log({"step": self.done, **{k: round(v, 5) for k, v in values.items()}, "lr": float(rate),
+                   "samples_per_s": round(speed, 1)})
+        bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {rate:.1e}, {speed:.0f} samples/s")
+
+    def _log(self, entry: dict):
+        if self.here.rank == 0:
+            with open(self.output / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+class _Averaged:
+    """While entered, the model computes with its averaged weights."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __enter__(self):
+        if self.step.ema_decay:
+            params = self.step.optimizer.params
+            self.kept = [p.asnumpy().copy() for p in params]
+            for parameter, average in zip(params, self.step.averages, strict=True):
+                parameter.set_data(ms.Tensor(average.asnumpy()))
+
+    def __exit__(self, *_):
+        if self.step.ema_decay:
+            for parameter, value in zip(self.step.optimizer.params, self.kept, strict=True):
+                parameter.set_data(ms.Tensor(value))
