@@ -28,8 +28,8 @@ class Objective(nn.Cell):
         return total, bce, dice, contrast
 
 
-def _square_sum(x):
-    return (x * x).sum()
+def _average(share, average, parameter):
+    return ops.assign_add(average, (parameter - average) * share)
 
 
 class TrainStep:
@@ -50,18 +50,19 @@ class TrainStep:
         reducer = nn.DistributedGradReducer(params, mean=True, degree=ranks) if ranks > 1 else None
         gradient = ms.value_and_grad(objective, None, params, has_aux=True)
         hyper_map = ops.HyperMap()
+        half_square_sum = ops.L2Loss()
 
         @ms.jit
         def step(image, ids, word_mask, mask, lr):
             (loss, bce, dice, contrast), gradients = gradient(image, ids, word_mask, mask)
             if reducer is not None:
                 gradients = reducer(gradients)
-            norm = ops.sqrt(ops.addn(hyper_map(_square_sum, gradients)))
+            norm = ops.sqrt(2 * ops.addn(hyper_map(half_square_sum, gradients)))
             if clip_norm > 0:
                 gradients = hyper_map(ops.partial(ops.mul, ops.minimum(clip_norm / (norm + 1e-6), 1.0)), gradients)
             optimizer(gradients, lr)
-            for i in range(len(averages)):
-                ops.assign(averages[i], ops.lerp(averages[i], params[i], 1 - ema))
+            if ema > 0:
+                hyper_map(ops.partial(_average, 1 - ema), averages, params)
             return ops.stack((loss, bce, dice, contrast, norm))
 
         self._step = step
