@@ -18,7 +18,9 @@ class AdamW(nn.Cell):
     def __init__(self, groups: list, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8):
         super().__init__()
         self.params = ParameterTuple([p for group in groups for p in group["params"]])
-        self.decays = tuple(Tensor(group["weight_decay"], ms.float32) for group in groups for _ in group["params"])
+        decayed = [(p, group["weight_decay"]) for group in groups if group["weight_decay"] > 0 for p in group["params"]]
+        self.decayed = ParameterTuple([p for p, _ in decayed])
+        self.decays = tuple(Tensor(decay, ms.float32) for _, decay in decayed)
         self.first = self.params.clone("adam_m", init="zeros")
         self.second = self.params.clone("adam_v", init="zeros")
         self.steps = Parameter(Tensor(0, ms.float32), name="adam_steps")
@@ -30,7 +32,8 @@ class AdamW(nn.Cell):
         steps = ops.assign_add(self.steps, Tensor(1, ms.float32))
         power1, power2 = ops.pow(self.beta1, steps), ops.pow(self.beta2, steps)
         eps = self.eps * ops.sqrt(1 - power2)  # the kernel adds epsilon before the bias correction, PyTorch after it
-        self.map(ops.partial(self._decay, lr), self.decays, self.params)
+        if self.decays:
+            self.map(ops.partial(self._decay, lr), self.decays, self.decayed)
         self.map(ops.partial(self._update, power1, power2, lr, eps), self.params, self.first, self.second, gradients)
         return steps
 
