@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# From nothing to a trained CoupAlign: environment, RefShapes, training from scratch, scores, pictures, MINDIR, prediction.
+# About ten minutes on two CPU cores after the install. Usage: bash scripts/quickstart.sh [SEED] [key=value ...]
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+seed="${1:-0}"
+[ $# -gt 0 ] && shift
+data=data/refshapes
+run="runs/quickstart-seed$seed"
+coupalign() { python -m mindspore_coupalign "$@"; }
+began=$SECONDS
+
+echo "== 1/6 RefShapes: draw the embedded data set"
+coupalign make-shapes --output "$data"
+echo "== 2/6 train from scratch"
+if [ -e "$run/last.safetensors" ]; then
+  echo "$run holds a run already: going on with it (remove the folder to start over)"
+  coupalign train --config configs/refshapes_tiny.yaml --output "$run" --resume "$run" train.seed="$seed" "$@" || [ $? -eq 3 ]
+else
+  coupalign train --config configs/refshapes_tiny.yaml --output "$run" train.seed="$seed" "$@"
+fi
+echo "== 3/6 evaluate, then once more with the sentences shuffled among the samples"
+coupalign evaluate --checkpoint "$run/best.safetensors" --split val testA testB --output "$run/results.json"
+coupalign evaluate --checkpoint "$run/best.safetensors" --split val --shuffle-sentences --output "$run/shuffled.json"
+echo "== 4/6 pictures of the best, worst and random predictions"
+coupalign show --checkpoint "$run/best.safetensors" --split val --output "$run/pictures"
+echo "== 5/6 export"
+coupalign export --checkpoint "$run/best.safetensors" --output "$run/coupalign.mindir"
+echo "== 6/6 one prediction from the MINDIR file"
+image="$(ls "$data"/images/refshapes/*.png | tail -n 1)"
+coupalign predict --mindir "$run/coupalign.mindir" --image "$image" --text "the object on the left" --output "$run/prediction"
+echo "Done in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s after the install. Look into $run"
