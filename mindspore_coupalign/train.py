@@ -80,6 +80,10 @@ class Trainer:
         self.done, self.best = 0, -1.0
 
     def train(self, state=None) -> dict | None:
+        if state is not None and state.progress["step"] >= self.total:
+            print(f"{state.path}: already at step {state.progress['step']} of {self.total}, nothing to train; raise "
+                  "train.steps or train.epochs to go on")
+            return None
         self._prepare(state)
         names, train, result = self.config.data, self.config.train, None
         transform = ImageTransform(names.image_size, names.mean, names.std)
@@ -106,7 +110,7 @@ class Trainer:
 
     def validate(self, bar=None) -> dict | None:
         """Score the validation samples with the averaged weights where there are any; keep best and last."""
-        with self._averaged():
+        with _Averaged(self.step):
             result = None
             if len(self.val_samples):
                 scores = evaluate_samples(self.model, self.data, self.val_samples, self.tokenizer, self.config)
@@ -137,14 +141,12 @@ class Trainer:
             load_parameters(optimizer.second, state.section("adam_v"), str(state.path), "adam_v")
             self.done, self.best = state.progress["step"], state.progress["best"]
             optimizer.steps.set_data(ms.Tensor(self.done, ms.float32))
-            if self.done >= self.total:
-                raise UserError(f"{state.path}: already at step {self.done} of {self.total}; raise train.steps or "
-                                "train.epochs to train on")
         if self.here.rank > 0:
             return
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "config.yaml").write_text(yaml.safe_dump(config_to_dict(self.config), sort_keys=False))
+            self._start_log()
         except OSError as exc:
             raise UserError(f"{self.output}: cannot be written ({exc.strerror}); choose another --output") from exc
         parameters = sum(p.size for p in self.model.trainable_params())
@@ -152,8 +154,11 @@ class Trainer:
               f"{self.here.target}, {parameters / 1e6:.2f} M parameters, output {self.output} "
               "(the first step compiles the network)", flush=True)
 
-    def _averaged(self):
-        return _Averaged(self.step)
+    def _start_log(self):
+        """Drop what an earlier run logged after the state that this one starts from."""
+        log = self.output / "log.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if self.done and log.exists() else []
+        log.write_text("".join(line for line in lines if _logged_step(line) <= self.done), encoding="utf-8")
 
     def _save(self, name: str, arrays: dict):
         if self.here.rank == 0:
@@ -173,6 +178,13 @@ class Trainer:
         if self.here.rank == 0:
             with open(self.output / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+
+
+def _logged_step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # a line that a kill cut short
+        return math.inf
 
 
 class _Averaged:

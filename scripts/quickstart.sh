@@ -12,12 +12,9 @@ began=$SECONDS
 echo "== 1/6 RefShapes: draw the embedded data set"
 coupalign make-shapes --output "$data"
 echo "== 2/6 train from scratch"
-if [ -e "$run/last.safetensors" ]; then
-  echo "$run holds a run already: going on with it (remove the folder to start over)"
-  coupalign train --config configs/refshapes_tiny.yaml --output "$run" --resume "$run" train.seed="$seed" "$@" || [ $? -eq 3 ]
-else
-  coupalign train --config configs/refshapes_tiny.yaml --output "$run" train.seed="$seed" "$@"
-fi
+resume=()
+[ -e "$run/last.safetensors" ] && resume=(--resume "$run") # a second start goes on where the first one stopped
+coupalign train --config configs/refshapes_tiny.yaml --output "$run" "${resume[@]}" train.seed="$seed" "$@"
 echo "== 3/6 evaluate, then once more with the sentences shuffled among the samples"
 coupalign evaluate --checkpoint "$run/best.safetensors" --split val testA testB --output "$run/results.json"
 coupalign evaluate --checkpoint "$run/best.safetensors" --split val --shuffle-sentences --output "$run/shuffled.json"

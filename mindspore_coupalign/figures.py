@@ -1,0 +1,142 @@
+"""Drawing: masks over photographs, attention maps, contact sheets. Nothing here knows the network.
+
+Shapes: rgb (h, w, 3) uint8; mask, truth (h, w) bool; values (h, w) float. Small pictures are enlarged by a whole
+factor, so that a 64-pixel image is still readable; every function returns a new (h', w', 3) uint8 picture.
+"""
+
+import os
+import uuid
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mindspore_coupalign.errors import UserError
+
+MASK_COLOUR = (255, 64, 96)  # RGB
+TRUTH_COLOUR = (64, 224, 128)
+_INK, _NOTE_INK, _PAPER = (24, 24, 24), (90, 90, 90), (250, 250, 250)
+_FONT, _FONT_SCALE, _LINE = cv2.FONT_HERSHEY_SIMPLEX, 0.5, 20  # a line of text is 20 pixels high
+_MARGIN = 8
+
+
+def enlarge(rgb: np.ndarray, short: int = 320) -> np.ndarray:
+    """Repeat pixels by the smallest whole factor that brings the short side to ``short`` pixels (or 1)."""
+    return _repeat(rgb, _factor(rgb.shape, short))
+
+
+def overlay(rgb: np.ndarray, mask: np.ndarray, sentence: str, truth: np.ndarray | None = None,
+            note: str = "") -> np.ndarray:
+    """The picture with the mask tinted and outlined, the truth outlined, and the sentence and a note below.
+
+    Args:
+        truth: drawn as an outline in another colour.
+        note: a short remark under the sentence, such as "IoU 0.87".
+    """
+    factor = _factor(rgb.shape, 320)
+    picture, region = _repeat(rgb, factor), _repeat(mask.astype(np.uint8), factor)
+    tint = (0.55 * picture + 0.45 * np.array(MASK_COLOUR)).astype(np.uint8)
+    picture = np.where(region[..., None] > 0, tint, picture)
+    _outline(picture, region, MASK_COLOUR)
+    if truth is not None:
+        _outline(picture, _repeat(truth.astype(np.uint8), factor), TRUTH_COLOUR)
+    return caption(picture, sentence, note)
+
+
+def heat(rgb: np.ndarray, values: np.ndarray, short: int = 160) -> np.ndarray:
+    """The picture under a heat map from blue (the least of ``values``) to red (the most); values of any size."""
+    picture = enlarge(rgb, short)
+    h, w = picture.shape[:2]
+    values = cv2.resize(values.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
+    low, high = float(values.min()), float(values.max())
+    levels = np.uint8(255 * (values - low) / (high - low)) if high > low else np.zeros((h, w), np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    return cv2.addWeighted(picture, 0.45, colours, 0.55, 0)
+
+
+def caption(rgb: np.ndarray, text: str, note: str = "") -> np.ndarray:
+    """The picture with a strip below that holds the wrapped text and, in grey, a note."""
+    lines = [(line, _INK) for line in _wrap(text, rgb.shape[1])] + [(line, _NOTE_INK) for line in
+                                                                  _wrap(note, rgb.shape[1])]
+    strip = np.full((_MARGIN + _LINE * len(lines), rgb.shape[1], 3), _PAPER, np.uint8)
+    for i, (line, colour) in enumerate(lines):
+        cv2.putText(strip, line, (_MARGIN, _LINE * (i + 1) - 2), _FONT, _FONT_SCALE, colour, 1, cv2.LINE_AA)
+    return np.concatenate([rgb, strip])
+
+
+def contact_sheet(panels: list[np.ndarray], columns: int) -> np.ndarray:
+    """Panels of any sizes in rows of ``columns``, on light paper. ``panels`` must not be empty."""
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    widths = [max(row[j].shape[1] for row in rows if j < len(row)) for j in range(len(rows[0]))]
+    heights = [max(panel.shape[0] for panel in row) for row in rows]
+    size = (sum(heights) + _MARGIN * (len(rows) + 1), sum(widths) + _MARGIN * (len(widths) + 1), 3)
+    sheet = np.full(size, _PAPER, np.uint8)
+    y = _MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        x = _MARGIN
+        for panel, width in zip(row, widths, strict=False):
+            sheet[y : y + panel.shape[0], x : x + panel.shape[1]] = panel
+            x += width + _MARGIN
+        y += height + _MARGIN
+    return sheet
+
+
+def write_png(path: str | Path, picture: np.ndarray):
+    """Write (h, w, 3) RGB or (h, w) grey, uint8, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    data = cv2.imencode(".png", picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(data.tobytes())
+        os.replace(temporary, path)
+    except OSError as exc:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({exc.strerror}); choose another --output") from exc
+
+
+def make_folder(path: str | Path) -> Path:
+    """The output folder, made where it is missing.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UserError(f"{path}: not a folder that can be made ({exc.strerror}); choose another --output") from exc
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: not writable; choose another --output")
+    return path
+
+
+def _factor(shape: tuple, short: int) -> int:
+    return max(1, -(-short // min(shape[:2])))
+
+
+def _repeat(array: np.ndarray, factor: int) -> np.ndarray:
+    return array.repeat(factor, 0).repeat(factor, 1)
+
+
+def _outline(picture: np.ndarray, region: np.ndarray, colour: tuple):
+    """Draw the region's border, with a dark edge so that it shows on any background."""
+    contours, _ = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    thickness = max(2, min(picture.shape[:2]) // 160)
+    cv2.drawContours(picture, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
+    cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines that fit ``width`` pixels; cv2's fonts hold ASCII only, anything else becomes '?'."""
+    lines, line = [], ""
+    for word in text.encode("ascii", "replace").decode().split():
+        longer = f"{line} {word}".strip()
+        if line and cv2.getTextSize(longer, _FONT, _FONT_SCALE, 1)[0][0] > width - 2 * _MARGIN:
+            lines.append(line)
+            longer = word
+        line = longer
+    return [*lines, line] if line else lines
