@@ -1,0 +1,167 @@
+"""The optimizer, the jitted training step and the schedule, against NumPy and MindSpore's own AdamW."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+from mindspore.experimental import optim as experimental
+from tiny_network import tiny_config, tiny_model
+
+from mindspore_coupalign.build import learning_rates, parameter_groups
+from mindspore_coupalign.optim import AdamW
+from mindspore_coupalign.train_step import LOSSES, TrainStep
+
+START = {"w": np.linspace(-1, 1, 12).reshape(3, 4), "b": np.array([0.5, -2.0])}
+
+
+class Linear(nn.Cell):
+    """An objective whose gradients are its inputs: sum of w · image + b · mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = Parameter(Tensor(START["w"], ms.float32))
+        self.b = Parameter(Tensor(START["b"], ms.float32))
+
+    def construct(self, image, ids, word_mask, mask):
+        loss = (self.w * image).sum() + (self.b * mask).sum()
+        return loss, loss * 2, loss * 3, loss * 4
+
+
+def groups(cell, decay=0.1):
+    return [{"params": [cell.w], "weight_decay": decay}, {"params": [cell.b], "weight_decay": 0.0}]
+
+
+def gradients(steps, seed=0):
+    """Per step gradients of w and b, of sizes from 1e-7 to 10."""
+    random = np.random.default_rng(seed)
+    scale = (10.0, 1e-3, 1e-7, 0.3, 1.0)
+    return [(random.normal(size=(3, 4)) * scale[i % 5], random.normal(size=2) * scale[i % 5]) for i in range(steps)]
+
+
+def values(cell):
+    return cell.w.asnumpy().copy(), cell.b.asnumpy().copy()
+
+
+def as_tensors(pair):
+    return tuple(Tensor(g, ms.float32) for g in pair)
+
+
+def train(step, gradient, lr):
+    image, mask = as_tensors(gradient)
+    return step(image, Tensor(0), Tensor(0), mask, Tensor(lr, ms.float32)).asnumpy()
+
+
+def adamw_reference(sequence, rates, clip=0.0, decay=0.1):
+    """Parameters after each step: decoupled decay of w, bias-corrected moments; gradients clipped together."""
+    values = [START["w"].copy(), START["b"].copy()]
+    first, second = [0.0, 0.0], [0.0, 0.0]
+    for t, (pair, lr) in enumerate(zip(sequence, rates, strict=True), 1):
+        norm = np.sqrt(sum((g**2).sum() for g in pair))
+        factor = min(1.0, clip / norm) if clip else 1.0
+        for i in range(2):
+            g = pair[i] * factor
+            first[i] = 0.9 * first[i] + 0.1 * g
+            second[i] = 0.999 * second[i] + 0.001 * g**2
+            values[i] = values[i] * (1 - lr * (decay if i == 0 else 0.0))
+            values[i] = values[i] - lr * (first[i] / (1 - 0.9**t)) / (np.sqrt(second[i] / (1 - 0.999**t)) + 1e-8)
+        yield [v.copy() for v in values]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_adamw_equals_mindspores_own(order):
+    """Each step, with tiny gradients first and last."""
+    ours, theirs = Linear(), Linear()
+    optimizer = AdamW(groups(ours))
+    other = experimental.AdamW([{"params": [theirs.w], "weight_decay": 0.1},
+                                {"params": [theirs.b], "weight_decay": 0.0}], lr=0.01)
+    for i, pair in enumerate(gradients(8)[2::order] if order == 1 else gradients(8)[::-1]):
+        lr = 0.01 * (i + 1)
+        optimizer(as_tensors(pair), Tensor(lr, ms.float32))
+        for group in other.param_groups:
+            ms.ops.assign(group["lr"], Tensor(lr, ms.float32))
+        other(as_tensors(pair))
+        for a, b in zip(values(ours), values(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+    assert float(optimizer.steps) == i + 1
+
+
+def test_the_first_step_is_lr_long_whatever_the_gradient():
+    """Adam's property; an epsilon in the wrong place would shorten the step of small gradients."""
+    cell = Linear()
+    AdamW(groups(cell, decay=0.0))(as_tensors((np.full((3, 4), 1e-5), np.full(2, -3.0))), Tensor(0.1, ms.float32))
+    np.testing.assert_allclose(cell.w.asnumpy(), START["w"] - 0.1 * 1e-5 / (1e-5 + 1e-8), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(cell.b.asnumpy(), START["b"] + 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_train_step_equals_the_reference(clip):
+    """Clip, AdamW, losses and gradient norm of LOSSES, and the average's recursion, over ten steps."""
+    cell = Linear()
+    step = TrainStep(cell, AdamW(groups(cell)), clip, ema=0.8)
+    sequence, rates = gradients(10), np.linspace(0.1, 0.01, 10)
+    average = [START["w"].copy(), START["b"].copy()]
+    for pair, lr, expected in zip(sequence, rates, adamw_reference(sequence, rates, clip), strict=True):
+        before = values(cell)
+        losses = dict(zip(LOSSES, train(step, pair, lr), strict=True))
+        loss = sum((a * g).sum() for a, g in zip(before, pair, strict=True))
+        np.testing.assert_allclose([losses[k] for k in LOSSES[:4]], loss * np.arange(1, 5), rtol=1e-4, atol=1e-5)
+        assert losses["grad_norm"] == pytest.approx(np.sqrt(sum((g**2).sum() for g in pair)), rel=1e-4)
+        average = [0.8 * a + 0.2 * v for a, v in zip(average, expected, strict=True)]
+        for actual, value, mean, now in zip(values(cell), expected, average, step.averages, strict=True):
+            np.testing.assert_allclose(actual, value, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(now.asnumpy(), mean, rtol=1e-5, atol=1e-5)
+
+
+def test_clipping_bounds_the_norm():
+    """After one step Adam's first moment is a tenth of the gradient that reached it."""
+    for size, bound in ((10.0, 0.5), (0.01, None)):
+        cell = Linear()
+        optimizer = AdamW(groups(cell))
+        pair = tuple(g / np.sqrt(sum((x**2).sum() for x in gradients(1)[0])) * size for g in gradients(1)[0])
+        train(TrainStep(cell, optimizer, 0.5, ema=0.0), pair, 0.1)
+        moments = [10 * m.asnumpy() for m in optimizer.first]
+        norm = np.sqrt(sum((m**2).sum() for m in moments))
+        assert norm == pytest.approx(bound or size, rel=1e-4)
+        np.testing.assert_allclose(moments[0] / norm, pair[0] / size, rtol=1e-4, atol=1e-6)  # its direction stays
+
+
+def test_no_average_without_decay():
+    cell = Linear()
+    assert len(TrainStep(cell, AdamW(groups(cell)), 0.0, ema=0.0).averages) == 0
+
+
+def test_polynomial_rates():
+    rates = learning_rates(tiny_config("train.lr=0.1", "train.schedule=poly"), 50)
+    np.testing.assert_allclose(rates, 0.1 * (1 - np.arange(50) / 50) ** 0.9, rtol=1e-5)  # LAVT's
+    assert rates.dtype == np.float32
+
+
+def test_cosine_rates():
+    rates = learning_rates(tiny_config("train.lr=0.1", "train.schedule=cosine"), 100)
+    assert rates[0] == pytest.approx(0.1) and rates[50] == pytest.approx(0.05) and 0 < rates[-1] < 1e-4
+    assert (np.diff(rates) < 0).all()
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+def test_warm_up(schedule):
+    rates = learning_rates(tiny_config("train.lr=0.1", f"train.schedule={schedule}", "train.warmup_steps=4"), 20)
+    np.testing.assert_allclose(rates[:5], 0.1 * np.arange(1, 6) / 5, rtol=1e-5)
+    assert (np.diff(rates[4:]) < 0).all() and 0 < rates[-1] < 0.02
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_a_warm_up_longer_than_the_run(total):
+    rates = learning_rates(tiny_config("train.warmup_steps=10"), total)
+    assert len(rates) == total and (rates > 0).all() and (rates <= np.float32(1e-3)).all()
+
+
+def test_parameter_groups_of_the_model():
+    model = tiny_model()
+    decayed, plain = parameter_groups(model, 0.07)
+    assert decayed["weight_decay"] == 0.07 and plain["weight_decay"] == 0.0
+    names = [p.name for group in (decayed, plain) for p in group["params"]]
+    assert len(names) == len(set(names)) and set(names) == {p.name for p in model.trainable_params()}
+    still = {p.name.rpartition(".")[2] for p in plain["params"]}
+    assert still == {"gamma", "beta", "bias", "relative_position_bias_table", "position_embeddings"}
+    moving = {p.name.rpartition(".")[2] for p in decayed["params"]}
+    assert moving == {"weight", "word_embeddings", "token_type_embeddings", "queries"}
