@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ("train", "train a model"),
     "evaluate": ("evaluate", "score a checkpoint on whole splits: oIoU, mIoU, P@X"),
     "predict": ("predict", "segment what a sentence names in one image"),
+    "show": ("show", "draw a split's best, worst and random predictions with their truth"),
     "export": ("export", "write a checkpoint as MINDIR and prove that it gives the same answers"),
 }
 

@@ -18,11 +18,7 @@ TRUTH_COLOUR = (64, 224, 128)
 _INK, _NOTE_INK, _PAPER = (24, 24, 24), (90, 90, 90), (250, 250, 250)
 _FONT, _FONT_SCALE, _LINE = cv2.FONT_HERSHEY_SIMPLEX, 0.5, 20  # a line of text is 20 pixels high
 _MARGIN = 8
-
-
-def enlarge(rgb: np.ndarray, short: int = 320) -> np.ndarray:
-    """Repeat pixels by the smallest whole factor that brings the short side to ``short`` pixels (or 1)."""
-    return _repeat(rgb, _factor(rgb.shape, short))
+_SHORT, _LONG = 320, 1600  # small pictures grow until the short side is _SHORT, never past _LONG on the other
 
 
 def overlay(rgb: np.ndarray, mask: np.ndarray, sentence: str, truth: np.ndarray | None = None,
@@ -33,7 +29,7 @@ def overlay(rgb: np.ndarray, mask: np.ndarray, sentence: str, truth: np.ndarray 
         truth: drawn as an outline in another colour.
         note: a short remark under the sentence, such as "IoU 0.87".
     """
-    factor = _factor(rgb.shape, 320)
+    factor = _factor(rgb.shape, _SHORT)
     picture, region = _repeat(rgb, factor), _repeat(mask.astype(np.uint8), factor)
     tint = (0.55 * picture + 0.45 * np.array(MASK_COLOUR)).astype(np.uint8)
     picture = np.where(region[..., None] > 0, tint, picture)
@@ -43,9 +39,15 @@ def overlay(rgb: np.ndarray, mask: np.ndarray, sentence: str, truth: np.ndarray 
     return caption(picture, sentence, note)
 
 
-def heat(rgb: np.ndarray, values: np.ndarray, short: int = 160) -> np.ndarray:
-    """The picture under a heat map from blue (the least of ``values``) to red (the most); values of any size."""
-    picture = enlarge(rgb, short)
+def heat(rgb: np.ndarray, values: np.ndarray, short: int = 192) -> np.ndarray:
+    """The picture, shrunk or enlarged to a short side of about ``short`` pixels, under a heat map of ``values``.
+
+    Blue is the least of the values and red the most; they may have any size.
+    """
+    picture = _repeat(rgb, _factor(rgb.shape, short))
+    if min(picture.shape[:2]) > 1.5 * short:
+        scale = short / min(picture.shape[:2])
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     h, w = picture.shape[:2]
     values = cv2.resize(values.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
     low, high = float(values.min()), float(values.max())
@@ -56,11 +58,14 @@ def heat(rgb: np.ndarray, values: np.ndarray, short: int = 160) -> np.ndarray:
 
 def caption(rgb: np.ndarray, text: str, note: str = "") -> np.ndarray:
     """The picture with a strip below that holds the wrapped text and, in grey, a note."""
-    lines = [(line, _INK) for line in _wrap(text, rgb.shape[1])] + [(line, _NOTE_INK) for line in
-                                                                  _wrap(note, rgb.shape[1])]
-    strip = np.full((_MARGIN + _LINE * len(lines), rgb.shape[1], 3), _PAPER, np.uint8)
-    for i, (line, colour) in enumerate(lines):
-        cv2.putText(strip, line, (_MARGIN, _LINE * (i + 1) - 2), _FONT, _FONT_SCALE, colour, 1, cv2.LINE_AA)
+    scale = max(1.0, min(rgb.shape[:2]) / 600)  # a large photograph is seen from further away
+    margin, height = round(_MARGIN * scale), round(_LINE * scale)
+    lines = [(line, ink) for words, ink in ((text, _INK), (note, _NOTE_INK))
+             for line in _wrap(words, rgb.shape[1] - 2 * margin, _FONT_SCALE * scale)]
+    strip = np.full((margin + height * len(lines), rgb.shape[1], 3), _PAPER, np.uint8)
+    for i, (line, ink) in enumerate(lines):
+        at = (margin, height * (i + 1) - margin // 4)
+        cv2.putText(strip, line, at, _FONT, _FONT_SCALE * scale, ink, round(scale), cv2.LINE_AA)
     return np.concatenate([rgb, strip])
 
 
@@ -115,7 +120,8 @@ def make_folder(path: str | Path) -> Path:
 
 
 def _factor(shape: tuple, short: int) -> int:
-    return max(1, -(-short // min(shape[:2])))
+    """The smallest whole factor that brings the short side to ``short`` pixels, bounded by the long side."""
+    return max(1, min(-(-short // min(shape[:2])), _LONG // max(shape[:2])))
 
 
 def _repeat(array: np.ndarray, factor: int) -> np.ndarray:
@@ -130,12 +136,12 @@ def _outline(picture: np.ndarray, region: np.ndarray, colour: tuple):
     cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
 
 
-def _wrap(text: str, width: int) -> list[str]:
+def _wrap(text: str, width: int, scale: float) -> list[str]:
     """Lines that fit ``width`` pixels; cv2's fonts hold ASCII only, anything else becomes '?'."""
     lines, line = [], ""
     for word in text.encode("ascii", "replace").decode().split():
         longer = f"{line} {word}".strip()
-        if line and cv2.getTextSize(longer, _FONT, _FONT_SCALE, 1)[0][0] > width - 2 * _MARGIN:
+        if line and cv2.getTextSize(longer, _FONT, scale, 1)[0][0] > width:
             lines.append(line)
             longer = word
         line = longer

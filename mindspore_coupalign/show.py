@@ -1,0 +1,73 @@
+"""Command ``show``: a split's best, worst and randomly drawn predictions as three contact sheets.
+
+Every panel is one sentence: the prediction tinted, the truth outlined in green, the sentence, and I/U at the image's
+own size. ``random.png`` is the honest one: its sentences are drawn before anything is predicted.
+"""
+
+import argparse
+
+import numpy as np
+
+from mindspore_coupalign import build, figures, runtime
+from mindspore_coupalign.checkpoint import load_checkpoint
+from mindspore_coupalign.data.refer import ReferData, read_refer
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluate import configuration, evaluate_samples
+from mindspore_coupalign.metrics import iou, overlap
+from mindspore_coupalign.predict import Predictor
+
+_COLUMNS = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--checkpoint", required=True, metavar="FILE",
+                        help="best.safetensors or last.safetensors of a run")
+    parser.add_argument("--split", required=True, metavar="NAME", help="for example val")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.root=/data/refer")
+    parser.add_argument("--count", type=int, default=8, help="panels per sheet (default: 8)")
+    parser.add_argument("--samples", type=int, default=0, metavar="N",
+                        help="score N randomly drawn sentences of the split (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random draws (default: 0)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for best.png, worst.png and random.png")
+    runtime.add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    for name, least in (("count", 1), ("samples", 0), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} must be at least {least}, found {getattr(args, name)}")
+    checkpoint = load_checkpoint(args.checkpoint)
+    config = configuration(None, args.overrides, checkpoint)
+    output = figures.make_folder(args.output)
+    runtime.setup(args.device_target, args.seed)
+    data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
+    random = np.random.default_rng(args.seed)
+    samples = random.permutation(data.split(args.split))[: args.samples or None]
+    model, tokenizer = build.restore_model(checkpoint, config)
+    scores = evaluate_samples(model, data, samples, tokenizer, config, progress=args.split)
+    predictor = Predictor.from_model(model, tokenizer, config)
+    order = np.argsort(iou(*scores["image"].T), kind="stable")  # equal ones stay in their random order
+    ranked = scores["sample"][order]
+    chosen = {"best": _distinct(data, ranked[::-1], args.count), "worst": _distinct(data, ranked, args.count),
+              "random": samples[: args.count]}
+    for name, picked in chosen.items():
+        panels = [_panel(data, predictor, int(s)) for s in picked]
+        figures.write_png(output / f"{name}.png", figures.contact_sheet(panels, min(_COLUMNS, len(panels))))
+    mean = 100 * iou(*scores["image"].T).mean()
+    print(f"{config.data.dataset} {args.split}: {len(samples)} sentences, mIoU {mean:.2f} (image's own size); wrote "
+          f"{', '.join(f'{name}.png' for name in chosen)} to {output}")
+    return 0
+
+
+def _distinct(data: ReferData, ranked: np.ndarray, count: int) -> np.ndarray:
+    """The first ``count`` samples that lie on different images."""
+    _, first = np.unique(data.ref_image[data.sentence_ref[ranked]], return_index=True)
+    return ranked[np.sort(first)[:count]]
+
+
+def _panel(data: ReferData, predictor: Predictor, sample: int) -> np.ndarray:
+    r = int(data.sentence_ref[sample])
+    image, truth, sentence = data.read_image(r), data.mask(r), data.sentence(sample)
+    mask = predictor.predict(image, [sentence])[0].mask
+    score = float(iou(*np.array(overlap(mask, truth))))
+    return figures.overlay(image, mask, sentence, truth, f"IoU {score:.2f}")
