@@ -233,12 +233,17 @@ def describe_mask(mask: np.ndarray) -> str:
 
 
 def draw_details(image: np.ndarray, details: Details) -> np.ndarray:
-    """One sheet: a row of word maps for each aligned stage, then the proposals that the sentence weighs most."""
+    """One sheet: a row of word maps for each aligned stage, then the proposals that the sentence weighs most.
+
+    Every panel has its own colour range, which its note gives.
+    """
     columns = len(details.pieces)
-    panels = [figures.caption(figures.heat(image, values), f"stage {stage}: {piece}")
+    panels = [figures.caption(figures.heat(image, values), f"stage {stage}: {piece}",
+                              f"{values.min():.2f} to {values.max():.2f}")
               for stage, maps in details.attention.items() for piece, values in zip(details.pieces, maps, strict=True)]
     panels += [figures.caption(figures.heat(image, details.proposals[n]), f"proposal {n}",
-                               f"weight {details.weights[n]:.3f}")
+                               f"weight {details.weights[n]:.3f}; {details.proposals[n].min():.1f} to "
+                               f"{details.proposals[n].max():.1f}")
                for n in np.argsort(-details.weights, kind="stable")[:columns]]
     return figures.contact_sheet(panels or [figures.caption(image, "no alignment in this network")], columns)
 
