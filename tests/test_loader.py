@@ -1,0 +1,185 @@
+"""The order of training, the shares of ranks, flips, and evaluation of every sentence exactly once."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+from refer_files import SPLITS, write_refer, write_vocabulary
+
+from mindspore_coupalign.data.loader import EvalSource, Tokens, TrainSource, batches
+from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.data.transforms import ImageTransform
+from mindspore_coupalign.errors import UserError
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes") / "data"
+    make_shapes(root, 3, train=5, val=2, testA=1, testB=1)
+    return read_refer(root, "refshapes", "shapes")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return SentenceTokenizer.from_name("refshapes", 16)
+
+
+@pytest.fixture(scope="module")
+def transform():
+    return ImageTransform(32, MEAN, STD)
+
+
+@pytest.fixture
+def train(shapes, tokenizer, transform):
+    def make(steps=(0, 10), batch=4, flip=0.0, rank=0, ranks=1, seed=0):
+        return TrainSource(shapes, "train", tokenizer, transform, seed, batch, flip, steps, rank, ranks)
+
+    return make
+
+
+def drawn(source):
+    return [int(source.item(k)[-1]) for k in range(len(source))]
+
+
+def test_each_ref_once_per_epoch(train, shapes):
+    """One sentence of each; another order and, over the epochs, each of the sentences."""
+    refs = shapes.refs_of("train")
+    assert len(refs) == 10
+    samples = np.array(drawn(train(steps=(0, 50), batch=2))).reshape(10, 10)
+    for epoch in samples:
+        assert sorted(shapes.sentence_ref[epoch].tolist()) == refs.tolist()
+    assert len({tuple(shapes.sentence_ref[epoch]) for epoch in samples}) == 10
+    assert set(samples.ravel()) == set(shapes.split("train"))
+    assert drawn(train(seed=1)) != drawn(train()) == drawn(train())
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_ranks_share_each_step_of_one_rank(train, ranks):
+    """Also across the ends of epochs: 10 refs in batches of 4."""
+    whole = np.array(drawn(train())).reshape(10, 4)
+    parts = [np.array(drawn(train(rank=rank, ranks=ranks))).reshape(10, 4 // ranks) for rank in range(ranks)]
+    np.testing.assert_array_equal(np.concatenate(parts, 1), whole)
+
+
+def test_a_later_start_goes_on_in_the_same_order(train):
+    whole = drawn(train(steps=(0, 10)))
+    assert drawn(train(steps=(7, 10))) == whole[28:] and len(train(steps=(7, 10))) == 12
+    flipped, later = train(flip=0.5), train(flip=0.5, steps=(7, 10))
+    for k in range(12):
+        for a, b in zip(flipped.item(28 + k), later.item(k), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_items(train, shapes, tokenizer, transform):
+    image, ids, word_mask, mask, s = train().item(0)
+    assert image.shape == (3, 32, 32) and image.dtype == np.float32 and mask.dtype == np.float32
+    assert ids.dtype == word_mask.dtype == s.dtype == np.int32 and ids.shape == word_mask.shape == (16,)
+    r = shapes.sentence_ref[s]
+    np.testing.assert_array_equal(mask[0], transform.mask(shapes.mask(r)))
+    np.testing.assert_array_equal(image, transform.image(shapes.read_image(r)))
+    np.testing.assert_array_equal(ids, tokenizer([shapes.sentence(s)])[0][0])
+    assert mask.shape == (1, 32, 32) and set(np.unique(mask)) == {0.0, 1.0}
+
+
+def test_flips_turn_image_mask_and_words_together(train, shapes, tokenizer, transform):
+    plain, always = train(), train(flip=1.0)
+    sides = 0
+    for k in range(40):
+        (image, ids, word_mask, mask, s), (image_f, ids_f, word_mask_f, mask_f, s_f) = plain.item(k), always.item(k)
+        assert s == s_f
+        np.testing.assert_allclose(image_f, image[..., ::-1], atol=0.05)
+        turned_mask = np.ascontiguousarray(shapes.mask(shapes.sentence_ref[s])[:, ::-1])
+        np.testing.assert_array_equal(mask_f[0], transform.mask(turned_mask))
+        assert mask_f.shape == mask.shape and (mask_f != mask).any()
+        words = shapes.sentence(s).split()
+        turned = " ".join({"left": "right", "right": "left"}.get(w, w) for w in words)
+        if any("left" in w or "right" in w for w in words) and turned.split() != words:
+            sides += 1
+            np.testing.assert_array_equal(ids_f, tokenizer([turned])[0][0])
+            assert (ids_f != ids).any()
+        elif turned.split() == words and "left" not in turned and "right" not in turned:
+            np.testing.assert_array_equal(ids_f, ids)
+            np.testing.assert_array_equal(word_mask_f, word_mask)
+    assert sides >= 3
+
+
+def test_some_are_flipped(train):
+    plain, some, always = train(), train(flip=0.5), train(flip=1.0)
+    flipped = []
+    for k in range(40):
+        image = some.item(k)[0]
+        flipped.append((image == always.item(k)[0]).all())
+        assert flipped[-1] or (image == plain.item(k)[0]).all()
+    assert 8 < sum(flipped) < 32
+
+
+def test_batches_keep_the_order(train):
+    """The threads of the pipeline may finish in any order; the batches do not show it."""
+    source = train(flip=0.5)
+    got = list(batches(source, source.local, workers=2))
+    assert len(got) == 10 and got[0][0].shape == (4, 3, 32, 32) and got[0][3].shape == (4, 1, 32, 32)
+    for k in range(40):
+        for column, expected in zip(got[k // 4], source.item(k), strict=True):
+            np.testing.assert_array_equal(column[k % 4], expected)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="MindSpore refuses more workers than cores; the default is 4")
+def test_more_workers_than_cores(train):
+    assert len(list(batches(train(), 4, workers=multiprocessing.cpu_count() + 1))) == 10
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_refer(tmp_path_factory.mktemp("refer"))
+
+
+@pytest.mark.parametrize("split", list(SPLITS))
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 4, 16])
+def test_every_sentence_once_over_the_ranks(tiny, tokenizer, transform, split, ranks, batch):
+    data = read_refer(tiny, "tiny", "unc")
+    samples = data.split(split)
+    sources = [EvalSource(data, samples, Tokens(data, samples, tokenizer), transform, batch, rank, ranks)
+               for rank in range(ranks)]
+    assert len({len(source) for source in sources}) == 1 and len(sources[0]) % batch == 0  # else a rank would wait
+    seen = np.concatenate([source.samples for source in sources])
+    assert sorted(seen[seen >= 0].tolist()) == samples.tolist() and (seen >= -1).all()
+    assert len(sources[0]) < len(samples) / ranks + batch + 1
+
+
+def test_evaluation_batches(tiny, transform, tmp_path):
+    data = read_refer(tiny, "tiny", "unc")
+    samples = data.split("val")
+    tokenizer = SentenceTokenizer.from_name(str(write_vocabulary(tmp_path / "bert")), 8)
+    source = EvalSource(data, samples, Tokens(data, samples, tokenizer), transform, 2)
+    got = [np.concatenate(column) for column in zip(*batches(source, 2, workers=2), strict=True)]
+    image, ids, word_mask, sample = got
+    assert sample.tolist() == [*samples, -1] and image.shape == (4, 3, 32, 32)
+    for row, s in enumerate(samples):
+        expected, mask = tokenizer([data.sentence(s)])
+        np.testing.assert_array_equal(ids[row], expected[0])
+        np.testing.assert_array_equal(word_mask[row], mask[0])
+        np.testing.assert_array_equal(image[row], transform.image(data.read_image(int(data.sentence_ref[s]))))
+    assert (image[3] == 0).all() and word_mask[3].sum() == 1  # a word for the padding's softmax
+
+
+def test_no_samples_no_batches(tiny, tokenizer, transform):
+    data = read_refer(tiny, "tiny", "unc")
+    none = data.split("val")[:0]
+    assert len(EvalSource(data, none, Tokens(data, none, tokenizer), transform, 4)) == 0
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_bad_image_inside_the_pipeline_is_named(tmp_path, tokenizer, transform, damage):
+    data = read_refer(write_refer(tmp_path), "tiny", "unc")
+    path = data.image_path(2)
+    content = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(content[:len(content) // 2])
+    source = TrainSource(data, "train", tokenizer, transform, 0, 1, 0.0, (0, 6), 0, 1)
+    with pytest.raises(UserError, match=path.name) as caught:
+        list(batches(source, 1, workers=2))
+    assert "\n" not in str(caught.value)
