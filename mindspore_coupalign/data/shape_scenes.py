@@ -32,6 +32,7 @@ BACKGROUNDS = (  # grey, brown, teal
 GAP = 2.0
 BORDER = 1.0
 
+_SPARE = (0, 0, 0, 1, 1, 1, 1, 2, 2, 2)  # shapes of other kinds than the main one, each as often as it stands here
 _FINE = 4  # sub-pixels per pixel and axis when a shape is painted
 _GRID = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE - 0.5
 
@@ -84,11 +85,12 @@ def paint(rng: np.random.Generator, shapes: list[Shape]) -> np.ndarray:
 
 def _draw_cast(rng, count, named):
     """(kind, colour) of each shape: the main kind in two or three colours, the rest of other kinds in any colour."""
-    spare = min(int(rng.choice(3, p=(0.30, 0.45, 0.25))), count - 2)
-    main = KINDS[rng.integers(len(KINDS))]
-    palette = [str(colour) for colour in rng.permutation(list(COLOURS))[:rng.integers(2, 4)]]
-    others = [(str(rng.choice([kind for kind in KINDS if kind != main])), str(rng.choice(list(COLOURS))))
-              for _ in range(spare)]
+    kinds, colours = list(KINDS), list(COLOURS)
+    rng.shuffle(kinds)
+    rng.shuffle(colours)
+    main, palette = kinds[0], colours[:rng.integers(2, 4)]
+    spare = min(_SPARE[rng.integers(len(_SPARE))], count - 2)
+    others = [(kinds[1 + rng.integers(4)], colours[rng.integers(6)]) for _ in range(spare)]
     if named and (named[1] == main or not others or rng.random() < 0.5):
         main = named[1]
         palette = [named[0]] + [colour for colour in palette if colour != named[0]]

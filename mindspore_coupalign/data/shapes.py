@@ -8,8 +8,8 @@
 Splits train, val and testA follow one distribution: 3 to 6 shapes, and no sentence names one of the six (colour, kind)
 pairs of `HELD_OUT` (such shapes are drawn, and may be the target when the sentence gives no colour). testB leaves it:
 in its even scenes every sentence names a held-out pair, of the target or of the anchor; its odd scenes hold 7 or 8
-shapes and name no such pair. A train scene has two refs with two or three sentences each, the others one or two refs
-with one or two sentences; the sentences of a ref are of different kinds (shape_sentences.py).
+shapes and name no such pair. Every scene has two refs, with two or three sentences each in train and one or two in the
+other splits; the sentences of a ref are of different kinds (shape_sentences.py).
 
 A scene depends on (seed, split, index) alone, hence not on the number of workers.
 
@@ -19,11 +19,11 @@ guesses with perfect masks. ``all_objects``: every object; ``noun_phrase``: all 
 """
 
 import argparse
-import concurrent.futures
 import json
 import multiprocessing
 import os
 import pickle
+import signal
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ HELD_OUT = (("red", "circle"), ("green", "square"), ("blue", "triangle"), ("yell
             ("white", "circle"))
 
 _CHUNK = 50  # scenes per task of a worker
-_COUNTS = (3, 4, 5, 6), (0.05, 0.15, 0.35, 0.45)  # shapes in a scene and how often
+_COUNTS = (3,) + 3 * (4,) + 7 * (5,) + 9 * (6,)  # shapes in a scene, each number as often as it stands here
 _CROWDED = (7, 8)
 _NAMING_KINDS = ("attribute", "relation", "combination")  # the kinds of sentence that can name a pair
 _ANY_SHARE = 0.12  # of drawn scenes in which a sentence may say "object": makes it about a tenth of the spatial ones
@@ -66,10 +66,18 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     sizes = {split: getattr(args, split) for split in SPLITS}
-    made = make_shapes(args.output, args.seed, **sizes, workers=args.workers, force=args.force)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        made = make_shapes(args.output, args.seed, **sizes, workers=args.workers, force=args.force)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(f"{args.output}: RefShapes {'written' if made else 'of this seed and size is there already; kept as it is'}")
     print(_table(json.loads((Path(args.output) / "refshapes" / "references.json").read_text())["splits"]))
     return 0
+
+
+def _stop(signum, frame):
+    raise SystemExit(128 + signum)  # unwinds, so that the half-made folder is removed
 
 
 def make_shapes(output: str | Path, seed: int = 0, *, train: int = SPLITS["train"], val: int = SPLITS["val"],
@@ -78,8 +86,8 @@ def make_shapes(output: str | Path, seed: int = 0, *, train: int = SPLITS["train
     """Write RefShapes into ``output``; False when exactly this RefShapes is there already.
 
     ``train``, ``val``, ``testA``, ``testB`` count scenes. Everything is written beside ``output`` and renamed at the
-    end. More than one worker starts fresh processes (spawn): a script that calls this needs a
-    ``__name__ == "__main__"`` guard.
+    end; only a run that is killed outright (SIGKILL) leaves its hidden ``.<output>-partial-*`` folder behind. More than
+    one worker starts fresh processes (spawn): a script that calls this needs a ``__name__ == "__main__"`` guard.
 
     Raises:
         UserError: an impossible number, an ``output`` that holds anything else, or that cannot be written.
@@ -88,13 +96,13 @@ def make_shapes(output: str | Path, seed: int = 0, *, train: int = SPLITS["train
     for name, value, least in (("seed", seed, 0), ("workers", workers, 1), *((s, n, 1) for s, n in scenes.items())):
         if value < least:
             raise UserError(f"make-shapes: --{name} must be {least} or more, found {value}")
-    output = Path(os.path.abspath(output))
+    output = Path(os.path.realpath(output))
     label = {"name": "RefShapes", "version": VERSION, "seed": seed, "scenes": scenes}
     try:
         if _occupied(output, label, force):
             return False
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as work:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-partial-", dir=output.parent) as work:
             fresh = Path(work) / "fresh"
             _write(fresh, label, workers)
             if output.exists():
@@ -156,15 +164,44 @@ def _write(folder, label, workers):
 
 
 def _map(make, tasks, workers):
+    """make(task) for each task, in order; with several workers each takes every n-th task in its own process."""
+    workers = min(workers, len(tasks))
     if workers == 1:
         yield from map(make, tasks)
         return
-    # Spawned: a fork of a process with running threads (MindSpore's) may hang.
-    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    # Spawned: a fork of a process with running threads (MindSpore's) may hang. Bare pipes rather than a pool: when
+    # this process is killed, the next send fails and the worker ends, where a pool's workers would wait for ever.
+    context = multiprocessing.get_context("spawn")
+    processes, pipes = [], []
+    try:
+        for first in range(workers):
+            receiver, sender = context.Pipe(duplex=False)
+            processes.append(context.Process(target=_work, args=(make, tasks[first::workers], sender), daemon=True))
+            processes[-1].start()
+            sender.close()
+            pipes.append(receiver)
+        for i in range(len(tasks)):
+            done = pipes[i % workers].recv()
+            if isinstance(done, OSError):
+                raise done
+            yield done
+    except EOFError:
+        raise RuntimeError("a worker of make-shapes died; its traceback is above, or it was killed") from None
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _work(make, tasks, pipe):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends its workers
+    for task in tasks:
         try:
-            yield from pool.map(make, tasks)
-        finally:
-            pool.shutdown(cancel_futures=True)
+            pipe.send(make(task))
+        except BrokenPipeError:
+            return
+        except OSError as exc:
+            pipe.send(exc)
 
 
 def _make_scenes(images, seed, task):
@@ -188,12 +225,11 @@ def _compose(rng, split, index):
     novel = split == "testB" and index % 2 == 0
     crowded = split == "testB" and not novel
     kinds = _NAMING_KINDS if novel else SENTENCE_KINDS
-    wanted = 2 if split == "train" or rng.random() < 0.8 else 1
-    leading = [kinds[i] for i in rng.integers(len(kinds), size=wanted)]
+    counts = _CROWDED if crowded else _COUNTS
+    leading = [kinds[i] for i in rng.integers(len(kinds), size=2)]
     while True:
-        count = rng.choice(_CROWDED) if crowded else rng.choice(_COUNTS[0], p=_COUNTS[1])
         named = HELD_OUT[rng.integers(len(HELD_OUT))] if novel else None
-        shapes = draw_scene(rng, int(count), named)
+        shapes = draw_scene(rng, counts[rng.integers(len(counts))], named)
         nouns = KINDS if rng.random() >= _ANY_SHARE else (*KINDS, ANY)
         open_claims = [claim for claim in claims(shapes)
                        if claim.noun in nouns and bool(claim.pairs() & set(HELD_OUT)) == novel]
@@ -202,7 +238,7 @@ def _compose(rng, split, index):
             chosen = _choose_ref(rng, split, kind, [c for c in open_claims if c.target not in refs])
             if chosen:
                 refs[chosen[0].target] = [{"sent": word(c, rng), "kind": c.kind, "fits": c.fits} for c in chosen]
-        if len(refs) == wanted:
+        if len(refs) == len(leading):
             return shapes, list(refs.items())
 
 
