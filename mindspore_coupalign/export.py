@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mindspore_coupalign import build, runtime
 from mindspore_coupalign.checkpoint import Checkpoint, load_checkpoint
 from mindspore_coupalign.config import config_to_dict
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluate import check_writable
 
 FORMAT = "coupalign-mindir-1"
 TOLERANCE = 1e-5  # largest difference, relative to the logits' largest absolute value
@@ -43,12 +45,14 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.suffix != ".mindir":
         raise UserError(f"--output {output}: the name must end in .mindir")
+    for path in (output, sidecar_path(output)):
+        check_writable(path)
     checkpoint = load_checkpoint(args.checkpoint)
     runtime.setup(args.device_target, checkpoint.config.train.seed)
     try:
         differences = export_mindir(checkpoint, output)
     except NotEqual as exc:
-        print(f"error: {output}: {exc}; nothing was written")
+        print(f"error: {output}: {exc}; nothing was written", file=sys.stderr)
         return 1
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB) and {sidecar_path(output)}")
     print(f"against the checkpoint on {len(differences)} random inputs: largest difference {max(differences):.1e} of "

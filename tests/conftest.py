@@ -1,0 +1,76 @@
+"""Fixtures that several test files share. The network is tiny_network's: every part, 64 pixels, random weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SENTENCES = ("the red circle", "blue square on the left")
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory) -> SimpleNamespace:
+    """A drawn photograph: ``path`` of the file and its pixels ``rgb`` (60, 90, 3)."""
+    rgb = np.random.default_rng(0).integers(60, 100, (60, 90, 3), np.uint8)
+    cv2.circle(rgb, (30, 25), 14, (230, 30, 30), -1)
+    cv2.rectangle(rgb, (55, 30), (80, 50), (40, 60, 220), -1)
+    path = tmp_path_factory.mktemp("pictures") / "shapes.png"
+    assert cv2.imwrite(str(path), rgb[..., ::-1])
+    return SimpleNamespace(path=path, rgb=rgb)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, picture) -> Path:
+    """A checkpoint with random weights and the shipped vocabulary; its masks cover about half of ``picture``."""
+    import mindspore as ms
+    from tiny_network import tiny_config
+
+    from mindspore_coupalign import build
+    from mindspore_coupalign.checkpoint import named_arrays, save_checkpoint
+    from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+    from mindspore_coupalign.data.transforms import ImageTransform
+
+    config = tiny_config()
+    tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
+    model = build.build_model(config, tokenizer.vocab_size).set_train(False)
+    random = np.random.default_rng(0)
+    for parameter in model.get_parameters():
+        if parameter.ndim > 1:  # large enough that words and places matter
+            scale = 1.5 / np.sqrt(np.prod(parameter.shape[1:]))
+            parameter.set_data(ms.Tensor(random.normal(0, scale, parameter.shape).astype(np.float32)))
+    image = ImageTransform(64, config.data.mean, config.data.std).image(picture.rgb)[None]
+    logits = [model(ms.Tensor(image), *map(ms.Tensor, tokenizer([s]))).asnumpy() for s in SENTENCES]
+    model.head.bias.set_data(model.head.bias - float(np.median(logits)))
+    path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
+    save_checkpoint(path, named_arrays(model.get_parameters(), "model"), config, tokenizer.to_json(), {"step": 7})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_restored(tiny_checkpoint) -> SimpleNamespace:
+    """The checkpoint in memory, compiled once for all tests: ``model``, ``tokenizer``, ``config``, ``predictor``."""
+    from mindspore_coupalign.build import restore_model
+    from mindspore_coupalign.checkpoint import load_checkpoint
+    from mindspore_coupalign.predict import Predictor
+
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    model, tokenizer = restore_model(checkpoint)
+    predictor = Predictor.from_model(model, tokenizer, checkpoint.config)
+    return SimpleNamespace(model=model, tokenizer=tokenizer, config=checkpoint.config, predictor=predictor)
+
+
+@pytest.fixture(scope="session")
+def command_line():
+    """``command_line("predict", …)`` runs the real command in a process of its own: code, out, err."""
+    def run(*arguments) -> SimpleNamespace:
+        done = subprocess.run([sys.executable, "-m", "mindspore_coupalign", *map(str, arguments)], cwd=ROOT, text=True,
+                              capture_output=True, timeout=300, env={**os.environ, "GLOG_v": "3"})
+        return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return run

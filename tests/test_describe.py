@@ -1,0 +1,97 @@
+"""Counts against a real pass whose matrix products are watched, and against published numbers."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+import yaml
+from mindspore import nn, ops
+from tiny_network import TINY, VOCABULARY, tiny_batch, tiny_config, tiny_model
+
+from mindspore_coupalign import macs
+from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.describe import describe
+from mindspore_coupalign.models.bert import Bert
+from mindspore_coupalign.models.swin import Swin
+
+VARIANTS = {
+    "all": (),
+    "padded windows": ("data.image_size=96", "model.image.window=5", "model.query_stage=2"),
+    "without alignment": ("model.sentence_mask=false", "model.wpa_stages=[3]", "model.text.groups=[1,0,0,2]"),
+}
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """A list to which every matrix product and convolution adds its MACs, while cells run operator by operator."""
+    found = []
+    dense, conv, product = nn.Dense.construct, nn.Conv2d.construct, ops.BatchMatMul.__call__
+
+    def dense_watched(self, x):
+        found.append(x.size * self.out_channels)
+        return dense(self, x)
+
+    def conv_watched(self, x):
+        out = conv(self, x)
+        found.append(out.size * self.weight.size // self.out_channels)
+        return out
+
+    def product_watched(self, a, b):
+        out = product(self, a, b)
+        found.append(out.size * a.shape[-1])
+        return out
+
+    monkeypatch.setattr(nn.Dense, "construct", dense_watched)
+    monkeypatch.setattr(nn.Conv2d, "construct", conv_watched)
+    monkeypatch.setattr(ops.BatchMatMul, "__call__", product_watched)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield found
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+def test_macs_are_those_of_a_real_pass(watched, overrides):
+    model = tiny_model(*overrides)
+    size = tiny_config(*overrides).data.image_size
+    image, ids, word_mask, _ = tiny_batch(1, size)
+    model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask))
+    assert len(watched) > 30
+    assert sum(count for _, _, count in macs.parts(model, ids.shape[1])) == sum(watched)
+
+
+@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+def test_parts_hold_every_parameter_once(overrides):
+    parts = describe(tiny_config(*overrides), VOCABULARY)
+    sizes = [p.size for p in tiny_model(*overrides).get_parameters()]
+    assert sum(part.parameters for part in parts) == sum(part.trainable for part in parts) == sum(sizes)
+
+
+@pytest.mark.parametrize("name, dim, depths, gmacs, millions", [
+    ("T", 96, (2, 2, 6, 2), 4.5, 28.3), ("B", 128, (2, 2, 18, 2), 15.4, 87.8)])
+def test_swin_at_224_matches_the_paper(name, dim, depths, gmacs, millions):
+    swin = Swin((224, 224), dim, depths, [dim // 32 * 2**i for i in range(4)], 7)
+    pixels = [int(np.prod(size)) for size in swin.sizes]
+    count = macs.swin_embed(swin.embed, pixels[0]) + sum(macs.swin_stage(swin.stages[i], pixels[i]) for i in range(4))
+    count += sum(macs.swin_downsample(swin.downsamples[i], pixels[i]) for i in range(3))
+    assert count / 1e9 == pytest.approx(gmacs, rel=0.03)
+    parameters = sum(p.size for p in swin.get_parameters()) / 1e6  # the paper's count has the classifier, ours has not
+    assert parameters + swin.channels[3] * 1000 / 1e6 == pytest.approx(millions, rel=0.003)
+
+
+def test_bert_base_is_85_million_per_word_and_attention():
+    bert = Bert(30, 768, 12, 3072, (1, 1, 1, 1), 512, 20)  # four of its twelve equal layers
+    count = 3 * sum(macs.bert_group(group, 20) for group in bert.groups)
+    assert count == 20 * 12 * (4 * 768**2 + 2 * 768 * 3072) + 12 * 2 * 20 * 20 * 768
+    assert count / 20 == pytest.approx(85e6, rel=0.01)
+
+
+def test_the_command(tmp_path, capsys):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    assert main(["describe", "--config", str(path), "train.ema=0.9", "--batch", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "input 64 x 64, 8 word pieces" in out and "(refshapes)" in out and "averages" in out
+    assert "vision stage 4" in out and "word-pixel alignment 1" in out and "batch of 4" in out
+    assert main(["describe", "--config", str(path), f"data.tokenizer={tmp_path / 'none'}"]) == 0
+    out = capsys.readouterr().out
+    assert "vocabulary of 30522 (BERT's: the tokenizer" in out and "not on this machine" in out
+    assert main(["describe", "--config", str(path), "--batch", "0"]) == 2

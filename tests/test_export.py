@@ -1,0 +1,165 @@
+"""A MINDIR gives the checkpoint's answers, and without its sidecar or after any damage it gives none."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, SENTENCES
+from mindspore.train.mind_ir_pb2 import ModelProto
+
+from mindspore_coupalign import export
+from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.predict import Predictor
+
+
+@pytest.fixture(scope="session")
+def exported(command_line, tiny_checkpoint, tmp_path_factory):
+    """The MINDIR that the real command wrote, and what it printed."""
+    file = tmp_path_factory.mktemp("export") / "model.mindir"
+    done = command_line("export", "--checkpoint", tiny_checkpoint, "--output", file)
+    assert done.code == 0, done.err
+    return file, done.out
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """A copy of both files that a test may damage."""
+    file = tmp_path / "copy.mindir"
+    file.write_bytes(exported[0].read_bytes())
+    export.sidecar_path(file).write_bytes(export.sidecar_path(exported[0]).read_bytes())
+    return file
+
+
+def test_the_command_writes_two_files_and_the_difference(exported):
+    file, out = exported
+    assert sorted(p.name for p in file.parent.iterdir()) == ["model.mindir", "model.mindir.json"]
+    facts = json.loads(export.sidecar_path(file).read_text())
+    assert facts["step"] == 7 and facts["input_size"] == 64 and facts["config"]["model"]["queries"] == 6
+    assert len(facts["differences"]) == 3 and max(facts["differences"]) <= export.TOLERANCE
+    assert re.search(r"3 random inputs: largest difference [\d.]+e[+-]\d+ of the logits' scale", out)
+    assert os.access(file, os.W_OK)
+
+
+def test_the_graph_is_for_inference(exported):
+    model = ModelProto()
+    model.ParseFromString(exported[0].read_bytes())
+    assert [list(i.tensor[0].dims) for i in model.graph.input] == [[1, 3, 64, 64], [1, 8], [1, 8]]
+    assert len(model.graph.output) == 1
+    operators = {node.op_type for graph in (model.graph, *model.functions) for node in graph.node}
+    assert any("BatchMatMul" in name for name in operators)
+    assert not [name for name in operators if "Dropout" in name]
+
+
+def test_the_mindir_predicts_what_the_checkpoint_predicts(exported, tiny_restored, picture):
+    predictor = Predictor.from_mindir(exported[0])
+    theirs = predictor.predict(picture.rgb, list(SENTENCES))
+    ours = tiny_restored.predictor.predict(picture.rgb, list(SENTENCES))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(b.probability, a.probability, atol=1e-6)
+        np.testing.assert_array_equal(b.mask, a.mask)
+    assert (theirs[0].mask != theirs[1].mask).any()
+    with pytest.raises(UserError, match="none of its words"):
+        predictor.predict(picture.rgb, ["zebra"])
+
+
+def test_predicting_needs_neither_transformers_nor_the_checkpoint(exported, picture, tiny_restored, tmp_path):
+    code = ("import sys; sys.modules['transformers'] = None; from mindspore_coupalign.__main__ import main; "
+            "sys.exit(main(sys.argv[1:]))")
+    arguments = ("predict", "--mindir", exported[0], "--image", picture.path, "--text", SENTENCES[0],
+                 "--output", tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = cv2.imread(str(tmp_path / "shapes_1_the-red-circle_mask.png"), cv2.IMREAD_UNCHANGED)
+    mask = tiny_restored.predictor.predict(picture.rgb, [SENTENCES[0]])[0].mask
+    np.testing.assert_array_equal(written, mask * np.uint8(255))
+
+
+def refused(file, match):
+    with pytest.raises(UserError, match=match) as caught:
+        Predictor.from_mindir(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_damaged_files_are_refused(copy, tmp_path):
+    sidecar = export.sidecar_path(copy)
+    facts = json.loads(sidecar.read_text())
+    refused(tmp_path / "none.mindir", "none.mindir: no such file")
+    for text, match in (("{", "not valid JSON"), ("[]", "field 'format'"),
+                        (json.dumps(facts | {"format": "x"}), "field 'format'"),
+                        (json.dumps(facts | {"threshold": "high"}), "field 'threshold'"),
+                        (json.dumps({k: v for k, v in facts.items() if k != "tokenizer"}), "field 'tokenizer'")):
+        sidecar.write_text(text)
+        refused(copy, match)
+    sidecar.write_text(json.dumps(facts))
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(copy, "sha256 differs")
+    copy.write_bytes(b"no graph")
+    sidecar.write_text(json.dumps(facts | {"sha256": export._sha256(copy)}))
+    refused(copy, "cannot load it")
+    copy.unlink()
+    refused(copy, "copy.mindir: cannot be read")
+    sidecar.unlink()
+    copy.write_bytes(whole)
+    refused(copy, "copy.mindir.json: no such file; .* beside")
+
+
+@pytest.fixture
+def quick(monkeypatch, exported, tiny_restored):
+    """export in this process without compiling: the network is compiled already, ms.export copies a finished file."""
+    def copied(*_, file_name, file_format):
+        assert file_format == "MINDIR"
+        with open(file_name, "wb") as file:
+            file.write(exported[0].read_bytes())
+
+    monkeypatch.setattr(export.ms, "export", copied)
+    monkeypatch.setattr(export.build, "restore_model", lambda _: (tiny_restored.model, tiny_restored.tokenizer))
+
+
+def run(capsys, checkpoint, output):
+    code = main(["export", "--checkpoint", str(checkpoint), "--output", str(output)])
+    return code, capsys.readouterr().err
+
+
+def test_an_older_file_is_replaced(quick, copy, tiny_checkpoint, capsys):
+    copy.write_bytes(b"old")
+    assert run(capsys, tiny_checkpoint, copy) == (0, "")
+    Predictor.from_mindir(copy)
+    assert sorted(p.name for p in copy.parent.iterdir()) == ["copy.mindir", "copy.mindir.json"]
+
+
+def test_a_graph_that_differs_is_not_kept(quick, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    model = export.nn.GraphCell
+    for wrong in (1.0001, float("nan")):
+        monkeypatch.setattr(export.nn, "GraphCell", lambda graph, wrong=wrong: lambda *x: model(graph)(*x) * wrong)
+        code, err = run(capsys, tiny_checkpoint, tmp_path / "a.mindir")
+        assert code == 1 and "differs from the checkpoint by" in err and err.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_named_and_nothing_stays(quick, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    code, err = run(capsys, tiny_checkpoint, tmp_path / "a.onnx")
+    assert code == 2 and "must end in .mindir" in err
+    code, err = run(capsys, tiny_checkpoint, tmp_path / "none" / "a.mindir")
+    assert code == 2 and "does not exist" in err
+    monkeypatch.setattr(export, "_LARGEST", 1000)
+    code, err = run(capsys, tiny_checkpoint, tmp_path / "a.mindir")
+    assert code == 2 and "GiB of weights" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_mindspore_splits_is_refused(quick, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    def split(*_, file_name, **__):
+        os.makedirs(file_name.replace(".mindir", "_variables"))
+        open(file_name.replace(".mindir", "_graph.mindir"), "wb").close()
+
+    monkeypatch.setattr(export.ms, "export", split)
+    code, err = run(capsys, tiny_checkpoint, tmp_path / "a.mindir")
+    assert code == 2 and "model_graph.mindir, model_variables instead of one file" in err
+    assert list(tmp_path.iterdir()) == []

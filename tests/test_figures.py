@@ -1,0 +1,99 @@
+import cv2
+import numpy as np
+import pytest
+
+from mindspore_coupalign import figures
+from mindspore_coupalign.errors import UserError
+
+
+@pytest.fixture
+def scene():
+    rgb = np.full((40, 60, 3), 120, np.uint8)
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 10:30] = True
+    return rgb, mask
+
+
+def has_colour(picture, colour):
+    return (picture == np.array(colour)).all(-1).any()
+
+
+def test_overlay_tints_the_mask_and_nothing_else(scene):
+    rgb, mask = scene
+    drawn = figures.overlay(rgb, mask, "the square", note="IoU 0.50")
+    assert drawn.dtype == np.uint8 and drawn.shape[1] == 60 * 8 and drawn.shape[0] > 40 * 8  # 8 · 40 = 320
+    assert (drawn[36 * 8 : 40 * 8] == 120).all() and (drawn[: 8 * 8] == 120).all()
+    r, g, b = drawn[20 * 8, 20 * 8].astype(int)
+    assert r > 150 and g < 120 and b < 130
+    assert has_colour(drawn[: 40 * 8], figures.MASK_COLOUR) and not has_colour(drawn, figures.TRUTH_COLOUR)
+    np.testing.assert_array_equal(rgb, 120)  # the input is left as it was
+
+
+def test_overlay_outlines_the_truth(scene):
+    rgb, mask = scene
+    truth = np.roll(mask, 20, 1)
+    drawn = figures.overlay(rgb, mask, "the square", truth)
+    assert has_colour(drawn[10 * 8 : 30 * 8, 48 * 8 : 52 * 8], figures.TRUTH_COLOUR)
+    assert (drawn[20 * 8, 40 * 8] == 120).all()  # an outline, not a tint
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_overlay_of_an_empty_and_a_full_mask(scene, value):
+    assert figures.overlay(scene[0], np.full((40, 60), value), "all").shape[1] == 480
+
+
+def test_large_pictures_keep_their_size_and_thin_ones_stay_bounded():
+    assert figures.overlay(np.zeros((400, 500, 3), np.uint8), np.zeros((400, 500), bool), "a").shape[1] == 500
+    assert figures.overlay(np.zeros((4, 900, 3), np.uint8), np.zeros((4, 900), bool), "a").shape[1] == 900
+
+
+def test_captions_wrap_and_replace_what_the_font_lacks():
+    narrow = np.zeros((320, 200, 3), np.uint8)
+    one, many = figures.caption(narrow, "short"), figures.caption(narrow, "a sentence of many more words " * 4)
+    assert many.shape[0] > one.shape[0] + 40 and one.shape[1] == many.shape[1] == 200
+    np.testing.assert_array_equal(figures.caption(narrow, "café"), figures.caption(narrow, "caf?"))
+    assert figures.caption(narrow, "x" * 500).shape[1] == 200  # a word that cannot be wrapped
+    assert figures.caption(narrow, "short", "note").shape[0] == one.shape[0] + 20
+
+
+def test_heat_is_blue_at_the_least_and_red_at_the_most(scene):
+    values = np.zeros((2, 2), np.float32)
+    values[0, 0] = 3
+    drawn = figures.heat(scene[0], values)
+    assert min(drawn.shape[:2]) == 200  # 5 · 40
+    assert drawn[0, 0, 0] > drawn[0, 0, 2] and drawn[-1, -1, 2] > drawn[0, 0, 2]
+    assert figures.heat(scene[0], np.ones((3, 3))).shape == drawn.shape  # a map without any range
+    assert min(figures.heat(np.zeros((480, 640, 3), np.uint8), values).shape[:2]) == 192
+
+
+def test_contact_sheet_holds_every_panel():
+    colours = [(10 * i, 5, 200) for i in range(1, 6)]
+    panels = [np.full((20 + 10 * i, 30 + i, 3), colour, np.uint8) for i, colour in enumerate(colours)]
+    sheet = figures.contact_sheet(panels, 2)
+    for panel, colour in zip(panels, colours, strict=True):
+        assert (sheet == np.array(colour)).all(-1).sum() == panel.shape[0] * panel.shape[1]
+    assert figures.contact_sheet(panels[:1], 4).shape == (20 + 16, 30 + 16, 3)
+
+
+def test_written_files_are_read_back(tmp_path, scene):
+    rgb = scene[0].copy()
+    rgb[0, 0] = (1, 2, 3)
+    figures.write_png(tmp_path / "a.png", rgb)
+    figures.write_png(tmp_path / "a.png", rgb)  # over the old one
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.png"))[..., ::-1], rgb)
+    grey = scene[1].astype(np.uint8) * 255
+    figures.write_png(tmp_path / "b.png", grey)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "b.png"), cv2.IMREAD_UNCHANGED), grey)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_what_cannot_be_written_is_named(tmp_path, scene):
+    (tmp_path / "dir.png").mkdir()
+    for path in (tmp_path / "dir.png", tmp_path / "missing" / "a.png"):
+        with pytest.raises(UserError, match=f"{path}.*choose another"):
+            figures.write_png(path, scene[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["dir.png"]
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file.*choose another"):
+        figures.make_folder(tmp_path / "file")
+    assert figures.make_folder(tmp_path / "x" / "y").is_dir()
