@@ -35,7 +35,7 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
         generator = MaskGenerator(vision.channels[stage], vision.sizes[stage], model.decoder_dim, model.queries,
                                   model.query_layers, model.query_heads, model.query_ffn)
         alignment = SentenceMaskAlignment(model.decoder_dim, text.hidden)
-    return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage)
+    return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample)
 
 
 def learning_rates(config: Config, total_steps: int) -> np.ndarray:

@@ -72,6 +72,7 @@ class ModelConfig:
     query_heads: int = 8
     query_ffn: int = 1024
     query_stage: int = 4  # the stage whose features the queries read
+    upsample: str = "bilinear"  # logits from stride 4 to the input's size: bilinear (the paper's) or subpixel
     sentence_mask: bool = True  # SMA; off: the mask is predicted from the pixel embedding alone
 
 
@@ -284,6 +285,7 @@ def _validate(config: Config, source: str):
     for i, heads in enumerate(model.wpa_heads):
         dim = image.embed_dim * 2**i
         check(dim % heads == 0, f"model.wpa_heads[{i}]={heads} does not divide the stage's {dim} channels")
+    one_of("model.upsample", model.upsample, ("bilinear", "subpixel"))
     one_of("model.query_stage", model.query_stage, (1, 2, 3, 4))
     check(min(model.queries, model.query_layers, model.query_heads, model.query_ffn, model.decoder_dim) >= 1,
           "model.queries, query_layers, query_heads, query_ffn and decoder_dim must be at least 1")

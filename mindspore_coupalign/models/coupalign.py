@@ -6,7 +6,7 @@ Shapes: image (B, 3, H, W); ids, word_mask (B, T) int32; logits (B, 1, H, W), po
 from mindspore import nn, ops
 
 from mindspore_coupalign.models.encoder import FusedEncoder
-from mindspore_coupalign.models.layers import Resize
+from mindspore_coupalign.models.layers import Resize, SubPixel
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 
@@ -14,20 +14,22 @@ from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 class CoupAlign(nn.Cell):
     """``construct`` gives the mask logits; ``forward`` gives them with the named intermediates for losses and figures.
 
-    The exported graph is ``construct``'s: what only ``forward`` returns is not in it.
+    The exported graph is ``construct``'s: what only ``forward`` returns is not in it. ``upsample`` takes the logits from
+    stride 4 to the input's size: "bilinear", or "subpixel", where the last convolution predicts each 4×4 block.
     """
 
     def __init__(self, encoder: FusedEncoder, decoder: PixelDecoder, size: tuple, dim: int,
                  generator: MaskGenerator | None = None, alignment: SentenceMaskAlignment | None = None,
-                 query_stage: int = 4):
+                 query_stage: int = 4, upsample: str = "bilinear"):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.generator = generator
         self.alignment = alignment
         self.query_stage = query_stage - 1
-        self.head = nn.Conv2d(dim if alignment is None else 2 * dim, 1, 1, has_bias=True)
-        self.resize = Resize(size)
+        subpixel = upsample == "subpixel"
+        self.head = nn.Conv2d(dim if alignment is None else 2 * dim, 16 if subpixel else 1, 1, has_bias=True)
+        self.to_input_size = SubPixel(4) if subpixel else Resize(size)
 
     def construct(self, image, ids, word_mask):
         return self.forward(image, ids, word_mask)[0]
@@ -47,4 +49,4 @@ class CoupAlign(nn.Cell):
             tokens = y.reshape((b, c, h * w)).transpose((0, 2, 1))
             aligned, proposals, weights = self.alignment(tokens, masks, sentence)
             pixels = ops.concat((y, aligned.transpose((0, 2, 1)).reshape(y.shape)), 1)
-        return self.resize(self.head(pixels)), y, proposals, weights, attention
+        return self.to_input_size(self.head(pixels)), y, proposals, weights, attention

@@ -133,6 +133,19 @@ class Resize(nn.Cell):
         return x if x.shape[2:] == self.size else self.resize(x, self.size)
 
 
+class SubPixel(nn.Cell):
+    """Spreads r² channels over r × r pixels: (B, r², h, w) -> (B, 1, r·h, r·w)."""
+
+    def __init__(self, factor: int):
+        super().__init__()
+        self.factor = factor
+
+    def construct(self, x):
+        b, _, h, w = x.shape
+        r = self.factor
+        return x.reshape((b, r, r, h, w)).transpose((0, 3, 1, 4, 2)).reshape((b, 1, r * h, r * w))
+
+
 class TokensToMap(nn.Cell):
     """(B, H·W, C) -> (B, C, H, W)."""
 
