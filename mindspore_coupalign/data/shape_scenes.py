@@ -33,7 +33,7 @@ GAP = 2.0
 BORDER = 1.0
 
 _SPARE = (0, 0, 0, 1, 1, 1, 1, 2, 2, 2)  # shapes of other kinds than the main one, each as often as it stands here
-_FINE = 4  # sub-pixels per pixel and axis when a shape is painted
+_FINE = 16  # sub-pixels per pixel and axis when a shape is painted
 _GRID = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE - 0.5
 
 

@@ -76,13 +76,13 @@ class Claim(NamedTuple):
         return named | {self.cue[2:]} if self.cue[0] == "relation" else named
 
 
-def claims(shapes: list[Shape]) -> list[Claim]:
-    """Every claim that holds in the scene with its margins, in a fixed order."""
+def claims(shapes: list[Shape], nouns: tuple = (*KINDS, ANY)) -> list[Claim]:
+    """Every claim with one of the nouns that holds in the scene with its margins, in a fixed order."""
     per_kind = Counter(shape.kind for shape in shapes)
     per_pair = Counter((shape.colour, shape.kind) for shape in shapes)
     anchors = [i for i, shape in enumerate(shapes) if per_pair[shape.colour, shape.kind] == 1]
     found = []
-    for colour, noun, fits in _noun_phrases(shapes):
+    for colour, noun, fits in _noun_phrases(shapes, nouns):
         if len(fits) == 1:
             cues = [(fits[0], ("attribute",))]
         else:
@@ -128,10 +128,10 @@ def _choose(rng, options):
     return options[rng.integers(len(options))]
 
 
-def _noun_phrases(shapes):
+def _noun_phrases(shapes, nouns):
     """(colour or "", noun, indices) of each phrase worth saying: a colour is only said where it narrows the choice."""
     everything = tuple(range(len(shapes)))
-    for noun in (*KINDS, ANY):
+    for noun in nouns:
         of_kind = tuple(i for i in everything if noun in (shapes[i].kind, ANY))
         if len(of_kind) < 2:
             continue

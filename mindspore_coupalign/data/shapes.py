@@ -231,8 +231,7 @@ def _compose(rng, split, index):
         named = HELD_OUT[rng.integers(len(HELD_OUT))] if novel else None
         shapes = draw_scene(rng, counts[rng.integers(len(counts))], named)
         nouns = KINDS if rng.random() >= _ANY_SHARE else (*KINDS, ANY)
-        open_claims = [claim for claim in claims(shapes)
-                       if claim.noun in nouns and bool(claim.pairs() & set(HELD_OUT)) == novel]
+        open_claims = [claim for claim in claims(shapes, nouns) if bool(claim.pairs() & set(HELD_OUT)) == novel]
         refs = {}
         for kind in leading:
             chosen = _choose_ref(rng, split, kind, [c for c in open_claims if c.target not in refs])
