@@ -269,12 +269,14 @@ def _validate(config: Config, source: str):
         one_of(f"model.{name}.activation", value.activation, ("gelu", "relu"))
     for name, value in (("depths", image.depths), ("heads", image.heads)):
         check(len(value) == 4 and min(value) >= 1, f"model.image.{name} needs four positive numbers, one per stage")
+    check(min(image.embed_dim, text.hidden, text.ffn) >= 1,
+          "model.image.embed_dim, model.text.hidden and model.text.ffn must be at least 1")
+    check(int(image.embed_dim * image.mlp_ratio) >= 1, "model.image.mlp_ratio leaves no channel in stage 1's MLP")
     for i, heads in enumerate(image.heads):
         dim = image.embed_dim * 2**i
         check(dim % heads == 0, f"model.image.heads[{i}]={heads} does not divide the stage's {dim} channels")
     check(image.window >= 1, "model.image.window must be at least 1")
     check(0 <= image.drop_path < 1, "model.image.drop_path must be in 0..1")
-    check(image.mlp_ratio > 0, "model.image.mlp_ratio must be positive")
     check(len(text.groups) == 4 and min(text.groups) >= 0 and sum(text.groups) > 0,
           "model.text.groups needs four numbers, BERT layers beside each stage")
     check(text.heads >= 1 and text.hidden % text.heads == 0, "model.text.heads must divide model.text.hidden")

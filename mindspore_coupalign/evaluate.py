@@ -22,7 +22,7 @@ from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.metrics import THRESHOLDS, overlap, summarize
+from mindspore_coupalign.metrics import THRESHOLDS, logit, overlap, summarize
 
 PROTOCOLS = ("image", "input")
 
@@ -40,15 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
-    config = configuration(args.config, args.overrides, checkpoint)
+    config = configuration(args.config, args.overrides + [name for name in args.split if "=" in name], checkpoint)
     if args.output:
         check_writable(Path(args.output))
     runtime.setup(args.device_target, config.train.seed)
+    names = [name for name in args.split if "=" not in name]  # argparse gives --split what follows it
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
-    samples = {name: data.split(name) for name in args.split}  # an unknown split fails before the model is built
+    samples = {name: data.split(name) for name in names}  # an unknown split fails before the model is built
     model, tokenizer = build.restore_model(checkpoint, config)
     results = {}
-    for name in args.split:
+    for name in names:
         scores = evaluate_samples(model, data, samples[name], tokenizer, config, shuffle=args.shuffle_sentences,
                                   progress=name)
         results[name] = report(data, scores)
@@ -95,7 +96,7 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
     tokens = Tokens(data, samples, tokenizer)
     if shuffle:
         tokens.row[samples] = tokens.row[_derange(data, samples)]
-    batch, cut = config.eval.batch_size, np.log(config.eval.threshold / (1 - config.eval.threshold))
+    batch, cut = config.eval.batch_size, logit(config.eval.threshold)
     source = EvalSource(data, samples, tokens, transform, batch, rank, ranks)
     found = {"sample": [], "image": [], "input": []}
     model.set_train(False)

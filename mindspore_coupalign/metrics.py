@@ -4,9 +4,16 @@ oIoU = sum of I / sum of U; mIoU = mean of I/U; P@X = share of samples with I/U 
 A sample whose prediction and truth are both empty (U = 0) counts as I/U = 1.
 """
 
+import math
+
 import numpy as np
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def logit(probability: float) -> float:
+    """The logit above which a pixel's probability exceeds ``probability``."""
+    return math.log(probability / (1 - probability))
 
 
 def overlap(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
@@ -25,7 +32,8 @@ def summarize(inter: np.ndarray, union: np.ndarray) -> dict:
     if len(inter) == 0:
         return {"samples": 0}
     each = iou(inter, union)
-    scores = {"samples": len(each), "oIoU": 100 * inter.sum() / max(int(union.sum()), 1), "mIoU": 100 * each.mean()}
+    overall = inter.sum() / union.sum() if union.any() else 1.0
+    scores = {"samples": len(each), "oIoU": 100 * overall, "mIoU": 100 * each.mean()}
     # a hair below X, so that an exact 0.9 = 9/10 is not lost to rounding
     scores |= {f"P@{x}": 100 * (each >= x - 1e-12).mean() for x in THRESHOLDS}
     return {k: v if k == "samples" else round(float(v), 4) for k, v in scores.items()}

@@ -23,6 +23,7 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.export import load_mindir
+from mindspore_coupalign.metrics import logit
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
@@ -60,7 +61,7 @@ class Predictor:
     def __init__(self, network, tokenizer: SentenceTokenizer, transform: ImageTransform, threshold: float,
                  wpa_stages: tuple[int, ...] = ()):
         self._network, self._tokenizer, self._transform = network, tokenizer, transform
-        self._cut = np.log(threshold / (1 - threshold))
+        self._cut = logit(threshold)
         self._stages = sorted(wpa_stages)
         self._vocabulary = Tokenizer.from_str(tokenizer.to_json())
         self.compile_seconds = 0.0

@@ -13,6 +13,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import yaml
+from mindspore import ops
 from tqdm import tqdm
 
 from mindspore_coupalign import build, runtime
@@ -28,17 +29,23 @@ from mindspore_coupalign.train_step import LOSSES
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, for example configs/refshapes_tiny.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-4 data.root=/data/refer")
-    parser.add_argument("--output", metavar="DIR", help="where to write (default: runs/<name of the config file>)")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML, for example configs/refshapes_tiny.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-4 data.root=/data")
+    parser.add_argument("--output", metavar="DIR",
+                        help="where to write (default: the resumed run's folder, or runs/<name of the config file>)")
     parser.add_argument("--resume", metavar="DIR|FILE", help="go on from a run's folder or its last.safetensors")
     runtime.add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
-    output = Path(args.output or Path("runs") / Path(args.config).stem)
-    state = _resume_state(args.resume, output)
+    state = load_checkpoint(_state_file(args.resume)) if args.resume else None
+    if args.output or not state:
+        output = Path(args.output or Path("runs") / Path(args.config).stem)
+    else:
+        output = state.path.parent
+    if not state and (output / "last.safetensors").exists():
+        raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
     here = runtime.setup(args.device_target, config.train.seed)
     if config.train.batch_size % here.ranks:
         raise UserError(f"{args.config}: train.batch_size={config.train.batch_size} is the global batch and must be a "
@@ -49,14 +56,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _resume_state(resume: str | None, output: Path):
-    """The checkpoint to go on from; without --resume the output folder must not hold a run already."""
-    if resume:
-        path = Path(resume)
-        return load_checkpoint(path / "last.safetensors" if path.is_dir() else path)
-    if (output / "last.safetensors").exists():
-        raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
-    return None
+def _state_file(resume: str) -> Path:
+    path = Path(resume)
+    return path / "last.safetensors" if path.is_dir() else path
 
 
 class Trainer:
@@ -97,12 +99,13 @@ class Trainer:
                 window.append(self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(rate)))
                 self.done += 1
                 bar.update()
-                if self.done % train.log_every == 0 or self.done == self.total:
+                saves = self.done % self.val_every == 0 or self.done == self.total
+                if saves or self.done % train.log_every == 0:
                     losses = np.mean([w.asnumpy() for w in window], 0)
                     elapsed, count = time.perf_counter() - started, len(window)
                     self._log_losses(losses, rate, count * train.batch_size / elapsed, bar)
                     window, started = [], time.perf_counter()
-                if self.done % self.val_every == 0 or self.done == self.total:
+                if saves:
                     paused = time.perf_counter()
                     result = self.validate(bar)
                     started += time.perf_counter() - paused
@@ -118,8 +121,9 @@ class Trainer:
                 score = result["image"]["oIoU"]
                 self._log({"step": self.done, "val": result})
                 (bar.write if bar else print)(
-                    f"step {self.done}: {self.config.data.val_split} oIoU {score:.2f}  mIoU {result['image']['mIoU']:.2f}  "
-                    f"P@0.5 {result['image']['P@0.5']:.2f}  ({len(self.val_samples)} sentences, image's own size)")
+                    f"step {self.done}: {self.config.data.val_split} oIoU {score:.2f}  mIoU "
+                    f"{result['image']['mIoU']:.2f}  P@0.5 {result['image']['P@0.5']:.2f}  "
+                    f"({len(self.val_samples)} sentences, image's own size)")
             if result is None or score > self.best:
                 self.best = score if result else self.best
                 self._save("best", named_arrays(self.model.get_parameters(), "model"))
@@ -150,8 +154,8 @@ class Trainer:
         except OSError as exc:
             raise UserError(f"{self.output}: cannot be written ({exc.strerror}); choose another --output") from exc
         parameters = sum(p.size for p in self.model.trainable_params())
-        print(f"{self.config.data.dataset}: {self.total - self.done} steps of {self.config.train.batch_size} samples on "
-              f"{self.here.target}, {parameters / 1e6:.2f} M parameters, output {self.output} "
+        print(f"{self.config.data.dataset}: {self.total - self.done} steps of {self.config.train.batch_size} samples "
+              f"on {self.here.target}, {parameters / 1e6:.2f} M parameters, output {self.output} "
               "(the first step compiles the network)", flush=True)
 
     def _start_log(self):
@@ -188,7 +192,10 @@ def _logged_step(line: str) -> float:
 
 
 class _Averaged:
-    """While entered, the model computes with its averaged weights."""
+    """While entered, the model computes with its averaged weights.
+
+    By ops.assign: after set_data a graph that is compiled already would go on with the old memory.
+    """
 
     def __init__(self, step):
         self.step = step
@@ -198,9 +205,9 @@ class _Averaged:
             params = self.step.optimizer.params
             self.kept = [p.asnumpy().copy() for p in params]
             for parameter, average in zip(params, self.step.averages, strict=True):
-                parameter.set_data(ms.Tensor(average.asnumpy()))
+                ops.assign(parameter, average)
 
     def __exit__(self, *_):
         if self.step.ema_decay:
             for parameter, value in zip(self.step.optimizer.params, self.kept, strict=True):
-                parameter.set_data(ms.Tensor(value))
+                ops.assign(parameter, ms.Tensor(value))

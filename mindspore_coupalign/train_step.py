@@ -13,7 +13,7 @@ class Objective(nn.Cell):
     """(total, bce, dice, contrast) of one batch."""
 
     def __init__(self, model, mask_loss, contrast, weights: tuple):
-        super().__init__()
+        super().__init__(auto_prefix=False)  # else every parameter of the model would be renamed model.<name>
         self.model, self.mask_loss, self.contrast = model, mask_loss, contrast
         self.bce_weight, self.dice_weight, self.contrast_weight = weights
 

@@ -163,7 +163,6 @@ def test_impossible_values_and_combinations(override, field):
     assert message.startswith("some.yaml: ") and field in message, message
 
 
-@pytest.mark.xfail(strict=True, reason="widths of 0 pass validation and fail in MindSpore")
 @pytest.mark.parametrize("overrides", [
     ["model.image.embed_dim=0"], ["model.image.embed_dim=-128"], ["model.text.hidden=0"], ["model.text.ffn=0"],
     ["model.image.mlp_ratio=0.001"],

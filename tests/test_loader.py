@@ -127,7 +127,6 @@ def test_batches_keep_the_order(train):
             np.testing.assert_array_equal(column[k % 4], expected)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="MindSpore refuses more workers than cores; the default is 4")
 def test_more_workers_than_cores(train):
     assert len(list(batches(train(), 4, workers=multiprocessing.cpu_count() + 1))) == 10
 

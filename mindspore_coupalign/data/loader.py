@@ -5,6 +5,8 @@ Evaluation batch: image, ids, word_mask, sample; sample is -1 for the padding th
 b is this rank's share of the batch.
 """
 
+import os
+
 import mindspore.dataset as ds
 import numpy as np
 
@@ -50,7 +52,7 @@ class TrainSource(_Source):
     def __init__(self, data, split, tokenizer, transform: ImageTransform, seed, batch_size, flip, steps, rank, ranks):
         samples = data.split(split)
         self.data, self.split, self.transform, self.seed, self.flip = data, split, transform, seed, flip
-        self.tokens = (Tokens(data, samples, tokenizer), Tokens(data, samples, tokenizer, flipped=True) if flip else None)
+        self.tokens = [Tokens(data, samples, tokenizer, flipped) for flipped in ((False, True) if flip else (False,))]
         self.per_epoch = len(data.refs_of(split))
         self.batch_size, self.local, self.rank = batch_size, batch_size // ranks, rank
         self.start, self.stop = steps
@@ -114,7 +116,8 @@ def batches(source: _Source, batch_size: int, workers: int):
     columns = ["image", "ids", "word_mask", "mask", "sample"] if isinstance(source, TrainSource) else [
         "image", "ids", "word_mask", "sample"]
     # threads: decoding and resizing release the GIL, and nothing has to be copied between processes
-    pipeline = ds.GeneratorDataset(source, columns, shuffle=False, num_parallel_workers=workers,
+    pipeline = ds.GeneratorDataset(source, columns, shuffle=False,
+                                   num_parallel_workers=min(workers, os.cpu_count() or 1),  # more is an error
                                    python_multiprocessing=False)
     pipeline = pipeline.batch(batch_size, drop_remainder=True)
     try:

@@ -14,8 +14,8 @@ from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 class CoupAlign(nn.Cell):
     """``construct`` gives the mask logits; ``forward`` gives them with the named intermediates for losses and figures.
 
-    The exported graph is ``construct``'s: what only ``forward`` returns is not in it. ``upsample`` takes the logits from
-    stride 4 to the input's size: "bilinear", or "subpixel", where the last convolution predicts each 4×4 block.
+    The exported graph is ``construct``'s: what only ``forward`` returns is not in it. ``upsample`` takes the logits
+    from stride 4 to the input's size: "bilinear", or "subpixel", where the last convolution predicts 4×4 blocks.
     """
 
     def __init__(self, encoder: FusedEncoder, decoder: PixelDecoder, size: tuple, dim: int,
