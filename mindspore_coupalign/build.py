@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from mindspore_coupalign.checkpoint import Checkpoint, load_parameters
 from mindspore_coupalign.config import Config, ModelConfig
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
@@ -27,7 +25,8 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
                   image.activation, image.absolute_position)
     bert = Bert(vocab_size, text.hidden, text.heads, text.ffn, text.groups, text.max_positions,
                 config.data.max_tokens, text.dropout, text.activation)
-    encoder = FusedEncoder(vision, bert, model.wpa_stages, model.wpa_heads, model.wpa_gate_zero)
+    encoder = FusedEncoder(vision, bert, model.wpa_stages, model.wpa_heads, model.wpa_gate_zero,
+                           model.wpa_gate_opening)
     decoder = PixelDecoder(vision.channels, vision.sizes, model.decoder_dim)
     generator = alignment = None
     if model.sentence_mask:
@@ -38,14 +37,17 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
     return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample)
 
 
-def learning_rates(config: Config, total_steps: int) -> np.ndarray:
-    """The rate of every step, (total_steps,) float32: linear warm-up, then polynomial (power 0.9) or cosine to 0."""
+def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.0) -> float:
+    """The rate of one step: linear warm-up, then polynomial (power 0.9) or cosine to 0.
+
+    Args:
+        clock: share of the time budget used, 0..1; the decay follows the steps or the clock, whichever is ahead.
+    """
     train = config.train
-    step = np.arange(total_steps)
     warmup = min(train.warmup_steps, total_steps - 1)
-    progress = np.clip((step - warmup) / max(1, total_steps - warmup), 0, 1)
-    decay = (1 - progress) ** 0.9 if train.schedule == "poly" else 0.5 * (1 + np.cos(math.pi * progress))
-    return (train.lr * np.minimum(1.0, (step + 1) / (warmup + 1)) * decay).astype(np.float32)
+    progress = min(max((step - warmup) / max(1, total_steps - warmup), clock, 0.0), 1.0)
+    decay = (1 - progress) ** 0.9 if train.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * progress))
+    return train.lr * min(1.0, (step + 1) / (warmup + 1)) * decay
 
 
 def parameter_groups(model, weight_decay: float) -> list:

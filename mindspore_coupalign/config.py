@@ -65,7 +65,8 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # stages with word-pixel alignment (Table 3 of the supplement)
     wpa_heads: tuple[int, ...] = (4, 8, 16, 32)
-    wpa_gate_zero: bool = False  # zero-initialised gates: pretrained encoders start unchanged
+    wpa_gate_zero: bool = False  # zero-initialised W2: with an opening of 0, pretrained encoders start unchanged
+    wpa_gate_opening: float = 0.0  # initial bias of the gates; 1 lets the words in from the first step
     decoder_dim: int = 256
     queries: int = 100
     query_layers: int = 3
@@ -90,6 +91,7 @@ class TrainConfig:
     seed: int = 0
     epochs: int = 40
     steps: int = 0  # > 0: stop after so many steps instead of after `epochs`
+    minutes: float = 0.0  # > 0: stop after so much time, compiling and validating included; the rate follows the clock
     batch_size: int = 32  # global: all ranks together
     lr: float = 5e-5
     schedule: str = "poly"  # poly (power 0.9) or cosine
@@ -299,6 +301,7 @@ def _validate(config: Config, source: str):
     one_of("train.schedule", train.schedule, ("poly", "cosine"))
     check(train.batch_size >= 1 and config.eval.batch_size >= 1, "batch_size must be at least 1")
     check(train.epochs >= 1 and train.steps >= 0, "train.epochs must be at least 1 and train.steps at least 0")
+    check(train.minutes >= 0, "train.minutes must not be negative")
     check(train.lr > 0, "train.lr must be positive")
     check(train.seed >= 0, "train.seed must not be negative")
     check(min(train.warmup_steps, train.weight_decay, train.clip_norm, train.val_every, train.val_samples) >= 0,

@@ -53,13 +53,17 @@ def run(args: argparse.Namespace) -> int:
         scores = evaluate_samples(model, data, samples[name], tokenizer, config, shuffle=args.shuffle_sentences,
                                   progress=name)
         results[name] = report(data, scores)
+    references = read_references(data, names)
     label = f"{config.data.dataset} ({config.data.split_by})"
     print(format_table(label, results))
+    for name, values in references.items():
+        print(f"{name}: with perfect masks, all objects score {values['all_objects']} oIoU, a random object "
+              f"{values['random_object']}, every object that fits the noun phrase {values['noun_phrase']}")
     if args.output:
         document = {"checkpoint": str(args.checkpoint), "dataset": config.data.dataset,
                     "split_by": config.data.split_by, "input_size": config.data.image_size,
                     "threshold": config.eval.threshold, "shuffled_sentences": args.shuffle_sentences,
-                    "step": checkpoint.progress.get("step"), "splits": results}
+                    "step": checkpoint.progress.get("step"), "splits": results, "references": references}
         Path(args.output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {args.output}")
     return 0
@@ -131,6 +135,18 @@ def report(data: ReferData, scores: dict) -> dict:
         result["by_kind"] = {name: summarize(*scores["image"][kinds == code].T)
                              for code, name in enumerate(data.kind_names) if (kinds == code).any()}
     return result
+
+
+def read_references(data: ReferData, splits: list) -> dict:
+    """What the data set states about itself in references.json beside its annotations (RefShapes does), by split."""
+    path = data.source.parent / "references.json"
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))["splits"]
+        return {name: stated[name] for name in splits if name in stated}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, OSError) as exc:
+        raise UserError(f"{path}: damaged ({exc}); make the data set anew, or remove the file") from exc
 
 
 def format_table(label: str, results: dict) -> str:

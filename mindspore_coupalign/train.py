@@ -73,18 +73,18 @@ class Trainer:
             raise UserError(f"{data.source}: split '{names.train_split}' has no refs to train on")
         self.total = train.steps or math.ceil(train.epochs * refs / train.batch_size)
         self.val_every = train.val_every or math.ceil(refs / train.batch_size)
-        self.rates = build.learning_rates(config, self.total)
         self.val_samples = data.split(names.val_split)
         if train.val_samples:
             self.val_samples = self.val_samples[:train.val_samples]
         self.model = build.build_model(config, tokenizer.vocab_size)
         self.step = build.build_train_step(self.model, config, here.ranks)
-        self.done, self.best = 0, -1.0
+        self.done, self.best, self.spent = 0, -1.0, 0.0  # steps, score, seconds of earlier runs that this one resumes
+        self.started = time.perf_counter()
 
     def train(self, state=None) -> dict | None:
-        if state is not None and state.progress["step"] >= self.total:
-            print(f"{state.path}: already at step {state.progress['step']} of {self.total}, nothing to train; raise "
-                  "train.steps or train.epochs to go on")
+        if state is not None and (state.progress["step"] >= self.total or self._clock(state.progress["seconds"]) >= 1):
+            print(f"{state.path}: trained to its end at step {state.progress['step']}; raise train.steps, train.epochs "
+                  "or train.minutes to go on")
             return None
         self._prepare(state)
         names, train, result = self.config.data, self.config.train, None
@@ -95,11 +95,13 @@ class Trainer:
         with tqdm(total=self.total, initial=self.done, unit="step", disable=self.here.rank > 0,
                   dynamic_ncols=True) as bar:
             for image, ids, word_mask, mask, _ in batches(source, source.local, names.workers):
-                rate = self.rates[self.done]
+                clock = self._clock(self._seconds())
+                rate = np.float32(build.learning_rate(self.config, self.done, self.total, clock))
                 window.append(self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(rate)))
                 self.done += 1
                 bar.update()
-                saves = self.done % self.val_every == 0 or self.done == self.total
+                ends = self.done == self.total or clock >= 1
+                saves = ends or self.done % self.val_every == 0
                 if saves or self.done % train.log_every == 0:
                     losses = np.mean([w.asnumpy() for w in window], 0)
                     elapsed, count = time.perf_counter() - started, len(window)
@@ -109,7 +111,17 @@ class Trainer:
                     paused = time.perf_counter()
                     result = self.validate(bar)
                     started += time.perf_counter() - paused
+                if ends:
+                    break
         return result
+
+    def _seconds(self) -> float:
+        return self.spent + time.perf_counter() - self.started
+
+    def _clock(self, seconds: float) -> float:
+        """Share of the time budget that is used; 0 without a budget."""
+        budget = 60 * self.config.train.minutes
+        return min(1.0, seconds / budget) if budget else 0.0
 
     def validate(self, bar=None) -> dict | None:
         """Score the validation samples with the averaged weights where there are any; keep best and last."""
@@ -143,7 +155,7 @@ class Trainer:
             optimizer = self.step.optimizer
             load_parameters(optimizer.first, state.section("adam_m"), str(state.path), "adam_m")
             load_parameters(optimizer.second, state.section("adam_v"), str(state.path), "adam_v")
-            self.done, self.best = state.progress["step"], state.progress["best"]
+            self.done, self.best, self.spent = (state.progress[key] for key in ("step", "best", "seconds"))
             optimizer.steps.set_data(ms.Tensor(self.done, ms.float32))
         if self.here.rank > 0:
             return
@@ -167,7 +179,7 @@ class Trainer:
     def _save(self, name: str, arrays: dict):
         if self.here.rank == 0:
             save_checkpoint(self.output / f"{name}.safetensors", arrays, self.config, self.tokenizer.to_json(),
-                            {"step": self.done, "best": self.best})
+                            {"step": self.done, "best": self.best, "seconds": round(self._seconds(), 1)})
 
     def _log_losses(self, losses, rate, speed, bar):
         values = dict(zip(LOSSES, map(float, losses), strict=True))

@@ -12,6 +12,7 @@ from tiny_network import tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
 from mindspore_coupalign.models.bert import padding_bias
+from mindspore_coupalign.models.layers import SubPixel
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import WordPixelAlignment
@@ -185,6 +186,31 @@ def test_parameter_names_are_a_contract():
         GOLDEN.write_text(GOLDEN_HEAD + "\n".join(lines) + "\n")
     changes = [c for c in difflib.unified_diff(golden_lines(), lines, "golden", "network", lineterm="", n=0)]
     assert not changes, "\n".join(changes[:20])
+
+
+def test_subpixel_puts_each_channel_in_its_place():
+    x = np.random.default_rng(0).normal(size=(2, 16, 3, 5)).astype(np.float32)
+    out = SubPixel(4)(ms.Tensor(x)).asnumpy()
+    assert out.shape == (2, 1, 12, 20)
+    for row in range(12):
+        for column in range(20):
+            np.testing.assert_array_equal(out[:, 0, row, column], x[:, row % 4 * 4 + column % 4, row // 4, column // 4])
+
+
+def test_the_subpixel_head_gives_the_inputs_size(batch):
+    assert eager(randomize(tiny_model("model.upsample=subpixel")), *batch).shape == (2, 1, 64, 64)
+
+
+def test_an_open_gate_lets_the_words_in(features):
+    """W2 = 0 and b = 1: the gate is tanh(1) everywhere."""
+    wpa = WordPixelAlignment(8, 6, 2, gate_zero=True, gate_opening=1.0)
+    v, l, word_mask = features  # noqa: E741
+    w = weights(wpa)
+    out = run_wpa(wpa, v, l, word_mask)
+    for i in range(2):
+        expected = wpa_reference(w, v[i], l[i], word_mask[i], 2)[0]
+        assert_near(out[0][i], expected)
+    assert np.abs(out[0] - v).max() > 0.1
 
 
 def test_the_seed_decides_the_weights():

@@ -6,17 +6,21 @@ Shapes: v (B, P, C) pixels; l (B, T, D) words; bias (B, 1, 1, T), -1e4 on padded
 import math
 
 from mindspore import nn, ops
+from mindspore.common.initializer import Constant
 
 from mindspore_coupalign.models.layers import MergeHeads, SplitHeads, dense, layer_norm
 
 
 class Gate(nn.Cell):
-    """tanh(W2 relu(W1 x)): how much of the other modality is let in, per channel. (B, P, C) -> (B, P, C)."""
+    """tanh(W2 relu(W1 x) + b): how much of the other modality is let in, per channel. (B, P, C) -> (B, P, C).
 
-    def __init__(self, dim: int, zero: bool):
+    b starts at ``opening``. With ``zero``, W2 starts at 0: together with an opening of 0 the gate starts shut.
+    """
+
+    def __init__(self, dim: int, zero: bool, opening: float):
         super().__init__()
         self.w1 = dense(dim, dim, bias=False)
-        self.w2 = nn.Dense(dim, dim, weight_init="zeros", has_bias=False) if zero else dense(dim, dim, bias=False)
+        self.w2 = nn.Dense(dim, dim, weight_init="zeros" if zero else "XavierUniform", bias_init=Constant(opening))
 
     def construct(self, x):
         return ops.tanh(self.w2(ops.relu(self.w1(x))))
@@ -29,7 +33,7 @@ class WordPixelAlignment(nn.Cell):
     (B, h, P, T).
     """
 
-    def __init__(self, pixel_dim: int, word_dim: int, heads: int, gate_zero: bool):
+    def __init__(self, pixel_dim: int, word_dim: int, heads: int, gate_zero: bool, gate_opening: float = 0.0):
         super().__init__()
         self.scale = 1.0 / math.sqrt(pixel_dim // heads)
         self.norm_v = layer_norm(pixel_dim)
@@ -40,8 +44,8 @@ class WordPixelAlignment(nn.Cell):
         self.w_vl = dense(pixel_dim, pixel_dim)
         self.w_ov = dense(pixel_dim, pixel_dim)
         self.w_ol = dense(pixel_dim, word_dim)
-        self.gate_v = Gate(pixel_dim, gate_zero)
-        self.gate_l = Gate(word_dim, gate_zero)
+        self.gate_v = Gate(pixel_dim, gate_zero, gate_opening)
+        self.gate_l = Gate(word_dim, gate_zero, gate_opening)
         self.split = SplitHeads(heads)
         self.merge = MergeHeads()
         self.affinity = ops.BatchMatMul(transpose_b=True)

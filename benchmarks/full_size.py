@@ -1,0 +1,99 @@
+"""Time and memory of the full recipe on this machine: `python benchmarks/full_size.py [CONFIG] [key=value ...]`.
+
+Builds the network with random weights, compiles and runs the forward pass and one training step, each in a process of
+its own so that peak memory is its own; exports it and compares the MINDIR file. Tokens are drawn at random.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VOCABULARY = 30522  # bert-base-uncased
+
+
+def prepare(config_file: str, overrides: list):
+    import numpy as np
+
+    sys.path.insert(0, str(ROOT))
+    from mindspore_coupalign import build, runtime
+    from mindspore_coupalign.config import load_config
+    config = load_config(config_file, overrides)
+    runtime.setup("auto", 0)
+    start = time.perf_counter()
+    model = build.build_model(config, VOCABULARY)
+    rng = np.random.default_rng(0)
+    size, tokens = config.data.image_size, config.data.max_tokens
+    batch = (rng.standard_normal((1, 3, size, size)).astype(np.float32),
+             rng.integers(0, VOCABULARY, (1, tokens)).astype(np.int32), np.ones((1, tokens), np.int32),
+             (rng.random((1, 1, size, size)) > 0.9).astype(np.float32))
+    return config, model, batch, time.perf_counter() - start
+
+
+def forward(config_file, overrides):
+    import mindspore as ms
+    _, model, batch, built = prepare(config_file, overrides)
+    model.set_train(False)
+    return built, *twice(lambda: model(*map(ms.Tensor, batch[:3])).asnumpy())
+
+
+def step(config_file, overrides):
+    import mindspore as ms
+    import numpy as np
+
+    from mindspore_coupalign import build
+    config, model, batch, built = prepare(config_file, overrides)
+    train_step = build.build_train_step(model, config)
+    rate = ms.Tensor(np.float32(config.train.lr))
+    return built, *twice(lambda: train_step(*map(ms.Tensor, batch), rate).asnumpy())
+
+
+def export(config_file, overrides):
+    from mindspore_coupalign.checkpoint import named_arrays, save_checkpoint
+    from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+    from mindspore_coupalign.export import export_mindir
+    config, model, _, built = prepare(config_file, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        # the shipped vocabulary stands in for BERT's: its words fill the first rows of the same table
+        tokenizer = SentenceTokenizer.from_name("refshapes", config.data.max_tokens)
+        from mindspore_coupalign.build import build_model
+        model = build_model(config, tokenizer.vocab_size)
+        checkpoint = Path(folder) / "model.safetensors"
+        save_checkpoint(checkpoint, named_arrays(model.get_parameters(), "model"), config, tokenizer.to_json(),
+                        {"step": 0})
+        start = time.perf_counter()
+        print("differences:", export_mindir(checkpoint, Path(folder) / "model.mindir"))
+        return built, time.perf_counter() - start, 0.0
+
+
+def twice(run):
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        result = run()
+        times.append(time.perf_counter() - start)
+    if not (abs(result) < float("inf")).all():
+        raise SystemExit("the result is not finite")
+    return times
+
+
+def main():
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in ("forward", "step", "export"):
+        built, first, second = globals()[arguments[0]](arguments[1], arguments[2:])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({"build_s": round(built, 1), "first_s": round(first, 1), "second_s": round(second, 1),
+                          "peak_GiB": round(peak, 1)}))
+        return
+    config = arguments[0] if arguments else str(ROOT / "configs/refcoco_swin_b.yaml")
+    for what in ("forward", "step", "export"):
+        done = subprocess.run([sys.executable, __file__, what, config, *arguments[1:]], capture_output=True, text=True)
+        print(f"{what:<8}", *(done.stdout.splitlines() if done.returncode == 0 else done.stderr.splitlines()[-3:]))
+
+
+if __name__ == "__main__":
+    main()
