@@ -92,7 +92,7 @@ class Trainer:
         source = TrainSource(self.data, names.train_split, self.tokenizer, transform, train.seed, train.batch_size,
                              names.flip, (self.done, self.total), self.here.rank, self.here.ranks)
         window, started = [], time.perf_counter()
-        with tqdm(total=self.total, initial=self.done, unit="step", disable=self.here.rank > 0,
+        with tqdm(total=None if self.config.train.minutes else self.total, initial=self.done, unit="step", disable=self.here.rank > 0,
                   dynamic_ncols=True) as bar:
             for image, ids, word_mask, mask, _ in batches(source, source.local, names.workers):
                 clock = self._clock(self._seconds())
@@ -102,8 +102,11 @@ class Trainer:
                 bar.update()
                 ends = self.done == self.total or clock >= 1
                 saves = ends or self.done % self.val_every == 0
-                if saves or self.done % train.log_every == 0:
+                if saves:
+                    self._check_finite(window[-1].asnumpy())
+                if ends or self.done % train.log_every == 0:
                     losses = np.mean([w.asnumpy() for w in window], 0)
+                    self._check_finite(losses)
                     elapsed, count = time.perf_counter() - started, len(window)
                     self._log_losses(losses, rate, count * train.batch_size / elapsed, bar)
                     window, started = [], time.perf_counter()
@@ -166,7 +169,8 @@ class Trainer:
         except OSError as exc:
             raise UserError(f"{self.output}: cannot be written ({exc.strerror}); choose another --output") from exc
         parameters = sum(p.size for p in self.model.trainable_params())
-        print(f"{self.config.data.dataset}: {self.total - self.done} steps of {self.config.train.batch_size} samples "
+        length = f"{self.config.train.minutes:g} minutes, at most " if self.config.train.minutes else ""
+        print(f"{self.config.data.dataset}: {length}{self.total - self.done} steps of {self.config.train.batch_size} samples "
               f"on {self.here.target}, {parameters / 1e6:.2f} M parameters, output {self.output} "
               "(the first step compiles the network)", flush=True)
 
@@ -183,12 +187,17 @@ class Trainer:
 
     def _log_losses(self, losses, rate, speed, bar):
         values = dict(zip(LOSSES, map(float, losses), strict=True))
-        if not math.isfinite(values["loss"]):
-            raise UserError(f"step {self.done}: the loss is {values['loss']}; the last good state is in {self.output}; "
-                            "lower train.lr or set train.clip_norm")
         self._log({"step": self.done, **{k: round(v, 5) for k, v in values.items()}, "lr": float(rate),
                    "samples_per_s": round(speed, 1)})
-        bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {rate:.1e}, {speed:.0f} samples/s")
+        budget = 60 * self.config.train.minutes
+        left = f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""
+        bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {rate:.1e}, {speed:.0f} samples/s{left}")
+
+    def _check_finite(self, losses):
+        """Before anything is saved: a loss that is no number has reached the weights."""
+        if not np.isfinite(losses[0]):
+            raise UserError(f"step {self.done}: the loss is {losses[0]}; the last good state is in {self.output}; "
+                            "lower train.lr or set train.clip_norm")
 
     def _log(self, entry: dict):
         if self.here.rank == 0:

@@ -358,7 +358,7 @@ def test_a_finished_run_has_nothing_left_to_do(config, whole, capsys):
     before = (whole.output / "last.safetensors").stat().st_mtime_ns
     assert main(["train", "--config", str(config), "--resume", str(whole.output), "--output", str(whole.output),
                  *SHORT]) == 0
-    assert "already at step 6 of 6" in capsys.readouterr().out
+    assert "trained to its end at step 6" in capsys.readouterr().out
     assert (whole.output / "last.safetensors").stat().st_mtime_ns == before
 
 
