@@ -92,8 +92,8 @@ class Trainer:
         source = TrainSource(self.data, names.train_split, self.tokenizer, transform, train.seed, train.batch_size,
                              names.flip, (self.done, self.total), self.here.rank, self.here.ranks)
         window, started = [], time.perf_counter()
-        with tqdm(total=None if self.config.train.minutes else self.total, initial=self.done, unit="step", disable=self.here.rank > 0,
-                  dynamic_ncols=True) as bar:
+        shown = None if train.minutes else self.total
+        with tqdm(total=shown, initial=self.done, unit="step", disable=self.here.rank > 0, dynamic_ncols=True) as bar:
             for image, ids, word_mask, mask, _ in batches(source, source.local, names.workers):
                 clock = self._clock(self._seconds())
                 rate = np.float32(build.learning_rate(self.config, self.done, self.total, clock))
@@ -170,8 +170,8 @@ class Trainer:
             raise UserError(f"{self.output}: cannot be written ({exc.strerror}); choose another --output") from exc
         parameters = sum(p.size for p in self.model.trainable_params())
         length = f"{self.config.train.minutes:g} minutes, at most " if self.config.train.minutes else ""
-        print(f"{self.config.data.dataset}: {length}{self.total - self.done} steps of {self.config.train.batch_size} samples "
-              f"on {self.here.target}, {parameters / 1e6:.2f} M parameters, output {self.output} "
+        print(f"{self.config.data.dataset}: {length}{self.total - self.done} steps of {self.config.train.batch_size} "
+              f"samples on {self.here.target}, {parameters / 1e6:.2f} M parameters, output {self.output} "
               "(the first step compiles the network)", flush=True)
 
     def _start_log(self):
