@@ -135,7 +135,7 @@ class Trainer:
                 result = report(self.data, scores)
                 score = result["image"]["oIoU"]
                 self._log({"step": self.done, "val": result})
-                (bar.write if bar else print)(
+                (print if bar is None else bar.write)(
                     f"step {self.done}: {self.config.data.val_split} oIoU {score:.2f}  mIoU "
                     f"{result['image']['mIoU']:.2f}  P@0.5 {result['image']['P@0.5']:.2f}  "
                     f"({len(self.val_samples)} sentences, image's own size)")
