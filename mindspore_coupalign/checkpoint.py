@@ -71,7 +71,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             if metadata.get("format") != FORMAT:
                 raise UserError(f"{path}: a safetensors file, but not a checkpoint of this project (no format "
                                 f"'{FORMAT}' in its metadata); give best.safetensors or last.safetensors of a run")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError as exc:
         raise UserError(f"{path}: no such checkpoint; training writes best.safetensors and last.safetensors") from exc
     except (SafetensorError, OSError) as exc:
