@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the checkout this file lies in
 VOCABULARY = 30522  # bert-base-uncased
 
 
 def prepare(config_file: str, overrides: list):
     import numpy as np
 
-    sys.path.insert(0, str(ROOT))
     from mindspore_coupalign import build, runtime
     from mindspore_coupalign.config import load_config
     config = load_config(config_file, overrides)

@@ -81,12 +81,12 @@ class TokenGather(nn.Cell):
 
     def construct(self, x):
         if self.pads_out:
-            x = ops.concat((x, ops.zeros_like(ops.narrow(x, 1, 0, 1))), 1)
+            x = ops.concat((x, ops.zeros((x.shape[0], 1, x.shape[2]), x.dtype)), 1)
         return ops.gather(x, self.index, 1)
 
     def bprop(self, x, out, dout):
         if self.pads_back:
-            dout = ops.concat((dout, ops.zeros_like(ops.narrow(dout, 1, 0, 1))), 1)
+            dout = ops.concat((dout, ops.zeros((dout.shape[0], 1, dout.shape[2]), dout.dtype)), 1)
         return (ops.gather(dout, self.opposite, 1),)
 
 
