@@ -152,12 +152,13 @@ def read_references(data: ReferData, splits: list) -> dict:
 def format_table(label: str, results: dict) -> str:
     """The paper's columns, one row per split and protocol."""
     names = ["oIoU", "mIoU", *(f"P@{x}" for x in THRESHOLDS)]
+    titles = {"image": "image's own size", "input": "network's input"}
     lines = [f"{label:<24}{'protocol':<18}{'sentences':>9}  " + "".join(f"{n:>8}" for n in names)]
     for split, result in results.items():
-        for protocol, text in (("image", "image's own size"), ("input", "network's input")):
+        for protocol, text in titles.items():
             row = "".join(f"{result[protocol].get(n, float('nan')):8.2f}" for n in names)
             lines.append(f"{split:<24}{text:<18}{result['sentences']:>9}  {row}")
         for kind, scores in result.get("by_kind", {}).items():
             row = "".join(f"{scores[n]:8.2f}" for n in names)
-            lines.append(f"  {kind:<22}{'image′s own size':<18}{scores['samples']:>9}  {row}".replace("′", "'"))
+            lines.append(f"  {kind:<22}{titles['image']:<18}{scores['samples']:>9}  {row}")
     return "\n".join(lines)
