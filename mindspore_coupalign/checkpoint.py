@@ -83,31 +83,37 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, arrays, config, metadata["tokenizer"], json.loads(metadata["progress"]))
 
 
-def named_arrays(parameters, prefix: str, strip: str = "") -> dict:
-    """``prefix.<name>`` -> array, for parameters whose names start with ``strip.``."""
-    cut = len(strip) + 1 if strip else 0
-    return {f"{prefix}.{p.name[cut:]}": p.asnumpy() for p in parameters}
+def named_arrays(parameters, prefix: str) -> dict:
+    """``prefix.<name>`` -> array."""
+    return {f"{prefix}.{p.name}": p.asnumpy() for p in parameters}
 
 
-def load_parameters(parameters, arrays: dict, source: str, strip: str = ""):
+def load_parameters(parameters, arrays: dict, source: str):
     """Copy arrays into parameters by name; names and shapes must match exactly, in both directions.
 
     Raises:
         UserError: a name is missing or left over, or a shape differs, with the first of them.
     """
-    cut = len(strip) + 1 if strip else 0
-    parameters = {p.name[cut:]: p for p in parameters}
+    parameters = {p.name: p for p in parameters}
+    check_arrays({name: tuple(p.shape) for name, p in parameters.items()}, arrays, source)
+    for name, parameter in parameters.items():
+        parameter.set_data(ms.Tensor(arrays[name], parameter.dtype))
+
+
+def check_arrays(shapes: dict, arrays: dict, source: str):
+    """Names and shapes must match exactly, in both directions.
+
+    Raises:
+        UserError: a name is missing or left over, or a shape differs, with the first of them.
+    """
     hint = "the checkpoint belongs to another configuration"
-    missing, extra = sorted(parameters.keys() - arrays.keys()), sorted(arrays.keys() - parameters.keys())
+    missing, extra = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
     if missing or extra:
         what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the model has not"
         raise UserError(f"{source}: {what} ({len(missing)} missing, {len(extra)} unexpected); {hint}")
-    for name, parameter in parameters.items():
-        if tuple(parameter.shape) != arrays[name].shape:
-            raise UserError(f"{source}: {name} has shape {arrays[name].shape}, the model wants "
-                            f"{tuple(parameter.shape)}; {hint}")
-    for name, parameter in parameters.items():
-        parameter.set_data(ms.Tensor(arrays[name], parameter.dtype))
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise UserError(f"{source}: {name} has shape {arrays[name].shape}, the model wants {shape}; {hint}")
 
 
 def _checksum(arrays: dict) -> int:

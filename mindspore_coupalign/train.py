@@ -143,9 +143,9 @@ class Trainer:
                 self.best = score if result else self.best
                 self._save("best", named_arrays(self.model.get_parameters(), "model"))
         arrays = named_arrays(self.model.get_parameters(), "model")
-        optimizer = self.step.optimizer
-        arrays |= named_arrays(self.step.averages, "ema", "ema")
-        arrays |= named_arrays(optimizer.first, "adam_m", "adam_m") | named_arrays(optimizer.second, "adam_v", "adam_v")
+        for section, state in self.step.states().items():
+            packed = self.step.optimizer.packing.arrays(state)
+            arrays |= {f"{section}.{name}": array for name, array in packed.items()}
         self._save("last", arrays)
         return result
 
@@ -153,11 +153,9 @@ class Trainer:
         """Output folder and log; with a checkpoint, the state it holds."""
         if state is not None:
             load_parameters(self.model.get_parameters(), state.section("model"), str(state.path))
-            if self.step.ema_decay:
-                load_parameters(self.step.averages, state.section("ema"), str(state.path), "ema")
             optimizer = self.step.optimizer
-            load_parameters(optimizer.first, state.section("adam_m"), str(state.path), "adam_m")
-            load_parameters(optimizer.second, state.section("adam_v"), str(state.path), "adam_v")
+            for name, packed in self.step.states().items():
+                optimizer.packing.load(packed, state.section(name), str(state.path))
             self.done, self.best, self.spent = (state.progress[key] for key in ("step", "best", "seconds"))
             optimizer.steps.set_data(ms.Tensor(self.done, ms.float32))
         if self.here.rank > 0:
@@ -223,10 +221,10 @@ class _Averaged:
 
     def __enter__(self):
         if self.step.ema_decay:
-            params = self.step.optimizer.params
+            params, averages = self.step.optimizer.params, self.step.optimizer.packing.arrays(self.step.averages)
             self.kept = [p.asnumpy().copy() for p in params]
-            for parameter, average in zip(params, self.step.averages, strict=True):
-                ops.assign(parameter, average)
+            for parameter in params:
+                ops.assign(parameter, ms.Tensor(averages[parameter.name]))
 
     def __exit__(self, *_):
         if self.step.ema_decay:

@@ -4,7 +4,7 @@ Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); losses (5,
 """
 
 import mindspore as ms
-from mindspore import ParameterTuple, nn, ops
+from mindspore import nn, ops
 
 LOSSES = ("loss", "bce", "dice", "contrast", "grad_norm")
 
@@ -32,6 +32,10 @@ def _average(share, average, parameter):
     return ops.assign_add(average, (parameter - average) * share)
 
 
+def _mean(all_reduce, share, gradient):
+    return all_reduce(gradient) * share
+
+
 class TrainStep:
     """``step(image, ids, word_mask, mask, lr)`` updates the model and returns the losses of LOSSES.
 
@@ -45,9 +49,9 @@ class TrainStep:
     def __init__(self, objective: Objective, optimizer, clip_norm: float, ema: float, ranks: int = 1):
         self.objective, self.optimizer, self.ema_decay = objective, optimizer, ema
         params = optimizer.params
-        self.averages = params.clone("ema", init="same") if ema else ParameterTuple(())
-        averages = self.averages
-        reducer = nn.DistributedGradReducer(params, mean=True, degree=ranks) if ranks > 1 else None
+        start = {p.name: p.asnumpy() for p in params}
+        self.averages = averages = optimizer.packing.state("ema", start) if ema else ()
+        all_reduce = ops.AllReduce() if ranks > 1 else None
         gradient = ms.value_and_grad(objective, None, params, has_aux=True)
         hyper_map = ops.HyperMap()
         half_square_sum = ops.L2Loss()
@@ -55,17 +59,23 @@ class TrainStep:
         @ms.jit
         def step(image, ids, word_mask, mask, lr):
             (loss, bce, dice, contrast), gradients = gradient(image, ids, word_mask, mask)
-            if reducer is not None:
-                gradients = reducer(gradients)
+            gradients = optimizer.pack(gradients)
+            if ranks > 1:
+                gradients = hyper_map(ops.partial(_mean, all_reduce, 1 / ranks), gradients)
             norm = ops.sqrt(2 * ops.addn(hyper_map(half_square_sum, gradients)))
             if clip_norm > 0:
                 gradients = hyper_map(ops.partial(ops.mul, ops.minimum(clip_norm / (norm + 1e-6), 1.0)), gradients)
             optimizer(gradients, lr)
             if ema > 0:
-                hyper_map(ops.partial(_average, 1 - ema), averages, params)
+                hyper_map(ops.partial(_average, 1 - ema), averages, optimizer.targets)
             return ops.stack((loss, bce, dice, contrast, norm))
 
         self._step = step
+
+    def states(self) -> dict:
+        """The packed states that a checkpoint keeps beside the weights, by the name of their section."""
+        states = {"adam_m": self.optimizer.first, "adam_v": self.optimizer.second}
+        return states | ({"ema": self.averages} if self.ema_decay else {})
 
     def __call__(self, image, ids, word_mask, mask, lr):
         self.objective.set_train(True)

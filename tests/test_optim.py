@@ -9,7 +9,8 @@ from tiny_network import tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
 from mindspore_coupalign.build import learning_rate, parameter_groups
-from mindspore_coupalign.optim import AdamW
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.optim import PACK_BELOW, AdamW
 from mindspore_coupalign.train_step import LOSSES, TrainStep
 
 START = {"w": np.linspace(-1, 1, 12).reshape(3, 4), "b": np.array([0.5, -2.0])}
@@ -47,6 +48,18 @@ def as_tensors(pair):
     return tuple(Tensor(g, ms.float32) for g in pair)
 
 
+def update(optimizer, pair, lr):
+    """One update with the gradients of w and b, in the optimizer's own order."""
+    by_name = dict(zip("wb", as_tensors(pair), strict=True))
+    optimizer(optimizer.pack(tuple(by_name[p.name] for p in optimizer.params)), Tensor(lr, ms.float32))
+
+
+def state(optimizer, packed):
+    """The arrays of w and b in a packed state."""
+    arrays = optimizer.packing.arrays(packed)
+    return arrays["w"], arrays["b"]
+
+
 def train(step, gradient, lr):
     image, mask = as_tensors(gradient)
     return step(image, Tensor(0), Tensor(0), mask, Tensor(lr, ms.float32)).asnumpy()
@@ -68,16 +81,17 @@ def adamw_reference(sequence, rates, clip=0.0, decay=0.1):
         yield [v.copy() for v in values]
 
 
+@pytest.mark.parametrize("below", [PACK_BELOW, 3, 1])
 @pytest.mark.parametrize("order", [1, -1])
-def test_adamw_equals_mindspores_own(order):
-    """Each step, with tiny gradients first and last."""
+def test_adamw_equals_mindspores_own(order, below):
+    """Each step, with tiny gradients first and last; both, one and none of the parameters packed."""
     ours, theirs = Linear(), Linear()
-    optimizer = AdamW(groups(ours))
+    optimizer = AdamW(groups(ours), below=below)
     other = experimental.AdamW([{"params": [theirs.w], "weight_decay": 0.1},
                                 {"params": [theirs.b], "weight_decay": 0.0}], lr=0.01)
     for i, pair in enumerate(gradients(8)[2::order] if order == 1 else gradients(8)[::-1]):
         lr = 0.01 * (i + 1)
-        optimizer(as_tensors(pair), Tensor(lr, ms.float32))
+        update(optimizer, pair, lr)
         for group in other.param_groups:
             ms.ops.assign(group["lr"], Tensor(lr, ms.float32))
         other(as_tensors(pair))
@@ -89,16 +103,16 @@ def test_adamw_equals_mindspores_own(order):
 def test_the_first_step_is_lr_long_whatever_the_gradient():
     """Adam's property; an epsilon in the wrong place would shorten the step of small gradients."""
     cell = Linear()
-    AdamW(groups(cell, decay=0.0))(as_tensors((np.full((3, 4), 1e-5), np.full(2, -3.0))), Tensor(0.1, ms.float32))
+    update(AdamW(groups(cell, decay=0.0)), (np.full((3, 4), 1e-5), np.full(2, -3.0)), 0.1)
     np.testing.assert_allclose(cell.w.asnumpy(), START["w"] - 0.1 * 1e-5 / (1e-5 + 1e-8), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(cell.b.asnumpy(), START["b"] + 0.1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_train_step_equals_the_reference(clip):
+@pytest.mark.parametrize(("clip", "below"), [(0.0, PACK_BELOW), (0.5, PACK_BELOW), (0.5, 3), (0.5, 1)])
+def test_train_step_equals_the_reference(clip, below):
     """Clip, AdamW, losses and gradient norm of LOSSES, and the average's recursion, over ten steps."""
     cell = Linear()
-    step = TrainStep(cell, AdamW(groups(cell)), clip, ema=0.8)
+    step = TrainStep(cell, AdamW(groups(cell), below=below), clip, ema=0.8)
     sequence, rates = gradients(10), np.linspace(0.1, 0.01, 10)
     average = [START["w"].copy(), START["b"].copy()]
     for pair, lr, expected in zip(sequence, rates, adamw_reference(sequence, rates, clip), strict=True):
@@ -108,9 +122,10 @@ def test_train_step_equals_the_reference(clip):
         np.testing.assert_allclose([losses[k] for k in LOSSES[:4]], loss * np.arange(1, 5), rtol=1e-4, atol=1e-5)
         assert losses["grad_norm"] == pytest.approx(np.sqrt(sum((g**2).sum() for g in pair)), rel=1e-4)
         average = [0.8 * a + 0.2 * v for a, v in zip(average, expected, strict=True)]
-        for actual, value, mean, now in zip(values(cell), expected, average, step.averages, strict=True):
+        averages = state(step.optimizer, step.averages)
+        for actual, value, mean, now in zip(values(cell), expected, average, averages, strict=True):
             np.testing.assert_allclose(actual, value, rtol=1e-5, atol=1e-5)
-            np.testing.assert_allclose(now.asnumpy(), mean, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(now, mean, rtol=1e-5, atol=1e-5)
 
 
 def test_clipping_bounds_the_norm():
@@ -120,7 +135,7 @@ def test_clipping_bounds_the_norm():
         optimizer = AdamW(groups(cell))
         pair = tuple(g / np.sqrt(sum((x**2).sum() for x in gradients(1)[0])) * size for g in gradients(1)[0])
         train(TrainStep(cell, optimizer, 0.5, ema=0.0), pair, 0.1)
-        moments = [10 * m.asnumpy() for m in optimizer.first]
+        moments = [10 * m for m in state(optimizer, optimizer.first)]
         norm = np.sqrt(sum((m**2).sum() for m in moments))
         assert norm == pytest.approx(bound or size, rel=1e-4)
         np.testing.assert_allclose(moments[0] / norm, pair[0] / size, rtol=1e-4, atol=1e-6)  # its direction stays
@@ -129,6 +144,20 @@ def test_clipping_bounds_the_norm():
 def test_no_average_without_decay():
     cell = Linear()
     assert len(TrainStep(cell, AdamW(groups(cell)), 0.0, ema=0.0).averages) == 0
+
+
+@pytest.mark.parametrize("below", [PACK_BELOW, 3, 1])
+def test_a_packed_state_comes_back(below):
+    """As arrays by parameter name, the same whatever is packed."""
+    optimizer = AdamW(groups(Linear()), below=below)
+    arrays = {"w": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.array([7, 9], np.float32)}
+    optimizer.packing.load(optimizer.first, arrays, "file")
+    for name, array in optimizer.packing.arrays(optimizer.first).items():
+        np.testing.assert_array_equal(array, arrays[name])
+    with pytest.raises(UserError, match="file: b has shape"):
+        optimizer.packing.load(optimizer.first, arrays | {"b": np.zeros(3, np.float32)}, "file")
+    with pytest.raises(UserError, match="file: lacks w"):
+        optimizer.packing.load(optimizer.first, {"b": arrays["b"]}, "file")
 
 
 def learning_rates(config, total):

@@ -245,11 +245,14 @@ def test_a_few_samples_are_learned_by_heart(tmp_path):
 class FakeStep:
     """In place of the jitted step, for tests of the loop: gives losses in order, then NaN for ever."""
 
-    ema_decay, averages = 0.0, ()
+    ema_decay = 0.0
 
     def __init__(self, model, losses):
         self.model, self.losses = model, list(losses)
-        self.optimizer = SimpleNamespace(first=(), second=(), params=())
+        self.optimizer = SimpleNamespace(params=())
+
+    def states(self):
+        return {}
 
     def __call__(self, image, *_):
         loss = self.losses.pop(0) if self.losses else np.nan
