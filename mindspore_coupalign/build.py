@@ -34,7 +34,8 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
         generator = MaskGenerator(vision.channels[stage], vision.sizes[stage], model.decoder_dim, model.queries,
                                   model.query_layers, model.query_heads, model.query_ffn)
         alignment = SentenceMaskAlignment(model.decoder_dim, text.hidden)
-    return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample)
+    return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample,
+                     model.refine_dim)
 
 
 def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.0) -> float:

@@ -74,6 +74,7 @@ class ModelConfig:
     query_ffn: int = 1024
     query_stage: int = 4  # the stage whose features the queries read
     upsample: str = "bilinear"  # logits from stride 4 to the input's size: bilinear (the paper's) or subpixel
+    refine_dim: int = 0  # > 0: channels of the convolutions that sharpen the mask by the picture's edges; ours
     sentence_mask: bool = True  # SMA; off: the mask is predicted from the pixel embedding alone
 
 

@@ -106,4 +106,7 @@ def parts(model: CoupAlign, words: int) -> list[tuple[str, list, int]]:
         rows.append(("mask generator", [model.generator], generator(model.generator, pixels[model.query_stage])))
         rows.append(("sentence-mask alignment", [model.alignment], sentence_mask(model.alignment, pixels[0], queries)))
     rows.append(("head", [model.head], conv(model.head, pixels[0])))
+    if model.refine is not None:
+        refine, full = model.refine, 16 * pixels[0]
+        rows.append(("refinement", [refine], conv(refine.conv1, full) + conv(refine.conv2, full)))
     return rows

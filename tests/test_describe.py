@@ -16,6 +16,7 @@ from mindspore_coupalign.models.swin import Swin
 VARIANTS = {
     "all": (),
     "padded windows": ("data.image_size=96", "model.image.window=5", "model.query_stage=2"),
+    "refinement": ("model.refine_dim=8",),
     "sub-pixel head": ("model.upsample=subpixel",),
     "without alignment": ("model.sentence_mask=false", "model.wpa_stages=[3]", "model.text.groups=[1,0,0,2]"),
 }

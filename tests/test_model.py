@@ -198,6 +198,21 @@ def test_subpixel_puts_each_channel_in_its_place():
             np.testing.assert_array_equal(out[:, 0, row, column], x[:, row % 4 * 4 + column % 4, row // 4, column // 4])
 
 
+def test_refinement_sharpens_and_leaves_the_rest_alone(batch):
+    """At its start it changes nothing; its gradient reaches its own convolutions and nothing else."""
+    model = tiny_model("model.refine_dim=4")
+    plain = tiny_model()
+    for name, parameter in plain.parameters_dict().items():
+        parameter.set_data(model.parameters_dict()[name])
+    np.testing.assert_array_equal(eager(model, *batch), eager(plain, *batch))
+    randomize(model)
+    parameters = model.trainable_params()
+    gradient = ms.ops.GradOperation(get_by_list=True, sens_param=True)(model, ms.ParameterTuple(parameters))
+    gradients = gradient(*map(ms.Tensor, batch[:3]), ms.ops.ones((2, 1, 64, 64)))
+    reached = {p.name for p, g in zip(parameters, gradients, strict=True) if np.abs(g.asnumpy()).max() > 0}
+    assert reached == {"refine.conv1.weight", "refine.conv1.bias", "refine.conv2.weight", "refine.conv2.bias"}
+
+
 def test_the_subpixel_head_gives_the_inputs_size(batch):
     assert eager(randomize(tiny_model("model.upsample=subpixel")), *batch).shape == (2, 1, 64, 64)
 
