@@ -104,8 +104,8 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
     source = EvalSource(data, samples, tokens, transform, batch, rank, ranks)
     found = {"sample": [], "image": [], "input": []}
     model.set_train(False)
-    with tqdm(total=int((source.samples >= 0).sum()), desc=progress, unit="sentence", disable=not progress,
-              leave=False) as bar:
+    with tqdm(total=int((source.samples >= 0).sum()), desc=progress, unit="sentence", leave=False,
+              disable=None if progress else True) as bar:  # None: off where stderr is not a terminal
         for image, ids, word_mask, sample in batches(source, batch, config.data.workers):
             logits = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0]
             for i in np.flatnonzero(sample >= 0):

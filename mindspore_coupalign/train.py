@@ -7,6 +7,7 @@ Files in the output folder: ``config.yaml`` (resolved), ``log.jsonl`` (one line 
 import argparse
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -93,7 +94,8 @@ class Trainer:
                              names.flip, (self.done, self.total), self.here.rank, self.here.ranks)
         window, started = [], time.perf_counter()
         shown = None if train.minutes else self.total
-        with tqdm(total=shown, initial=self.done, unit="step", disable=self.here.rank > 0, dynamic_ncols=True) as bar:
+        with tqdm(total=shown, initial=self.done, unit="step", disable=self.here.rank > 0, dynamic_ncols=True,
+                  mininterval=0.1 if sys.stderr.isatty() else 30) as bar:  # a log file gets two lines a minute
             for image, ids, word_mask, mask, _ in batches(source, source.local, names.workers):
                 clock = self._clock(self._seconds())
                 rate = np.float32(build.learning_rate(self.config, self.done, self.total, clock))
@@ -189,7 +191,7 @@ class Trainer:
                    "samples_per_s": round(speed, 1)})
         budget = 60 * self.config.train.minutes
         left = f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""
-        bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {rate:.1e}, {speed:.0f} samples/s{left}")
+        bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {rate:.1e}, {speed:.0f} samples/s{left}", refresh=False)
 
     def _check_finite(self, losses):
         """Before anything is saved: a loss that is no number has reached the weights."""

@@ -147,7 +147,7 @@ def _write(folder, label, workers):
     tasks = [(split, range(start, min(start + _CHUNK, count)))
              for split, count in label["scenes"].items() for start in range(0, count, _CHUNK)]
     make = partial(_make_scenes, images, label["seed"])
-    with tqdm(total=sum(label["scenes"].values()), unit="scene", desc="RefShapes") as bar:
+    with tqdm(total=sum(label["scenes"].values()), unit="scene", desc="RefShapes", disable=None) as bar:
         records = []
         for done in _map(make, tasks, workers):
             records += done
