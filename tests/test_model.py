@@ -137,13 +137,14 @@ def test_stages_with_word_pixel_alignment(stages, batch):
     assert widths == [8 * 2 ** (stage - 1) for stage in stages]
     rest = {line for line in named_shapes(model) if not line.startswith("encoder.wpa.")}
     assert rest == {line for line in golden_lines() if not line.startswith("encoder.wpa.")}
-    out, _, _, _, attention = eager(model.forward, *batch)
+    out, _, _, _, attention, _ = eager(model.forward, *batch)
     assert np.isfinite(out.asnumpy()).all()
     assert [a.shape[1:3] for a in attention] == [((1, 2, 2, 4)[stage - 1], 256 // 4 ** (stage - 1)) for stage in stages]
 
 
 def test_forward_names_the_intermediates(model, batch, logits):
-    out, y, proposals, chosen, attention = eager(model.forward, *batch)
+    out, y, proposals, chosen, attention, coarse = eager(model.forward, *batch)
+    np.testing.assert_array_equal(coarse, out)  # nothing refines it
     np.testing.assert_allclose(out.asnumpy(), logits, rtol=1e-4, atol=1e-4)
     assert y.shape == (2, 16, 16, 16) and proposals.shape == (2, 256, 6) and chosen.shape == (2, 6)
     assert [a.shape for a in attention] == [(2, 1, 256, 8), (2, 2, 64, 8), (2, 2, 16, 8), (2, 4, 4, 8)]
@@ -157,7 +158,7 @@ def test_forward_names_the_intermediates(model, batch, logits):
 def test_without_sentence_mask_alignment(batch):
     model = randomize(tiny_model("model.sentence_mask=false"))
     assert not any(p.name.startswith(("generator.", "alignment.")) for p in model.get_parameters())
-    out, y, proposals, chosen, _ = eager(model.forward, *batch)
+    out, y, proposals, chosen, _, _ = eager(model.forward, *batch)
     assert out.shape == (2, 1, 64, 64) and y.shape == (2, 16, 16, 16) and proposals is None and chosen is None
 
 
