@@ -39,7 +39,7 @@ def setup(target: str, seed: int) -> Runtime:
     ms.set_device(target, int(os.environ.get("DEVICE_ID", "0"))) if target != "CPU" else ms.set_device(target)
     ms.set_context(mode=ms.GRAPH_MODE)
     rank, ranks = 0, 1
-    if os.environ.get("MS_ROLE") == "MS_WORKER":  # set by msrun
+    if os.environ.get("MS_ROLE"):  # set by msrun; its scheduler process joins here, serves the others and exits
         from mindspore import communication
         communication.init()
         rank, ranks = communication.get_rank(), communication.get_group_size()

@@ -10,4 +10,4 @@ target="${3:-auto}"
 shift $(($# > 2 ? 3 : 2))
 exec msrun --worker_num="$workers" --local_worker_num="$workers" --master_port="${MASTER_PORT:-8118}" --join=True \
   --cluster_time_out=60 --log_dir="${LOG_DIR:-runs/msrun_log}" \
-  -m mindspore_coupalign train --config "$config" --device-target "$target" "$@"
+  python -m mindspore_coupalign train --config "$config" --device-target "$target" "$@"
