@@ -34,8 +34,7 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
         generator = MaskGenerator(vision.channels[stage], vision.sizes[stage], model.decoder_dim, model.queries,
                                   model.query_layers, model.query_heads, model.query_ffn)
         alignment = SentenceMaskAlignment(model.decoder_dim, text.hidden)
-    return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample,
-                     model.refine_dim)
+    return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample)
 
 
 def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.0) -> float:
@@ -51,17 +50,22 @@ def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.
     return train.lr * min(1.0, (step + 1) / (warmup + 1)) * decay
 
 
-def parameter_groups(model, weight_decay: float) -> list:
-    """Two AdamW groups: matrices decay; norms, biases, embeddings of position and position-bias tables do not."""
-    decayed, plain = [], []
+def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0) -> list:
+    """Three AdamW groups: matrices decay; norms, biases and position embeddings do not; nor do position-bias tables.
+
+    The tables learn ``position_bias_rate`` times as fast: Adam moves a value by at most the rate per step, and a score
+    has to move by several units before attention prefers a direction.
+    """
+    decayed, plain, tables = [], [], []
     for parameter in model.trainable_params():
-        (plain if _undecayed(parameter) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def _undecayed(parameter) -> bool:
-    name = parameter.name
-    return parameter.ndim < 2 or "position_bias_table" in name or "position_embeddings" in name
+        if "position_bias_table" in parameter.name:
+            tables.append(parameter)
+        elif parameter.ndim < 2 or "position_embeddings" in parameter.name:
+            plain.append(parameter)
+        else:
+            decayed.append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0},
+            {"params": tables, "weight_decay": 0.0, "rate": position_bias_rate}]
 
 
 def build_train_step(model, config: Config, ranks: int = 1) -> TrainStep:
@@ -69,7 +73,7 @@ def build_train_step(model, config: Config, ranks: int = 1) -> TrainStep:
     loss, train = config.loss, config.train
     objective = Objective(model, MaskLoss(), PixelContrast(loss.temperature, loss.negatives),
                           (loss.bce, loss.dice, loss.contrast))
-    optimizer = AdamW(parameter_groups(model, train.weight_decay))
+    optimizer = AdamW(parameter_groups(model, train.weight_decay, train.position_bias_rate))
     return TrainStep(objective, optimizer, train.clip_norm, train.ema, ranks)
 
 

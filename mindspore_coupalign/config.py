@@ -73,8 +73,7 @@ class ModelConfig:
     query_heads: int = 8
     query_ffn: int = 1024
     query_stage: int = 4  # the stage whose features the queries read
-    upsample: str = "bilinear"  # logits from stride 4 to the input's size: bilinear (the paper's) or subpixel
-    refine_dim: int = 0  # > 0: channels of the convolutions that sharpen the mask by the picture's edges; ours
+    upsample: str = "bilinear"  # logits from stride 4 to the input's size: bilinear (the paper's), subpixel or guided
     sentence_mask: bool = True  # SMA; off: the mask is predicted from the pixel embedding alone
 
 
@@ -95,6 +94,7 @@ class TrainConfig:
     minutes: float = 0.0  # > 0: stop after so much time, compiling and validating included; the rate follows the clock
     batch_size: int = 32  # global: all ranks together
     lr: float = 5e-5
+    position_bias_rate: float = 1.0  # factor of lr for Swin's tables of relative position biases
     schedule: str = "poly"  # poly (power 0.9) or cosine
     warmup_steps: int = 0
     weight_decay: float = 0.01
@@ -290,7 +290,7 @@ def _validate(config: Config, source: str):
     for i, heads in enumerate(model.wpa_heads):
         dim = image.embed_dim * 2**i
         check(dim % heads == 0, f"model.wpa_heads[{i}]={heads} does not divide the stage's {dim} channels")
-    one_of("model.upsample", model.upsample, ("bilinear", "subpixel"))
+    one_of("model.upsample", model.upsample, ("bilinear", "subpixel", "guided"))
     one_of("model.query_stage", model.query_stage, (1, 2, 3, 4))
     check(min(model.queries, model.query_layers, model.query_heads, model.query_ffn, model.decoder_dim) >= 1,
           "model.queries, query_layers, query_heads, query_ffn and decoder_dim must be at least 1")

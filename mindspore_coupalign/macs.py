@@ -11,6 +11,7 @@ from mindspore import nn
 from mindspore_coupalign.models import layers, mask_generator, swin
 from mindspore_coupalign.models.bert import BertGroup
 from mindspore_coupalign.models.coupalign import CoupAlign
+from mindspore_coupalign.models.guided_filter import GuidedFilter, Separable
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import Gate, WordPixelAlignment
 
@@ -85,6 +86,17 @@ def sentence_mask(cell: SentenceMaskAlignment, pixels: int, queries: int) -> int
     return 2 * pixels * queries * dim + dense(cell.w_q, queries) + dense(cell.w_g, 1) + queries * dim
 
 
+def separable(cell: Separable, channels: int) -> int:
+    (rows, height), (width, columns) = cell.rows.shape, cell.columns.shape
+    return channels * columns * height * (width + rows)
+
+
+def guided_filter(cell: GuidedFilter) -> int:
+    """Colours and their six products are pooled; colours, mask and mask times colours averaged; a and b spread."""
+    return (separable(cell.pool, 3) + separable(cell.pool_window, 6) + separable(cell.window, 7)
+            + separable(cell.spread_window, 4))
+
+
 def parts(model: CoupAlign, words: int) -> list[tuple[str, list, int]]:
     """(name, cells, MACs) of each part, in the order of computation; the cells together hold every parameter."""
     encoder, vision = model.encoder, model.encoder.vision
@@ -106,7 +118,6 @@ def parts(model: CoupAlign, words: int) -> list[tuple[str, list, int]]:
         rows.append(("mask generator", [model.generator], generator(model.generator, pixels[model.query_stage])))
         rows.append(("sentence-mask alignment", [model.alignment], sentence_mask(model.alignment, pixels[0], queries)))
     rows.append(("head", [model.head], conv(model.head, pixels[0])))
-    if model.refine is not None:
-        refine, full = model.refine, 16 * pixels[0]
-        rows.append(("refinement", [refine], conv(refine.conv1, full) + conv(refine.conv2, full)))
+    if model.guided is not None:
+        rows.append(("guided filter", [model.guided], guided_filter(model.guided)))
     return rows

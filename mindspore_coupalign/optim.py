@@ -20,9 +20,7 @@ PACK_BELOW = 2**17  # values
 class Packing:
     """The order of parameters in a packed state (vector, *large)."""
 
-    def __init__(self, params: list, below: int = PACK_BELOW):
-        small = [p for p in params if p.size < below]
-        large = [p for p in params if p.size >= below]
+    def __init__(self, small: list, large: list):
         self.params = small + large
         self.small = ParameterTuple(small)
         self.large = ParameterTuple(large)
@@ -58,14 +56,19 @@ class AdamW(nn.Cell):
     """``construct(gradients, lr)`` updates every parameter from packed gradients; lr is a 0-d tensor.
 
     Args:
-        groups: from ``build.parameter_groups``: dicts of params and weight_decay.
+        groups: from ``build.parameter_groups``: dicts of params, weight_decay and rate, a factor of lr (default 1).
+        below: parameters of fewer values and of rate 1 are joined.
     """
 
     def __init__(self, groups: list, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
                  below: int = PACK_BELOW):
         super().__init__()
-        decay = {p.name: group["weight_decay"] for group in groups for p in group["params"]}
-        self.packing = packing = Packing([p for group in groups for p in group["params"]], below)
+        params = [p for group in groups for p in group["params"]]
+        rate = {p.name: group.get("rate", 1.0) for group in groups for p in group["params"]}
+        decay = {p.name: rate[p.name] * group["weight_decay"] for group in groups for p in group["params"]}
+        alone = [p.size >= below or rate[p.name] != 1 for p in params]
+        self.packing = packing = Packing([p for p, is_alone in zip(params, alone, strict=True) if not is_alone],
+                                         [p for p, is_alone in zip(params, alone, strict=True) if is_alone])
         self.params = ParameterTuple(packing.params)
         self.small, self.count = packing.small, len(packing.small)
         # slices or a split of hundreds of parts compile for minutes; a gather of constant places does not
@@ -74,6 +77,7 @@ class AdamW(nn.Cell):
         self.vector = packing.state("adam_work")[0]
         self.targets = ParameterTuple([self.vector, *packing.large])
         self.first, self.second = packing.state("adam_m"), packing.state("adam_v")
+        self.rates = (Tensor(1, ms.float32), *(Tensor(rate[p.name], ms.float32) for p in packing.large))
         self.decays = ()
         if any(decay.values()):
             each = [np.full(p.size, decay[p.name], np.float32) for p in packing.small]
@@ -98,13 +102,14 @@ class AdamW(nn.Cell):
             ops.assign(self.vector, ops.concat(self.map(_flat, self.small)))
         if self.decays:
             self.map(ops.partial(_decay, lr), self.decays, self.targets)
-        self.map(ops.partial(self._update, power1, power2, lr, eps), self.targets, self.first, self.second, gradients)
+        self.map(ops.partial(self._update, power1, power2, lr, eps), self.rates, self.targets, self.first, self.second,
+                 gradients)
         if self.count > 0:
             self.map(ops.partial(_assign_part, self.vector), self.small, self.places)
         return steps
 
-    def _update(self, power1, power2, lr, eps, parameter, first, second, gradient):
-        return self.adam(parameter, first, second, power1, power2, lr, self.beta1, self.beta2, eps, gradient)
+    def _update(self, power1, power2, lr, eps, rate, parameter, first, second, gradient):
+        return self.adam(parameter, first, second, power1, power2, lr * rate, self.beta1, self.beta2, eps, gradient)
 
 
 def _flat(tensor):

@@ -18,12 +18,9 @@ class Objective(nn.Cell):
         self.bce_weight, self.dice_weight, self.contrast_weight = weights
 
     def construct(self, image, ids, word_mask, mask):
-        logits, pixels, _, _, _, coarse = self.model.forward(image, ids, word_mask)
+        logits, pixels, _, _, _ = self.model.forward(image, ids, word_mask)
         bce, dice = self.mask_loss(logits, mask)
         total = self.bce_weight * bce + self.dice_weight * dice
-        if self.model.refine is not None:  # which passes no gradient on: the network learns from its coarse logits
-            coarse_bce, coarse_dice = self.mask_loss(coarse, mask)
-            total = total + self.bce_weight * coarse_bce + self.dice_weight * coarse_dice
         contrast = ops.zeros_like(bce)
         if self.contrast_weight > 0:
             contrast = self.contrast(pixels, mask)

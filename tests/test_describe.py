@@ -16,7 +16,7 @@ from mindspore_coupalign.models.swin import Swin
 VARIANTS = {
     "all": (),
     "padded windows": ("data.image_size=96", "model.image.window=5", "model.query_stage=2"),
-    "refinement": ("model.refine_dim=8",),
+    "guided filter": ("model.upsample=guided",),
     "sub-pixel head": ("model.upsample=subpixel",),
     "without alignment": ("model.sentence_mask=false", "model.wpa_stages=[3]", "model.text.groups=[1,0,0,2]"),
 }
@@ -26,7 +26,7 @@ VARIANTS = {
 def watched(monkeypatch):
     """A list to which every matrix product and convolution adds its MACs, while cells run operator by operator."""
     found = []
-    dense, conv, product = nn.Dense.construct, nn.Conv2d.construct, ops.BatchMatMul.__call__
+    dense, conv, product, matmul = nn.Dense.construct, nn.Conv2d.construct, ops.BatchMatMul.__call__, ops.matmul
 
     def dense_watched(self, x):
         found.append(x.size * self.out_channels)
@@ -42,6 +42,12 @@ def watched(monkeypatch):
         found.append(out.size * a.shape[-1])
         return out
 
+    def matmul_watched(a, b):
+        out = matmul(a, b)
+        found.append(out.size * a.shape[-1])
+        return out
+
+    monkeypatch.setattr(ops, "matmul", matmul_watched)
     monkeypatch.setattr(nn.Dense, "construct", dense_watched)
     monkeypatch.setattr(nn.Conv2d, "construct", conv_watched)
     monkeypatch.setattr(ops.BatchMatMul, "__call__", product_watched)

@@ -100,6 +100,23 @@ def test_adamw_equals_mindspores_own(order, below):
     assert float(optimizer.steps) == i + 1
 
 
+@pytest.mark.parametrize("below", [PACK_BELOW, 1])
+def test_a_group_of_another_rate(below):
+    """Equal to the common rate times the factor, decay included; the other group goes on as before."""
+    slow, fast = Linear(), Linear()
+    factors = groups(fast)
+    factors[0]["rate"] = 8.0
+    one, other = AdamW(groups(slow), below=below), AdamW(factors, below=below)
+    lone = Linear()
+    reference = AdamW(groups(lone), below=below)
+    for pair in gradients(4):
+        update(one, pair, 0.01)
+        update(reference, pair, 0.08)
+        update(other, pair, 0.01)
+    np.testing.assert_allclose(fast.w.asnumpy(), lone.w.asnumpy(), rtol=1e-6)
+    np.testing.assert_allclose(fast.b.asnumpy(), slow.b.asnumpy(), rtol=1e-6)
+
+
 def test_the_first_step_is_lr_long_whatever_the_gradient():
     """Adam's property; an epsilon in the wrong place would shorten the step of small gradients."""
     cell = Linear()
@@ -198,12 +215,14 @@ def test_a_warm_up_longer_than_the_run(total):
 
 def test_parameter_groups_of_the_model():
     model = tiny_model()
-    decayed, plain = parameter_groups(model, 0.07)
-    assert decayed["weight_decay"] == 0.07 and plain["weight_decay"] == 0.0
-    names = [p.name for group in (decayed, plain) for p in group["params"]]
+    decayed, plain, tables = parameter_groups(model, 0.07, 16.0)
+    assert decayed["weight_decay"] == 0.07 and plain["weight_decay"] == tables["weight_decay"] == 0.0
+    assert tables["rate"] == 16 and "rate" not in decayed and "rate" not in plain
+    names = [p.name for group in (decayed, plain, tables) for p in group["params"]]
     assert len(names) == len(set(names)) and set(names) == {p.name for p in model.trainable_params()}
     still = {p.name.rpartition(".")[2] for p in plain["params"]}
-    assert still == {"gamma", "beta", "bias", "relative_position_bias_table", "position_embeddings"}
+    assert still == {"gamma", "beta", "bias", "position_embeddings"}
+    assert {p.name.rpartition(".")[2] for p in tables["params"]} == {"relative_position_bias_table"}
     moving = {p.name.rpartition(".")[2] for p in decayed["params"]}
     assert moving == {"weight", "word_embeddings", "token_type_embeddings", "queries"}
 

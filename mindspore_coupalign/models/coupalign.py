@@ -6,57 +6,41 @@ Shapes: image (B, 3, H, W); ids, word_mask (B, T) int32; logits (B, 1, H, W), po
 from mindspore import nn, ops
 
 from mindspore_coupalign.models.encoder import FusedEncoder
+from mindspore_coupalign.models.guided_filter import GuidedFilter
 from mindspore_coupalign.models.layers import Resize, SubPixel
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
-
-
-class Refinement(nn.Cell):
-    """Lets the picture's edges sharpen the mask: logits (B, 1, H, W), image (B, 3, H, W) -> logits (B, 1, H, W).
-
-    A residual of two 3×3 convolutions at the input's size that starts at zero. No gradient goes back through it: the
-    network learns from the coarse logits as it would without, only sharper edges cannot stand in for words.
-    """
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(4, dim, 3, has_bias=True, weight_init="HeUniform")
-        self.conv2 = nn.Conv2d(dim, 1, 3, has_bias=True, weight_init="zeros", bias_init="zeros")
-
-    def construct(self, logits, image):
-        logits = ops.stop_gradient(logits)
-        return logits + self.conv2(ops.relu(self.conv1(ops.concat((logits, image), 1))))
 
 
 class CoupAlign(nn.Cell):
     """``construct`` gives the mask logits; ``forward`` gives them with the named intermediates for losses and figures.
 
     The exported graph is ``construct``'s: what only ``forward`` returns is not in it. ``upsample`` takes the logits
-    from stride 4 to the input's size: "bilinear", or "subpixel", where the last convolution predicts 4×4 blocks.
+    from stride 4 to the input's size: "bilinear"; "subpixel", where the last convolution predicts 4×4 blocks; or
+    "guided", where the image guides them.
     """
 
     def __init__(self, encoder: FusedEncoder, decoder: PixelDecoder, size: tuple, dim: int,
                  generator: MaskGenerator | None = None, alignment: SentenceMaskAlignment | None = None,
-                 query_stage: int = 4, upsample: str = "bilinear", refine_dim: int = 0):
+                 query_stage: int = 4, upsample: str = "bilinear"):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.generator = generator
         self.alignment = alignment
         self.query_stage = query_stage - 1
-        subpixel = upsample == "subpixel"
-        self.head = nn.Conv2d(dim if alignment is None else 2 * dim, 16 if subpixel else 1, 1, has_bias=True)
-        self.to_input_size = SubPixel(4) if subpixel else Resize(size)
-        self.refine = Refinement(refine_dim) if refine_dim else None
+        channels = 16 if upsample == "subpixel" else 1
+        self.head = nn.Conv2d(dim if alignment is None else 2 * dim, channels, 1, has_bias=True)
+        self.guided = GuidedFilter((size[0] // 4, size[1] // 4), 4) if upsample == "guided" else None
+        self.to_input_size = SubPixel(4) if upsample == "subpixel" else Resize(size)
 
     def construct(self, image, ids, word_mask):
         return self.forward(image, ids, word_mask)[0]
 
     def forward(self, image, ids, word_mask):
-        """(logits (B,1,H,W), Y (B,C_d,H/4,W/4), proposals (B,P,N), weights (B,N), words ((B,h,P_i,T), …), coarse).
+        """(logits (B,1,H,W), Y (B,C_d,H/4,W/4), proposals (B,P,N), weights (B,N), words ((B,h,P_i,T), …)).
 
-        ``words`` is each aligned stage's attention; proposals and weights are None without sentence-mask alignment;
-        ``coarse`` are the logits before refinement.
+        ``words`` is each aligned stage's attention; proposals and weights are None without sentence-mask alignment.
         """
         stages, words, attention = self.encoder(image, ids, word_mask)
         y = self.decoder(stages)
@@ -68,6 +52,6 @@ class CoupAlign(nn.Cell):
             tokens = y.reshape((b, c, h * w)).transpose((0, 2, 1))
             aligned, proposals, weights = self.alignment(tokens, masks, sentence)
             pixels = ops.concat((y, aligned.transpose((0, 2, 1)).reshape(y.shape)), 1)
-        coarse = self.to_input_size(self.head(pixels))
-        logits = coarse if self.refine is None else self.refine(coarse, image)
-        return logits, y, proposals, weights, attention, coarse
+        coarse = self.head(pixels)
+        logits = self.to_input_size(coarse) if self.guided is None else self.guided(coarse, image)
+        return logits, y, proposals, weights, attention
