@@ -12,8 +12,11 @@ from mindspore_coupalign.models.encoder import FusedEncoder
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.swin import Swin
-from mindspore_coupalign.optim import AdamW
+from mindspore_coupalign.muon import matrix_shape
+from mindspore_coupalign.optim import PACK_BELOW, Optimizer
 from mindspore_coupalign.train_step import Objective, TrainStep
+
+MUON_SIDE = 96  # on CPU the orthogonal factor of a matrix with two longer sides costs more than it gives
 
 
 def build_model(config: Config, vocab_size: int) -> CoupAlign:
@@ -34,7 +37,8 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
         generator = MaskGenerator(vision.channels[stage], vision.sizes[stage], model.decoder_dim, model.queries,
                                   model.query_layers, model.query_heads, model.query_ffn)
         alignment = SentenceMaskAlignment(model.decoder_dim, text.hidden)
-    return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample)
+    return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample,
+                     stage_masks=config.loss.stages > 0)
 
 
 def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.0) -> float:
@@ -50,30 +54,41 @@ def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.
     return train.lr * min(1.0, (step + 1) / (warmup + 1)) * decay
 
 
-def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0) -> list:
-    """Three AdamW groups: matrices decay; norms, biases and position embeddings do not; nor do position-bias tables.
+def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0, muon_rate: float = 0.0) -> list:
+    """The optimizer's groups: matrices decay; norms, biases, position embeddings and position-bias tables do not.
 
     The tables learn ``position_bias_rate`` times as fast: Adam moves a value by at most the rate per step, and a score
-    has to move by several units before attention prefers a direction.
+    has to move by several units before attention prefers a direction. With a ``muon_rate``, the matrices of dense
+    layers and of the decoder's convolutions, all but the largest, are a fourth group that Muon moves.
     """
-    decayed, plain, tables = [], [], []
+    decayed, plain, tables, matrices = [], [], [], []
     for parameter in model.trainable_params():
         if "position_bias_table" in parameter.name:
             tables.append(parameter)
         elif parameter.ndim < 2 or "position_embeddings" in parameter.name:
             plain.append(parameter)
+        elif muon_rate > 0 and _is_muons(parameter):
+            matrices.append(parameter)
         else:
             decayed.append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0},
-            {"params": tables, "weight_decay": 0.0, "rate": position_bias_rate}]
+            {"params": tables, "weight_decay": 0.0, "rate": position_bias_rate},
+            {"params": matrices, "weight_decay": weight_decay, "rate": muon_rate, "muon": True}]
+
+
+def _is_muons(parameter) -> bool:
+    """Not embeddings, nor rows that are read one by one, nor the head, nor what sees the image's own values."""
+    if not parameter.name.endswith(".weight") or parameter.name.endswith("embed.proj.weight"):
+        return False
+    return 1 < min(matrix_shape(parameter)) <= MUON_SIDE and parameter.size < PACK_BELOW
 
 
 def build_train_step(model, config: Config, ranks: int = 1) -> TrainStep:
     """The jitted step with its losses and optimizer."""
     loss, train = config.loss, config.train
     objective = Objective(model, MaskLoss(), PixelContrast(loss.temperature, loss.negatives),
-                          (loss.bce, loss.dice, loss.contrast))
-    optimizer = AdamW(parameter_groups(model, train.weight_decay, train.position_bias_rate))
+                          (loss.bce, loss.dice, loss.contrast, loss.stages))
+    optimizer = Optimizer(parameter_groups(model, train.weight_decay, train.position_bias_rate, train.muon_rate))
     return TrainStep(objective, optimizer, train.clip_norm, train.ema, ranks)
 
 

@@ -82,6 +82,7 @@ class LossConfig:
     bce: float = 1.0
     dice: float = 1.0
     contrast: float = 0.1
+    stages: float = 0.0  # > 0: weight of the mask losses of linear heads on the first two fused stages
     temperature: float = 0.1
     negatives: int = 256  # background pixels drawn per sample for the contrast
 
@@ -95,6 +96,7 @@ class TrainConfig:
     batch_size: int = 32  # global: all ranks together
     lr: float = 5e-5
     position_bias_rate: float = 1.0  # factor of lr for Swin's tables of relative position biases
+    muon_rate: float = 0.0  # > 0: Muon moves the matrices, by a root mean square of muon_rate · lr; 0: AdamW everything
     schedule: str = "poly"  # poly (power 0.9) or cosine
     warmup_steps: int = 0
     weight_decay: float = 0.01
@@ -296,14 +298,16 @@ def _validate(config: Config, source: str):
           "model.queries, query_layers, query_heads, query_ffn and decoder_dim must be at least 1")
     check(model.decoder_dim % model.query_heads == 0, "model.query_heads must divide model.decoder_dim")
     check(model.decoder_dim % 8 == 0, "model.decoder_dim must be a multiple of 8 (its group norms)")
-    check(min(loss.bce, loss.dice, loss.contrast) >= 0 and loss.bce + loss.dice > 0,
-          "loss.bce, dice and contrast must not be negative, and bce or dice must be on")
+    check(min(loss.bce, loss.dice, loss.contrast, loss.stages) >= 0 and loss.bce + loss.dice > 0,
+          "loss.bce, dice, contrast and stages must not be negative, and bce or dice must be on")
     check(loss.temperature > 0 and loss.negatives >= 1, "loss.temperature and loss.negatives must be positive")
     one_of("train.schedule", train.schedule, ("poly", "cosine"))
     check(train.batch_size >= 1 and config.eval.batch_size >= 1, "batch_size must be at least 1")
     check(train.epochs >= 1 and train.steps >= 0, "train.epochs must be at least 1 and train.steps at least 0")
     check(train.minutes >= 0, "train.minutes must not be negative")
     check(train.lr > 0, "train.lr must be positive")
+    check(train.position_bias_rate > 0 and train.muon_rate >= 0,
+          "train.position_bias_rate must be positive and train.muon_rate not negative")
     check(train.seed >= 0, "train.seed must not be negative")
     check(min(train.warmup_steps, train.weight_decay, train.clip_norm, train.val_every, train.val_samples) >= 0,
           "train.warmup_steps, weight_decay, clip_norm, val_every and val_samples must not be negative")

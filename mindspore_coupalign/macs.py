@@ -120,4 +120,6 @@ def parts(model: CoupAlign, words: int) -> list[tuple[str, list, int]]:
     rows.append(("head", [model.head], conv(model.head, pixels[0])))
     if model.guided is not None:
         rows.append(("guided filter", [model.guided], guided_filter(model.guided)))
+    if len(model.stage_heads):
+        rows.append(("stage heads (training)", [model.stage_heads], 0))
     return rows

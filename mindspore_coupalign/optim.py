@@ -1,8 +1,8 @@
-"""AdamW (Loshchilov & Hutter, 2019), equal to PyTorch's, with small parameters joined into one vector.
+"""AdamW (Loshchilov & Hutter, 2019), equal to PyTorch's, and Muon for matrices, with small parameters joined.
 
 A small network has hundreds of tensors of a few hundred values each; on CPU their update kernels cost more than the
-network itself when they run one by one. Every state of the optimizer is therefore a tuple (vector, *large): all
-parameters of fewer than ``PACK_BELOW`` values joined in order, then the others as they are.
+network itself when they run one by one. Every state of the optimizer is therefore a tuple (vector, *large, matrices):
+AdamW's parameters of fewer than ``PACK_BELOW`` values joined in order, its others as they are, and Muon's joined.
 
 ``mindspore.experimental.optim.AdamW`` gives the same numbers from about ten small kernels per parameter; the fused
 kernel ``AdamWeightDecay`` is ten times slower than ``Adam``.
@@ -13,33 +13,40 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindspore_coupalign.checkpoint import check_arrays
+from mindspore_coupalign.muon import Muon, matrix_shape
 
 PACK_BELOW = 2**17  # values
 
 
 class Packing:
-    """The order of parameters in a packed state (vector, *large)."""
+    """The order of parameters in a packed state (vector, *large, matrices); without matrices it has no such part."""
 
-    def __init__(self, small: list, large: list):
-        self.params = small + large
-        self.small = ParameterTuple(small)
-        self.large = ParameterTuple(large)
-        ends = np.cumsum([p.size for p in small]).tolist()
-        self.slices = [slice(end - p.size, end) for p, end in zip(small, ends, strict=True)]
+    def __init__(self, small: list, large: list, matrices: list = ()):
+        self.params = [*small, *large, *matrices]
+        self.small, self.large, self.matrices = (ParameterTuple(params) for params in (small, large, matrices))
 
     def state(self, prefix: str, values: dict | None = None) -> ParameterTuple:
         """A new packed state, zero or from arrays by parameter name."""
         def of(p):
             return np.zeros(p.shape, np.float32) if values is None else values[p.name]
-        vector = np.concatenate([of(p).reshape(-1) for p in self.small] or [np.zeros(1, np.float32)])
-        return ParameterTuple([Parameter(Tensor(vector), name=f"{prefix}.packed", requires_grad=False)] + [
-            Parameter(Tensor(of(p)), name=f"{prefix}.{p.name}", requires_grad=False) for p in self.large])
+
+        def joined(params):
+            return np.concatenate([of(p).reshape(-1) for p in params] or [np.zeros(1, np.float32)])
+
+        parts = {"packed": joined(self.small)} | {p.name: of(p) for p in self.large}
+        if len(self.matrices):
+            parts["matrices"] = joined(self.matrices)
+        return ParameterTuple([Parameter(Tensor(array), name=f"{prefix}.{name}", requires_grad=False)
+                               for name, array in parts.items()])
 
     def arrays(self, state) -> dict:
         """Parameter name -> array of a packed state."""
-        vector = state[0].asnumpy()
-        arrays = {p.name: vector[part].reshape(p.shape) for p, part in zip(self.small, self.slices, strict=True)}
-        return arrays | {p.name: s.asnumpy() for p, s in zip(self.large, state[1:], strict=True)}
+        joined = [(self.small, state[0].asnumpy())]
+        if len(self.matrices):
+            joined.append((self.matrices, state[-1].asnumpy()))
+        arrays = {p.name: vector[part].reshape(p.shape) for params, vector in joined
+                  for p, part in zip(params, _slices(params), strict=True)}
+        return arrays | {p.name: s.asnumpy() for p, s in zip(self.large, state[1:], strict=False)}
 
     def load(self, state, arrays: dict, source: str):
         """Fill a packed state from arrays by parameter name.
@@ -52,64 +59,96 @@ class Packing:
             target.set_data(filled)
 
 
-class AdamW(nn.Cell):
+class Optimizer(nn.Cell):
     """``construct(gradients, lr)`` updates every parameter from packed gradients; lr is a 0-d tensor.
 
     Args:
-        groups: from ``build.parameter_groups``: dicts of params, weight_decay and rate, a factor of lr (default 1).
-        below: parameters of fewer values and of rate 1 are joined.
+        groups: from ``build.parameter_groups``: dicts of params, weight_decay, rate, a factor of lr (default 1), and
+            muon (default False, of one group at most): by Muon, in moves of root mean square lr · rate.
+        below: AdamW's parameters of fewer values and of rate 1 are joined.
+        momentum: of Muon, in Nesterov's form.
     """
 
     def __init__(self, groups: list, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
-                 below: int = PACK_BELOW):
+                 below: int = PACK_BELOW, momentum: float = 0.95):
         super().__init__()
-        params = [p for group in groups for p in group["params"]]
         rate = {p.name: group.get("rate", 1.0) for group in groups for p in group["params"]}
         decay = {p.name: rate[p.name] * group["weight_decay"] for group in groups for p in group["params"]}
+        matrices = [p for group in groups if group.get("muon") for p in group["params"]]
+        params = [p for group in groups if not group.get("muon") for p in group["params"]]
         alone = [p.size >= below or rate[p.name] != 1 for p in params]
         self.packing = packing = Packing([p for p, is_alone in zip(params, alone, strict=True) if not is_alone],
-                                         [p for p, is_alone in zip(params, alone, strict=True) if is_alone])
+                                         [p for p, is_alone in zip(params, alone, strict=True) if is_alone], matrices)
         self.params = ParameterTuple(packing.params)
-        self.small, self.count = packing.small, len(packing.small)
-        # slices or a split of hundreds of parts compile for minutes; a gather of constant places does not
-        self.places = tuple(Tensor(np.arange(part.start, part.stop, dtype=np.int32).reshape(p.shape))
-                            for p, part in zip(packing.small, packing.slices, strict=True))
-        self.vector = packing.state("adam_work")[0]
-        self.targets = ParameterTuple([self.vector, *packing.large])
+        self.small, self.matrices = packing.small, packing.matrices
+        self.small_places, self.matrix_places = _places(packing.small), _places(packing.matrices)
+        self.large = slice(len(packing.small), len(packing.small) + len(packing.large))
+        work = packing.state("adam_work")
+        self.vector, self.joined = work[0], work[-1]
+        self.targets = ParameterTuple([self.vector, *packing.large, *([self.joined] if matrices else [])])
+        self.adams = slice(0, 1 + len(packing.large))  # AdamW's part of a packed state
         self.first, self.second = packing.state("adam_m"), packing.state("adam_v")
         self.rates = (Tensor(1, ms.float32), *(Tensor(rate[p.name], ms.float32) for p in packing.large))
         self.decays = ()
         if any(decay.values()):
-            each = [np.full(p.size, decay[p.name], np.float32) for p in packing.small]
-            vector = np.concatenate(each or [np.zeros(1, np.float32)])
-            self.decays = (Tensor(vector), *(Tensor(decay[p.name], ms.float32) for p in packing.large))
+            def spread(params):
+                return Tensor(np.concatenate([np.full(p.size, decay[p.name], np.float32) for p in params]
+                                             or [np.zeros(1, np.float32)]))
+            self.decays = (spread(packing.small), *(Tensor(decay[p.name], ms.float32) for p in packing.large),
+                           *([spread(matrices)] if matrices else []))
         self.steps = Parameter(Tensor(0, ms.float32), name="adam_steps")
-        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+        self.beta1, self.beta2, self.eps, self.momentum = beta1, beta2, eps, momentum
         self.adam = ops.Adam()
+        self.muon = None
+        if matrices:
+            self.muon = Muon([matrix_shape(p) for p in matrices])
+            self.muon_rate = rate[matrices[0].name]
         self.map = ops.HyperMap()  # a Python loop over hundreds of parameters exceeds the compiler's call depth
 
     def pack(self, tensors):
-        """Tensors in the order of ``params`` -> (vector, *large)."""
-        if self.count == 0:
-            return (ops.zeros((1,), ms.float32), *tensors)
-        return (ops.concat(self.map(_flat, tensors[:self.count])), *tensors[self.count:])
+        """Tensors in the order of ``params`` -> (vector, *large, matrices)."""
+        packed = (self._join(tensors[:self.large.start]), *tensors[self.large])
+        return packed if self.muon is None else (*packed, self._join(tensors[self.large.stop:]))
+
+    def _join(self, tensors):
+        return ops.concat(self.map(_flat, tensors)) if len(tensors) else ops.zeros((1,), ms.float32)
 
     def construct(self, gradients, lr):
         steps = ops.assign_add(self.steps, Tensor(1, ms.float32))
         power1, power2 = ops.pow(self.beta1, steps), ops.pow(self.beta2, steps)
         eps = self.eps * ops.sqrt(1 - power2)  # the kernel adds epsilon before the bias correction, PyTorch after it
-        if self.count > 0:
-            ops.assign(self.vector, ops.concat(self.map(_flat, self.small)))
+        if len(self.small):
+            ops.assign(self.vector, self._join(self.small))
+        if self.muon is not None:
+            ops.assign(self.joined, self._join(self.matrices))
         if self.decays:
             self.map(ops.partial(_decay, lr), self.decays, self.targets)
-        self.map(ops.partial(self._update, power1, power2, lr, eps), self.rates, self.targets, self.first, self.second,
-                 gradients)
-        if self.count > 0:
-            self.map(ops.partial(_assign_part, self.vector), self.small, self.places)
+        self.map(ops.partial(self._update, power1, power2, lr, eps), self.rates, self.targets[self.adams],
+                 self.first[self.adams], self.second[self.adams], gradients[self.adams])
+        if len(self.small):
+            self.map(ops.partial(_assign_part, self.vector), self.small, self.small_places)
+        if self.muon is not None:
+            fresh = (1 - self.momentum) * gradients[-1]
+            average = ops.assign(self.first[-1], self.momentum * self.first[-1] + fresh)
+            move = self.muon(self.momentum * average + fresh)
+            ops.assign_sub(self.joined, (lr * self.muon_rate) * move)
+            self.map(ops.partial(_assign_part, self.joined), self.matrices, self.matrix_places)
         return steps
 
     def _update(self, power1, power2, lr, eps, rate, parameter, first, second, gradient):
         return self.adam(parameter, first, second, power1, power2, lr * rate, self.beta1, self.beta2, eps, gradient)
+
+
+def _slices(params) -> list:
+    """The part of each parameter in the joined vector."""
+    ends = np.cumsum([p.size for p in params]).tolist()
+    return [slice(end - p.size, end) for p, end in zip(params, ends, strict=True)]
+
+
+def _places(params) -> tuple:
+    """The same as indices: slices or a split of hundreds compile for minutes, a gather of constants does not."""
+    return tuple(Tensor(np.arange(part.start, part.stop, dtype=np.int32).reshape(p.shape))
+                 for p, part in zip(params, _slices(params), strict=True))
 
 
 def _flat(tensor):

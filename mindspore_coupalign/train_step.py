@@ -1,31 +1,39 @@
-"""One jitted training step: forward, losses, backward, clip by global norm, AdamW, weight averaging.
+"""One jitted training step: forward, losses, backward, clip by global norm, AdamW or Muon, weight averaging.
 
-Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); losses (5,) float32.
+Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); losses (6,) float32.
 """
 
 import mindspore as ms
 from mindspore import nn, ops
 
-LOSSES = ("loss", "bce", "dice", "contrast", "grad_norm")
+LOSSES = ("loss", "bce", "dice", "contrast", "stages", "grad_norm")
 
 
 class Objective(nn.Cell):
-    """(total, bce, dice, contrast) of one batch."""
+    """(total, bce, dice, contrast, stages) of one batch."""
 
     def __init__(self, model, mask_loss, contrast, weights: tuple):
         super().__init__(auto_prefix=False)  # else every parameter of the model would be renamed model.<name>
         self.model, self.mask_loss, self.contrast = model, mask_loss, contrast
-        self.bce_weight, self.dice_weight, self.contrast_weight = weights
+        self.bce_weight, self.dice_weight, self.contrast_weight, self.stages_weight = weights
 
     def construct(self, image, ids, word_mask, mask):
-        logits, pixels, _, _, _ = self.model.forward(image, ids, word_mask)
+        logits, pixels, _, _, _, early = self.model.forward(image, ids, word_mask)
         bce, dice = self.mask_loss(logits, mask)
         total = self.bce_weight * bce + self.dice_weight * dice
         contrast = ops.zeros_like(bce)
         if self.contrast_weight > 0:
             contrast = self.contrast(pixels, mask)
             total = total + self.contrast_weight * contrast
-        return total, bce, dice, contrast
+        stages = ops.zeros_like(bce)
+        for i in range(len(early)):
+            stages = stages + self._stage_loss(early[i], ops.avg_pool2d(mask, 2 ** (i + 2), 2 ** (i + 2)))
+        return total + self.stages_weight * stages, bce, dice, contrast, stages
+
+    def _stage_loss(self, logits, mask):
+        """Both mask losses of a stage's logits (B, P_i, 1) against the share of the mask in each of its cells."""
+        bce, dice = self.mask_loss(logits.reshape(mask.shape), mask)
+        return self.bce_weight * bce + self.dice_weight * dice
 
 
 def _average(share, average, parameter):
@@ -41,7 +49,7 @@ class TrainStep:
 
     Args:
         objective: the losses over the model.
-        optimizer: an AdamW over the model's parameters.
+        optimizer: an Optimizer over the model's parameters.
         clip_norm: bound on the gradients' global norm; 0 leaves them as they are.
         ema: decay of the averaged weights; 0 keeps none.
     """
@@ -58,7 +66,7 @@ class TrainStep:
 
         @ms.jit
         def step(image, ids, word_mask, mask, lr):
-            (loss, bce, dice, contrast), gradients = gradient(image, ids, word_mask, mask)
+            (loss, bce, dice, contrast, stages), gradients = gradient(image, ids, word_mask, mask)
             gradients = optimizer.pack(gradients)
             if ranks > 1:
                 gradients = hyper_map(ops.partial(_mean, all_reduce, 1 / ranks), gradients)
@@ -68,7 +76,7 @@ class TrainStep:
             optimizer(gradients, lr)
             if ema > 0:
                 hyper_map(ops.partial(_average, 1 - ema), averages, optimizer.targets)
-            return ops.stack((loss, bce, dice, contrast, norm))
+            return ops.stack((loss, bce, dice, contrast, stages, norm))
 
         self._step = step
 

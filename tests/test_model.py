@@ -16,6 +16,7 @@ from mindspore_coupalign.models.layers import SubPixel
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import WordPixelAlignment
+from mindspore_coupalign.train_step import LOSSES
 
 GOLDEN = Path(__file__).parent / "golden" / "parameter_names.txt"
 GOLDEN_HEAD = "# The tests' network: parameter name and shape. tests/test_model.py says how to write it anew.\n"
@@ -105,7 +106,8 @@ def test_words_and_their_order_matter(model, batch, logits):
 
 def test_every_parameter_learns(batch):
     """In the jitted step; and the step leaves no dropout behind for evaluation."""
-    config = tiny_config("model.text.dropout=0.1", "model.image.drop_path=0.1", "loss.contrast=1.0")
+    config = tiny_config("model.text.dropout=0.1", "model.image.drop_path=0.1", "loss.contrast=1.0",
+                         "loss.stages=0.5")
     ms.set_seed(0)
     model = randomize(build.build_model(config, 30), scale=0.15)
     step = build.build_train_step(model, config)
@@ -137,16 +139,17 @@ def test_stages_with_word_pixel_alignment(stages, batch):
     assert widths == [8 * 2 ** (stage - 1) for stage in stages]
     rest = {line for line in named_shapes(model) if not line.startswith("encoder.wpa.")}
     assert rest == {line for line in golden_lines() if not line.startswith("encoder.wpa.")}
-    out, _, _, _, attention = eager(model.forward, *batch)
+    out, _, _, _, attention, _ = eager(model.forward, *batch)
     assert np.isfinite(out.asnumpy()).all()
     assert [a.shape[1:3] for a in attention] == [((1, 2, 2, 4)[stage - 1], 256 // 4 ** (stage - 1)) for stage in stages]
 
 
 def test_forward_names_the_intermediates(model, batch, logits):
-    out, y, proposals, chosen, attention = eager(model.forward, *batch)
+    out, y, proposals, chosen, attention, early = eager(model.forward, *batch)
     np.testing.assert_allclose(out.asnumpy(), logits, rtol=1e-4, atol=1e-4)
     assert y.shape == (2, 16, 16, 16) and proposals.shape == (2, 256, 6) and chosen.shape == (2, 6)
     assert [a.shape for a in attention] == [(2, 1, 256, 8), (2, 2, 64, 8), (2, 2, 16, 8), (2, 4, 4, 8)]
+    assert early == ()
     np.testing.assert_allclose(chosen.asnumpy().sum(1), 1, rtol=1e-5)
     for over_words in attention:
         over_words = over_words.asnumpy()
@@ -157,8 +160,27 @@ def test_forward_names_the_intermediates(model, batch, logits):
 def test_without_sentence_mask_alignment(batch):
     model = randomize(tiny_model("model.sentence_mask=false"))
     assert not any(p.name.startswith(("generator.", "alignment.")) for p in model.get_parameters())
-    out, y, proposals, chosen, _ = eager(model.forward, *batch)
+    out, y, proposals, chosen, _, _ = eager(model.forward, *batch)
     assert out.shape == (2, 1, 64, 64) and y.shape == (2, 16, 16, 16) and proposals is None and chosen is None
+
+
+def test_stage_heads(batch):
+    """Logits of the first two stages; their losses compare them with the share of the mask in each cell."""
+    config = tiny_config("loss.stages=0.5", "loss.contrast=0")
+    model = randomize(tiny_model("loss.stages=0.5"))
+    early = eager(model.forward, *batch)[5]
+    assert [e.shape for e in early] == [(2, 256, 1), (2, 64, 1)]
+    step = build.build_train_step(model, config)
+    arrays = [ms.Tensor(a) for a in batch]
+    losses = dict(zip(LOSSES, step(*arrays, ms.Tensor(0, ms.float32)).asnumpy(), strict=True))
+    expected = 0
+    for logits, side in zip(early, (16, 8), strict=True):
+        p = 1 / (1 + np.exp(-logits.asnumpy().reshape(2, -1).astype(np.float64)))
+        t = batch[3].reshape(2, side, 64 // side, side, 64 // side).mean((2, 4)).reshape(2, -1)
+        expected += -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
+        expected += (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).mean()
+    assert losses["stages"] == pytest.approx(expected, rel=1e-4)
+    assert losses["loss"] == pytest.approx(losses["bce"] + losses["dice"] + 0.5 * expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [32, 96])

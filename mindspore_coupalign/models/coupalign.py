@@ -17,12 +17,13 @@ class CoupAlign(nn.Cell):
 
     The exported graph is ``construct``'s: what only ``forward`` returns is not in it. ``upsample`` takes the logits
     from stride 4 to the input's size: "bilinear"; "subpixel", where the last convolution predicts 4×4 blocks; or
-    "guided", where the image guides them.
+    "guided", where the image guides them. With ``stage_masks``, a linear head on each of the first two fused stages
+    predicts the mask too, for a loss that teaches word-pixel alignment directly.
     """
 
     def __init__(self, encoder: FusedEncoder, decoder: PixelDecoder, size: tuple, dim: int,
                  generator: MaskGenerator | None = None, alignment: SentenceMaskAlignment | None = None,
-                 query_stage: int = 4, upsample: str = "bilinear"):
+                 query_stage: int = 4, upsample: str = "bilinear", stage_masks: bool = False):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -32,15 +33,18 @@ class CoupAlign(nn.Cell):
         channels = 16 if upsample == "subpixel" else 1
         self.head = nn.Conv2d(dim if alignment is None else 2 * dim, channels, 1, has_bias=True)
         self.guided = GuidedFilter((size[0] // 4, size[1] // 4), 4) if upsample == "guided" else None
+        self.stage_heads = nn.CellList([nn.Dense(c, 1, bias_init="zeros") for c in encoder.vision.channels[:2]]
+                                       if stage_masks else [])
         self.to_input_size = SubPixel(4) if upsample == "subpixel" else Resize(size)
 
     def construct(self, image, ids, word_mask):
         return self.forward(image, ids, word_mask)[0]
 
     def forward(self, image, ids, word_mask):
-        """(logits (B,1,H,W), Y (B,C_d,H/4,W/4), proposals (B,P,N), weights (B,N), words ((B,h,P_i,T), …)).
+        """(logits (B,1,H,W), Y (B,C_d,H/4,W/4), proposals (B,P,N), weights (B,N), words ((B,h,P_i,T), …), early).
 
-        ``words`` is each aligned stage's attention; proposals and weights are None without sentence-mask alignment.
+        ``words`` is each aligned stage's attention; proposals and weights are None without sentence-mask alignment;
+        ``early`` are the stage heads' logits (B,P_i,1), empty without.
         """
         stages, words, attention = self.encoder(image, ids, word_mask)
         y = self.decoder(stages)
@@ -54,4 +58,7 @@ class CoupAlign(nn.Cell):
             pixels = ops.concat((y, aligned.transpose((0, 2, 1)).reshape(y.shape)), 1)
         coarse = self.head(pixels)
         logits = self.to_input_size(coarse) if self.guided is None else self.guided(coarse, image)
-        return logits, y, proposals, weights, attention
+        early = ()
+        for i in range(len(self.stage_heads)):
+            early += (self.stage_heads[i](stages[i]),)
+        return logits, y, proposals, weights, attention, early
