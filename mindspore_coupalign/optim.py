@@ -98,7 +98,7 @@ class Optimizer(nn.Cell):
                            *([spread(matrices)] if matrices else []))
         self.steps = Parameter(Tensor(0, ms.float32), name="adam_steps")
         self.beta1, self.beta2, self.eps, self.momentum = beta1, beta2, eps, momentum
-        self.adam = ops.Adam()
+        self.kernel = ops.Adam()
         self.muon = None
         if matrices:
             self.muon = Muon([matrix_shape(p) for p in matrices])
@@ -115,28 +115,34 @@ class Optimizer(nn.Cell):
 
     def construct(self, gradients, lr):
         steps = ops.assign_add(self.steps, Tensor(1, ms.float32))
-        power1, power2 = ops.pow(self.beta1, steps), ops.pow(self.beta2, steps)
-        eps = self.eps * ops.sqrt(1 - power2)  # the kernel adds epsilon before the bias correction, PyTorch after it
         if len(self.small):
             ops.assign(self.vector, self._join(self.small))
         if self.muon is not None:
             ops.assign(self.joined, self._join(self.matrices))
         if self.decays:
             self.map(ops.partial(_decay, lr), self.decays, self.targets)
-        self.map(ops.partial(self._update, power1, power2, lr, eps), self.rates, self.targets[self.adams],
-                 self.first[self.adams], self.second[self.adams], gradients[self.adams])
-        if len(self.small):
-            self.map(ops.partial(_assign_part, self.vector), self.small, self.small_places)
+        self._adam(gradients[self.adams], lr, steps)
         if self.muon is not None:
-            fresh = (1 - self.momentum) * gradients[-1]
-            average = ops.assign(self.first[-1], self.momentum * self.first[-1] + fresh)
-            move = self.muon(self.momentum * average + fresh)
-            ops.assign_sub(self.joined, (lr * self.muon_rate) * move)
-            self.map(ops.partial(_assign_part, self.joined), self.matrices, self.matrix_places)
+            self._muon(gradients[-1], lr)
         return steps
 
+    def _adam(self, gradients, lr, steps):
+        power1, power2 = ops.pow(self.beta1, steps), ops.pow(self.beta2, steps)
+        eps = self.eps * ops.sqrt(1 - power2)  # the kernel adds epsilon before the bias correction, PyTorch after it
+        self.map(ops.partial(self._update, power1, power2, lr, eps), self.rates, self.targets[self.adams],
+                 self.first[self.adams], self.second[self.adams], gradients)
+        if len(self.small):
+            self.map(ops.partial(_assign_part, self.vector), self.small, self.small_places)
+
+    def _muon(self, gradient, lr):
+        fresh = (1 - self.momentum) * gradient
+        average = ops.assign(self.first[-1], self.momentum * self.first[-1] + fresh)
+        move = self.muon(self.momentum * average + fresh)
+        ops.assign_sub(self.joined, (lr * self.muon_rate) * move)
+        self.map(ops.partial(_assign_part, self.joined), self.matrices, self.matrix_places)
+
     def _update(self, power1, power2, lr, eps, rate, parameter, first, second, gradient):
-        return self.adam(parameter, first, second, power1, power2, lr * rate, self.beta1, self.beta2, eps, gradient)
+        return self.kernel(parameter, first, second, power1, power2, lr * rate, self.beta1, self.beta2, eps, gradient)
 
 
 def _slices(params) -> list:

@@ -25,8 +25,10 @@ from mindspore_coupalign.evaluate import _derange
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 1]", "model.wpa_stages=[1, 4]",
-         "model.image.activation=relu", "model.text.activation=relu", "loss.negatives=300"]  # quick to compile
-SHORT = ["train.steps=6", "train.val_every=3", "train.ema=0.5", "data.flip=0.5", "eval.threshold=0.35"]
+         "model.image.activation=relu", "model.text.activation=relu", "loss.negatives=300",
+         "loss.stages=0.5"]  # quick to compile
+SHORT = ["train.steps=6", "train.val_every=3", "train.ema=0.5", "train.muon_rate=0.8", "data.flip=0.5",
+         "eval.threshold=0.35"]
 
 
 def command(*arguments):
@@ -104,11 +106,12 @@ def test_a_run_leaves_its_files(whole, config):
     losses, scores = log_of(whole.output)
     assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in scores] == [3, 6]
-    keys = {"loss", "bce", "dice", "contrast", "grad_norm", "lr", "samples_per_s"}
+    keys = {"loss", "bce", "dice", "contrast", "stages", "grad_norm", "lr", "samples_per_s"}
     assert all(keys <= line.keys() for line in losses)
     assert all(np.isfinite(list(line.values())).all() for line in losses)
     for line in losses:
-        assert line["loss"] == pytest.approx(line["bce"] + line["dice"] + 0.1 * line["contrast"], abs=1e-4)
+        total = line["bce"] + line["dice"] + 0.1 * line["contrast"] + 0.5 * line["stages"]
+        assert line["loss"] == pytest.approx(total, abs=1e-4)
     rates = [build.learning_rate(load_config(config, SHORT), step, 6) for step in range(6)]
     np.testing.assert_allclose([line["lr"] for line in losses], rates, rtol=1e-5)
     assert "6 steps of 4 samples on" in whole.out and "Traceback" not in whole.err
