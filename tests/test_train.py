@@ -22,6 +22,7 @@ from mindspore_coupalign.config import load_config
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.shapes import make_shapes
 from mindspore_coupalign.evaluate import _derange
+from mindspore_coupalign.train_step import LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 1]", "model.wpa_stages=[1, 4]",
@@ -261,7 +262,7 @@ class FakeStep:
         loss = self.losses.pop(0) if self.losses else np.nan
         if np.isnan(loss):  # as the real one: the update follows from the same gradients
             self.model.head.bias.set_data(ms.Tensor([np.nan], ms.float32))
-        return ms.Tensor(np.full(5, loss, np.float32))
+        return ms.Tensor(np.full(len(LOSSES), loss, np.float32))
 
 
 @pytest.fixture
