@@ -30,12 +30,9 @@ class Packing:
         def of(p):
             return np.zeros(p.shape, np.float32) if values is None else values[p.name]
 
-        def joined(params):
-            return np.concatenate([of(p).reshape(-1) for p in params] or [np.zeros(1, np.float32)])
-
-        parts = {"packed": joined(self.small)} | {p.name: of(p) for p in self.large}
+        parts = {"packed": _joined(self.small, of)} | {p.name: of(p) for p in self.large}
         if len(self.matrices):
-            parts["matrices"] = joined(self.matrices)
+            parts["matrices"] = _joined(self.matrices, of)
         return ParameterTuple([Parameter(Tensor(array), name=f"{prefix}.{name}", requires_grad=False)
                                for name, array in parts.items()])
 
@@ -46,7 +43,7 @@ class Packing:
             joined.append((self.matrices, state[-1].asnumpy()))
         arrays = {p.name: vector[part].reshape(p.shape) for params, vector in joined
                   for p, part in zip(params, _slices(params), strict=True)}
-        return arrays | {p.name: s.asnumpy() for p, s in zip(self.large, state[1:], strict=False)}
+        return arrays | {p.name: s.asnumpy() for p, s in zip(self.large, state[1:1 + len(self.large)], strict=True)}
 
     def load(self, state, arrays: dict, source: str):
         """Fill a packed state from arrays by parameter name.
@@ -92,8 +89,7 @@ class Optimizer(nn.Cell):
         self.decays = ()
         if any(decay.values()):
             def spread(params):
-                return Tensor(np.concatenate([np.full(p.size, decay[p.name], np.float32) for p in params]
-                                             or [np.zeros(1, np.float32)]))
+                return Tensor(_joined(params, lambda p: np.full(p.shape, decay[p.name], np.float32)))
             self.decays = (spread(packing.small), *(Tensor(decay[p.name], ms.float32) for p in packing.large),
                            *([spread(matrices)] if matrices else []))
         self.steps = Parameter(Tensor(0, ms.float32), name="adam_steps")
@@ -143,6 +139,11 @@ class Optimizer(nn.Cell):
 
     def _update(self, power1, power2, lr, eps, rate, parameter, first, second, gradient):
         return self.kernel(parameter, first, second, power1, power2, lr * rate, self.beta1, self.beta2, eps, gradient)
+
+
+def _joined(params, of) -> np.ndarray:
+    """The arrays ``of`` the parameters in one vector; a single zero for none, which the kernels need."""
+    return np.concatenate([of(p).reshape(-1) for p in params] or [np.zeros(1, np.float32)])
 
 
 def _slices(params) -> list:

@@ -27,7 +27,7 @@ from mindspore_coupalign.train_step import LOSSES
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 1]", "model.wpa_stages=[1, 4]",
          "model.image.activation=relu", "model.text.activation=relu", "loss.negatives=300",
-         "loss.stages=0.5"]  # quick to compile
+         "loss.stages=0.5"]  # quick to compile, but with stage heads
 SHORT = ["train.steps=6", "train.val_every=3", "train.ema=0.5", "train.muon_rate=0.8", "data.flip=0.5",
          "eval.threshold=0.35"]
 
