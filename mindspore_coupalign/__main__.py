@@ -16,7 +16,9 @@ COMMANDS = {
     "make-shapes": ("data.shapes", "draw the embedded data set RefShapes in REFER's layout"),
     "check-data": ("data.check", "check a data folder and count it against the published numbers"),
     "describe": ("describe", "list a configuration's parts with parameters and GMACs"),
+    "convert-weights": ("weights.convert", "read the pretrained weights of other projects, strictly"),
     "train": ("train", "train a model"),
+    "plot-run": ("plot_run", "draw the curves of runs into one picture"),
     "evaluate": ("evaluate", "score a checkpoint on whole splits: oIoU, mIoU, P@X"),
     "predict": ("predict", "segment what a sentence names in one image"),
     "show": ("show", "draw a split's best, worst and random predictions with their truth"),
@@ -53,4 +55,12 @@ def main(argv: list | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if os.environ.get("COUPALIGN_RANKS") and os.environ.get("MS_ROLE") == "MS_SCHED":
+        from mindspore_coupalign.watch import serve_as_scheduler
+        sys.exit(serve_as_scheduler())
+    code = main()
+    if os.environ.get("COUPALIGN_RANKS"):  # a rank: MindSpore's teardown crashes when another has left before it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -2,43 +2,88 @@
 
 import math
 
+import mindspore as ms
+
 from mindspore_coupalign.checkpoint import Checkpoint, load_parameters
-from mindspore_coupalign.config import Config, ModelConfig
+from mindspore_coupalign.config import Config, ImageConfig, ModelConfig
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.losses import MaskLoss, PixelContrast
 from mindspore_coupalign.models.bert import Bert
 from mindspore_coupalign.models.coupalign import CoupAlign
+from mindspore_coupalign.models.darknet import darknet
 from mindspore_coupalign.models.encoder import FusedEncoder
+from mindspore_coupalign.models.lavt import LavtEncoder
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
+from mindspore_coupalign.models.resnet import resnet
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.swin import Swin
 from mindspore_coupalign.muon import matrix_shape
 from mindspore_coupalign.optim import PACK_BELOW, Optimizer
+from mindspore_coupalign.precision import choose_level, set_precision
 from mindspore_coupalign.train_step import Objective, TrainStep
+from mindspore_coupalign.weights.load import Loaded, load_image_weights, load_text_weights
 
+SCALE_START, SCALE_WINDOW = 2.0**16, 1000  # of the loss; doubled after so many steps without an overflow
 MUON_SIDE = 96  # on CPU the orthogonal factor of a matrix with two longer sides costs more than it gives
 
 
 def build_model(config: Config, vocab_size: int) -> CoupAlign:
     """The whole architecture as one constructor tree; parameters are initialised from MindSpore's seed."""
     model: ModelConfig = config.model
-    image, text = model.image, model.text
     size = (config.data.image_size, config.data.image_size)
-    vision = Swin(size, image.embed_dim, image.depths, image.heads, image.window, image.mlp_ratio, image.drop_path,
-                  image.activation, image.absolute_position)
-    bert = Bert(vocab_size, text.hidden, text.heads, text.ffn, text.groups, text.max_positions,
-                config.data.max_tokens, text.dropout, text.activation)
-    encoder = FusedEncoder(vision, bert, model.wpa_stages, model.wpa_heads, model.wpa_gate_zero,
-                           model.wpa_gate_opening)
+    vision = build_vision(model.image, size)
+    bert = build_text(config, vocab_size)
+    if model.name == "lavt":
+        encoder = LavtEncoder(vision, bert)
+    else:
+        encoder = FusedEncoder(vision, bert, model.wpa_stages, model.wpa_heads, model.wpa_gate_zero,
+                               model.wpa_gate_opening)
     decoder = PixelDecoder(vision.channels, vision.sizes, model.decoder_dim)
     generator = alignment = None
-    if model.sentence_mask:
+    if model.sentence_mask and model.name == "coupalign":
         stage = model.query_stage - 1
         generator = MaskGenerator(vision.channels[stage], vision.sizes[stage], model.decoder_dim, model.queries,
                                   model.query_layers, model.query_heads, model.query_ffn)
-        alignment = SentenceMaskAlignment(model.decoder_dim, text.hidden)
+        alignment = SentenceMaskAlignment(model.decoder_dim, bert.hidden)
     return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample,
                      stage_masks=config.loss.stages > 0)
+
+
+def build_vision(image: ImageConfig, size: tuple):
+    """The backbone of a configuration behind its protocol (see ``swin.Swin``), for images of one size (H, W)."""
+    frozen = image.norm == "frozen"
+    if image.name == "resnet":
+        return resnet(size, image.embed_dim, image.depths, frozen)
+    if image.name == "darknet":
+        return darknet(size, image.embed_dim, image.depths, frozen, image.slope)
+    return Swin(size, image.embed_dim, image.depths, image.heads, image.window, image.mlp_ratio, image.drop_path,
+                image.activation, image.absolute_position)
+
+
+def build_text(config: Config, vocab_size: int) -> Bert:
+    """The text encoder of a configuration, in one group of layers per visual stage."""
+    text = config.model.text
+    return Bert(vocab_size, text.hidden, text.heads, text.ffn, text.groups, text.max_positions, config.data.max_tokens,
+                text.dropout, text.activation)
+
+
+def load_pretrained(model: CoupAlign, config: Config) -> list[Loaded]:
+    """Fill the encoders from ``model.image_weights`` and ``model.text_weights`` where they are set.
+
+    Raises:
+        UserError: a file that does not fit (see ``weights.load``), or frozen statistics without a file to have them
+            from.
+    """
+    image, encoder, found = config.model.image, model.encoder, []
+    if config.model.image_weights:
+        found.append(load_image_weights(encoder.vision, image, config.model.image_weights))
+    elif image.name != "swin" and image.norm == "frozen":
+        raise UserError(f"model.image.norm=frozen normalises {image.name} by pretrained statistics: set "
+                        "model.image_weights, or model.image.norm=batch to train it from scratch")
+    if config.model.text_weights:
+        found.append(load_text_weights(encoder.text, config.model.text, config.model.text_weights))
+    return found
 
 
 def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.0) -> float:
@@ -54,15 +99,47 @@ def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.
     return train.lr * min(1.0, (step + 1) / (warmup + 1)) * decay
 
 
-def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0, muon_rate: float = 0.0) -> list:
+def freeze(model, prefixes: tuple):
+    """Keep the parameters whose names start so out of training.
+
+    Raises:
+        UserError: no parameter's name starts so, or none is left to train.
+    """
+    for prefix in prefixes:
+        found = [p for p in model.get_parameters() if p.name.startswith(prefix)]
+        if not found:
+            raise UserError(f"train.freeze: no parameter's name starts with '{prefix}'; names start with "
+                            "encoder.vision.stages.0, encoder.text.groups.1, decoder and the like")
+        for parameter in found:
+            parameter.requires_grad = False
+    if not model.trainable_params():
+        raise UserError("train.freeze: leaves nothing to train")
+
+
+def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0, muon_rate: float = 0.0,
+                     rates: dict | None = None) -> list:
     """The optimizer's groups: matrices decay; norms, biases, position embeddings and position-bias tables do not.
 
     The tables learn ``position_bias_rate`` times as fast: Adam moves a value by at most the rate per step, and a score
     has to move by several units before attention prefers a direction. With a ``muon_rate``, the matrices of dense
     layers and of the decoder's convolutions, all but the largest, are a fourth group that Muon moves.
+
+    Args:
+        rates: factors of the rate by prefix of the parameters' names; each of them gets four groups of its own.
     """
+    groups = []
+    left = model.trainable_params()
+    rates = {"": 1.0} | (rates or {})
+    for prefix in sorted(rates, key=len, reverse=True):
+        own = [p for p in left if p.name.startswith(prefix)]
+        left = [p for p in left if not p.name.startswith(prefix)]
+        groups += _kinds(own, weight_decay, position_bias_rate, muon_rate, rates[prefix])
+    return groups
+
+
+def _kinds(parameters: list, weight_decay: float, position_bias_rate: float, muon_rate: float, factor: float) -> list:
     decayed, plain, tables, matrices = [], [], [], []
-    for parameter in model.trainable_params():
+    for parameter in parameters:
         if "position_bias_table" in parameter.name:
             tables.append(parameter)
         elif parameter.ndim < 2 or "position_embeddings" in parameter.name:
@@ -71,9 +148,10 @@ def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0
             matrices.append(parameter)
         else:
             decayed.append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0},
-            {"params": tables, "weight_decay": 0.0, "rate": position_bias_rate},
-            {"params": matrices, "weight_decay": weight_decay, "rate": muon_rate, "muon": True}]
+    return [{"params": decayed, "weight_decay": weight_decay, "rate": factor},
+            {"params": plain, "weight_decay": 0.0, "rate": factor},
+            {"params": tables, "weight_decay": 0.0, "rate": factor * position_bias_rate},
+            {"params": matrices, "weight_decay": weight_decay, "rate": factor * muon_rate, "muon": True}]
 
 
 def _is_muons(parameter) -> bool:
@@ -83,13 +161,25 @@ def _is_muons(parameter) -> bool:
     return 1 < min(matrix_shape(parameter)) <= MUON_SIDE and parameter.size < PACK_BELOW
 
 
-def build_train_step(model, config: Config, ranks: int = 1) -> TrainStep:
-    """The jitted step with its losses and optimizer."""
+def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU") -> TrainStep:
+    """The jitted step with its losses, precision and optimizer.
+
+    Raises:
+        UserError: a precision that the target has not, or a part to freeze that is not there.
+    """
     loss, train = config.loss, config.train
+    level = choose_level(train.amp, train.amp_dtype, target)
+    set_precision(model, level, train.amp_dtype)
+    scaler = None
+    if level != "O0" and train.amp_dtype == "float16":
+        scaler = ms.amp.DynamicLossScaler(SCALE_START, 2, SCALE_WINDOW)
+    freeze(model, train.freeze)
     objective = Objective(model, MaskLoss(), PixelContrast(loss.temperature, loss.negatives),
                           (loss.bce, loss.dice, loss.contrast, loss.stages))
-    optimizer = Optimizer(parameter_groups(model, train.weight_decay, train.position_bias_rate, train.muon_rate))
-    return TrainStep(objective, optimizer, train.clip_norm, train.ema, ranks)
+    rates = {"encoder.vision.": train.image_rate, "encoder.text.": train.text_rate, "": train.head_rate}
+    groups = parameter_groups(model, train.weight_decay, train.position_bias_rate, train.muon_rate,
+                              {prefix: rate for prefix, rate in rates.items() if rate != 1})
+    return TrainStep(objective, Optimizer(groups), train.clip_norm, train.ema, ranks, scaler, train.accumulate)
 
 
 def restore_model(checkpoint: Checkpoint, config: Config | None = None) -> tuple[CoupAlign, SentenceTokenizer]:
@@ -101,7 +191,7 @@ def restore_model(checkpoint: Checkpoint, config: Config | None = None) -> tuple
     config = config or checkpoint.config
     tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))
     model = build_model(config, tokenizer.vocab_size)
-    load_parameters(model.get_parameters(), checkpoint.section("ema") or checkpoint.section("model"),
-                    str(checkpoint.path))
+    weights = checkpoint.section("model") | checkpoint.section("ema")  # batch norms' statistics have no average
+    load_parameters(model.get_parameters(), weights, str(checkpoint.path))
     model.set_train(False)
     return model, tokenizer

@@ -36,20 +36,36 @@ class Checkpoint:
         return {k[len(prefix) + 1:]: v for k, v in self.arrays.items() if k.startswith(prefix + ".")}
 
 
-def save_checkpoint(path: str | Path, arrays: dict, config: Config, tokenizer: str, progress: dict):
+def save_checkpoint(path: str | Path, arrays: dict, config: Config, tokenizer: str, progress: dict, before=None):
     """Write atomically: a unique temporary file, synced, then renamed over ``path``; a kill leaves the old file whole.
+
+    Args:
+        before: called when the new file is complete and synced, just before it takes its name.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    arrays = {name: np.ascontiguousarray(value) for name, value in sorted(arrays.items())}
+    write_arrays(path, arrays, {"format": FORMAT, "config": json.dumps(config_to_dict(config)), "tokenizer": tokenizer,
+                                "progress": json.dumps(progress), "crc32": str(_checksum(arrays))}, before)
+
+
+def write_arrays(path: str | Path, arrays: dict, metadata: dict, before=None):
+    """Write a safetensors file atomically, as ``save_checkpoint`` says.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    arrays = {name: np.ascontiguousarray(value) for name, value in sorted(arrays.items())}
-    metadata = {"format": FORMAT, "config": json.dumps(config_to_dict(config)), "tokenizer": tokenizer,
-                "progress": json.dumps(progress), "crc32": str(_checksum(arrays))}
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask wants it: safetensors lets nobody else read its files
         save_file(arrays, temporary, metadata)
+        temporary.chmod(mode)
         _sync(temporary)
+        if before is not None:
+            before()
         os.replace(temporary, path)
         _sync(path.parent)
     except (OSError, SafetensorError) as exc:

@@ -36,10 +36,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    name: str = "swin"
-    embed_dim: int = 128
-    depths: tuple[int, ...] = (2, 2, 18, 2)
-    heads: tuple[int, ...] = (4, 8, 16, 32)
+    name: str = "swin"  # swin, resnet or darknet
+    embed_dim: int = 128  # channels of stage 1; each stage doubles them (Swin-B 128, ResNet 256, Darknet-53 128)
+    depths: tuple[int, ...] = (2, 2, 18, 2)  # blocks of each stage
+    norm: str = "frozen"  # resnet, darknet: batch norm by the loaded statistics (frozen) or by each batch's (batch)
+    slope: float = 0.1  # darknet: of its leaky ReLUs, 0.1 in darknet's weights, 0.01 in timm's
+    heads: tuple[int, ...] = (4, 8, 16, 32)  # this and the rest: swin only
     window: int = 12
     mlp_ratio: float = 4.0
     drop_path: float = 0.3
@@ -63,6 +65,8 @@ class ModelConfig:
     name: str = "coupalign"
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    image_weights: str = ""  # file of pretrained weights that training starts from (docs/weights.md); empty: random
+    text_weights: str = ""  # file or Hugging Face folder of pretrained BERT weights; empty: random
     wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # stages with word-pixel alignment (Table 3 of the supplement)
     wpa_heads: tuple[int, ...] = (4, 8, 16, 32)
     wpa_gate_zero: bool = False  # zero-initialised W2: with an opening of 0, pretrained encoders start unchanged
@@ -93,8 +97,15 @@ class TrainConfig:
     epochs: int = 40
     steps: int = 0  # > 0: stop after so many steps instead of after `epochs`
     minutes: float = 0.0  # > 0: stop after so much time, compiling and validating included; the rate follows the clock
-    batch_size: int = 32  # global: all ranks together
+    batch_size: int = 32  # global: all ranks and micro-batches together
+    accumulate: int = 1  # micro-batches per step, one after the other: less memory for the same batch
+    amp: str = "auto"  # mixed precision: O0, O1, O2, O3 (precision.py), or auto: O0 on CPU, O2 elsewhere
+    amp_dtype: str = "float16"  # float16 (with dynamic loss scaling) or bfloat16
     lr: float = 5e-5
+    image_rate: float = 1.0  # factors of lr for the vision encoder, the text encoder and all the rest
+    text_rate: float = 1.0
+    head_rate: float = 1.0
+    freeze: tuple[str, ...] = ()  # parameters whose names start so stay as they are, for example encoder.text
     position_bias_rate: float = 1.0  # factor of lr for Swin's tables of relative position biases
     muon_rate: float = 0.0  # > 0: Muon moves the matrices, by a root mean square of muon_rate · lr; 0: AdamW everything
     schedule: str = "poly"  # poly (power 0.9) or cosine
@@ -104,6 +115,10 @@ class TrainConfig:
     ema: float = 0.0  # decay of the averaged weights that are evaluated and exported; 0: off
     val_every: int = 0  # steps between validations; 0: once per epoch
     val_samples: int = 0  # validate on the first so many samples; 0: on all
+    save_every: int = 0  # steps between checkpoints that --resume can go on from; 0: at every validation
+    keep: int = 2  # so many of the newest checkpoints are kept, beside the best
+    max_skipped: int = 10  # end the run after so many steps in a row whose loss or gradient is no number
+    hang_seconds: int = 0  # end the run when a rank takes longer for a step; 0: ten of the longest so far, at least 20
     log_every: int = 10
 
 
@@ -268,8 +283,10 @@ def _validate(config: Config, source: str):
     check(data.max_tokens <= text.max_positions, "data.max_tokens is larger than model.text.max_positions")
     check(0 <= data.flip <= 1, "data.flip is a probability, 0 to 1")
     check(data.workers >= 1, "data.workers must be at least 1")
-    one_of("model.name", model.name, ("coupalign",))
-    one_of("model.image.name", image.name, ("swin",))
+    one_of("model.name", model.name, ("coupalign", "lavt"))
+    one_of("model.image.name", image.name, ("swin", "resnet", "darknet"))
+    one_of("model.image.norm", image.norm, ("frozen", "batch"))
+    check(0 <= image.slope < 1, "model.image.slope must be in 0..1")
     for name, value in (("image", image), ("text", text)):
         one_of(f"model.{name}.activation", value.activation, ("gelu", "relu"))
     for name, value in (("depths", image.depths), ("heads", image.heads)):
@@ -277,9 +294,12 @@ def _validate(config: Config, source: str):
     check(min(image.embed_dim, text.hidden, text.ffn) >= 1,
           "model.image.embed_dim, model.text.hidden and model.text.ffn must be at least 1")
     check(int(image.embed_dim * image.mlp_ratio) >= 1, "model.image.mlp_ratio leaves no channel in stage 1's MLP")
-    for i, heads in enumerate(image.heads):
-        dim = image.embed_dim * 2**i
-        check(dim % heads == 0, f"model.image.heads[{i}]={heads} does not divide the stage's {dim} channels")
+    if image.name == "swin":
+        for i, heads in enumerate(image.heads):
+            dim = image.embed_dim * 2**i
+            check(dim % heads == 0, f"model.image.heads[{i}]={heads} does not divide the stage's {dim} channels")
+    else:
+        check(image.embed_dim % 4 == 0, "model.image.embed_dim must be a multiple of 4: the stem has a quarter of it")
     check(image.window >= 1, "model.image.window must be at least 1")
     check(0 <= image.drop_path < 1, "model.image.drop_path must be in 0..1")
     check(len(text.groups) == 4 and min(text.groups) >= 0 and sum(text.groups) > 0,
@@ -303,6 +323,14 @@ def _validate(config: Config, source: str):
     check(loss.temperature > 0 and loss.negatives >= 1, "loss.temperature and loss.negatives must be positive")
     one_of("train.schedule", train.schedule, ("poly", "cosine"))
     check(train.batch_size >= 1 and config.eval.batch_size >= 1, "batch_size must be at least 1")
+    check(train.accumulate >= 1 and train.batch_size % train.accumulate == 0,
+          f"train.accumulate={train.accumulate} must divide train.batch_size={train.batch_size}")
+    one_of("train.amp", train.amp, ("auto", "O0", "O1", "O2", "O3"))
+    one_of("train.amp_dtype", train.amp_dtype, ("float16", "bfloat16"))
+    check(min(train.image_rate, train.text_rate, train.head_rate) > 0,
+          "train.image_rate, text_rate and head_rate must be positive; train.freeze keeps parameters as they are")
+    check(train.keep >= 1 and train.max_skipped >= 1, "train.keep and train.max_skipped must be at least 1")
+    check(min(train.save_every, train.hang_seconds) >= 0, "train.save_every and hang_seconds must not be negative")
     check(train.epochs >= 1 and train.steps >= 0, "train.epochs must be at least 1 and train.steps at least 0")
     check(train.minutes >= 0, "train.minutes must not be negative")
     check(train.lr > 0, "train.lr must be positive")

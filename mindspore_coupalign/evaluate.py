@@ -23,6 +23,8 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.metrics import THRESHOLDS, logit, overlap, summarize
+from mindspore_coupalign.ranks import add_up
+from mindspore_coupalign.watch import Watch, folder
 
 PROTOCOLS = ("image", "input")
 
@@ -43,16 +45,19 @@ def run(args: argparse.Namespace) -> int:
     config = configuration(args.config, args.overrides + [name for name in args.split if "=" in name], checkpoint)
     if args.output:
         check_writable(Path(args.output))
-    runtime.setup(args.device_target, config.train.seed)
+    here = runtime.setup(args.device_target, config.train.seed)
     names = [name for name in args.split if "=" not in name]  # argparse gives --split what follows it
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     samples = {name: data.split(name) for name in names}  # an unknown split fails before the model is built
     model, tokenizer = build.restore_model(checkpoint, config)
-    results = {}
+    results, watch = {}, Watch(folder() if here.ranks > 1 else None, here.rank)
     for name in names:
         scores = evaluate_samples(model, data, samples[name], tokenizer, config, shuffle=args.shuffle_sentences,
-                                  progress=name)
+                                  progress=name if here.rank == 0 else "", rank=here.rank, ranks=here.ranks)
         results[name] = report(data, scores)
+    watch.enter("done", 0)
+    if here.rank > 0:
+        return 0
     references = read_references(data, names)
     label = f"{config.data.dataset} ({config.data.split_by})"
     print(format_table(label, results))
@@ -90,7 +95,7 @@ def check_writable(path: Path):
 
 def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
                      shuffle: bool = False, progress: str = "", rank: int = 0, ranks: int = 1) -> dict:
-    """I and U of every sample: {"sample": (S,), "image": (S, 2), "input": (S, 2)}, in the samples' order.
+    """I and U of every sample: {"sample": (S,), "image": (S, 2), "input": (S, 2)}, the same on every rank.
 
     Args:
         shuffle: every sample gets the sentence of another ref's sample.
@@ -102,20 +107,20 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
         tokens.row[samples] = tokens.row[_derange(data, samples)]
     batch, cut = config.eval.batch_size, logit(config.eval.threshold)
     source = EvalSource(data, samples, tokens, transform, batch, rank, ranks)
-    found = {"sample": [], "image": [], "input": []}
+    place = {int(s): k for k, s in enumerate(samples)}
+    found = np.zeros((len(samples), len(PROTOCOLS), 2), np.int32)
     model.set_train(False)
     with tqdm(total=int((source.samples >= 0).sum()), desc=progress, unit="sentence", leave=False,
               disable=None if progress else True) as bar:  # None: off where stderr is not a terminal
         for image, ids, word_mask, sample in batches(source, batch, config.data.workers):
-            logits = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0]
+            logits = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0].astype(np.float32)
             for i in np.flatnonzero(sample >= 0):
                 truth = data.mask(int(data.sentence_ref[sample[i]]))
-                found["sample"].append(int(sample[i]))
-                found["image"].append(overlap(transform.inverse(logits[i], truth.shape) > cut, truth))
-                found["input"].append(overlap(logits[i] > cut, transform.mask(truth)))
+                found[place[int(sample[i])]] = (overlap(transform.inverse(logits[i], truth.shape) > cut, truth),
+                                                overlap(logits[i] > cut, transform.mask(truth)))
                 bar.update()
-    shape = {"sample": (-1,), "image": (-1, 2), "input": (-1, 2)}
-    return {key: np.array(value, np.int64).reshape(shape[key]) for key, value in found.items()}
+    found = add_up(found, ranks).astype(np.int64)  # every sample was counted by one rank, the others have zeros there
+    return {"sample": np.array(samples), **{name: found[:, k] for k, name in enumerate(PROTOCOLS)}}
 
 
 def _derange(data: ReferData, samples: np.ndarray) -> np.ndarray:

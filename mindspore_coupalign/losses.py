@@ -5,6 +5,9 @@ Shapes: logits, mask (B, 1, H, W), mask 0/1; Y (B, C_d, h, w) pixel embedding at
 
 from mindspore import nn, ops
 
+from mindspore_coupalign.models.layers import Product
+from mindspore_coupalign.models.noise import Noise
+
 
 class MaskLoss(nn.Cell):
     """Weighted binary cross-entropy (mean over pixels) and Dice (mean over samples): (bce, dice) scalars."""
@@ -32,8 +35,8 @@ class PixelContrast(nn.Cell):
         super().__init__()
         self.temperature = temperature
         self.negatives = negatives
-        self.pairs = ops.BatchMatMul(transpose_b=True)
-        self.sum = ops.BatchMatMul()
+        self.pairs, self.sum = Product(transposed=True), Product()
+        self.noise = Noise()
 
     def construct(self, y, mask):
         b, c, h, w = y.shape
@@ -46,12 +49,12 @@ class PixelContrast(nn.Cell):
         mean = self.sum(inside.reshape((b, 1, h * w)), y) / ops.maximum(count, 1).reshape((b, 1, 1))
         others, allowed = y, outside
         if self.negatives < h * w:
-            _, drawn = ops.topk(ops.rand((b, h * w)) + outside, self.negatives)
+            _, drawn = ops.topk(self.noise((b, h * w)) + outside, self.negatives)
             others = ops.gather_elements(y, 1, ops.tile(ops.expand_dims(drawn, -1), (1, 1, c)))
             allowed = ops.gather_elements(outside, 1, drawn)
         positive = self.pairs(y, mean).reshape((b, h * w)) / self.temperature
         negative = self.pairs(y, others) / self.temperature + (allowed - 1).reshape((b, 1, -1)) * 1e4
-        peak = ops.stop_gradient(ops.maximum(positive, negative.max(-1)))
+        peak = ops.stop_gradient(ops.maximum(positive, ops.amax(negative, -1)))
         total = ops.exp(positive - peak) + ops.exp(negative - peak.reshape((b, -1, 1))).sum(-1)
         loss = ops.log(total) + peak - positive
         valid = (count > 0).astype(y.dtype) * (outside.sum(1) > 0).astype(y.dtype)

@@ -10,8 +10,11 @@ from mindspore import nn
 
 from mindspore_coupalign.models import layers, mask_generator, swin
 from mindspore_coupalign.models.bert import BertGroup
+from mindspore_coupalign.models.cnn import CnnStage, ConvNorm
 from mindspore_coupalign.models.coupalign import CoupAlign
+from mindspore_coupalign.models.encoder import FusedEncoder
 from mindspore_coupalign.models.guided_filter import GuidedFilter, Separable
+from mindspore_coupalign.models.lavt import LanguageGate, LavtEncoder, PixelWordAttention
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import Gate, WordPixelAlignment
 
@@ -53,11 +56,24 @@ def swin_downsample(cell: swin.PatchMerging, pixels: int) -> int:
     return dense(cell.reduction, pixels // 4)
 
 
+def cnn_stage(cell: CnnStage) -> int:
+    return sum(conv(unit.conv, math.prod(unit.size)) for _, unit in cell.cells_and_names()
+               if isinstance(unit, ConvNorm))
+
+
+def vision_part(cell: nn.Cell, pixels: int) -> int:
+    """Of any backbone; ``pixels`` are the stage's, for a downsampling the finer stage's."""
+    if isinstance(cell, CnnStage):
+        return cnn_stage(cell)
+    count = {swin.PatchEmbed: swin_embed, swin.SwinStage: swin_stage, swin.PatchMerging: swin_downsample}
+    return 0 if isinstance(cell, nn.Identity) else count[type(cell)](cell, pixels)
+
+
 def bert_group(cell: BertGroup, words: int) -> int:
     return sum(attention(layer.attention, words, words) + mlp(layer.mlp, words) for layer in cell.layers)
 
 
-def gate(cell: Gate, rows: int) -> int:
+def gate(cell: Gate | LanguageGate, rows: int) -> int:
     return dense(cell.w1, rows) + dense(cell.w2, rows)
 
 
@@ -66,6 +82,25 @@ def word_pixel(cell: WordPixelAlignment, pixels: int, words: int) -> int:
     linear = sum(dense(d, pixels) for d in (cell.w_v, cell.w_vl, cell.w_ov))
     linear += sum(dense(d, words) for d in (cell.w_l, cell.w_lv, cell.w_ol))
     return linear + 4 * pixels * words * cell.w_v.out_channels + gate(cell.gate_v, pixels) + gate(cell.gate_l, words)
+
+
+def pixel_word(cell: PixelWordAttention, pixels: int, words: int) -> int:
+    linear = sum(dense(d, pixels) for d in (cell.w_q, cell.w_w, cell.w_m, cell.w_o))
+    linear += dense(cell.w_k, words) + dense(cell.w_v, words)
+    return linear + 2 * pixels * words * cell.w_q.out_channels
+
+
+def fusion(encoder: FusedEncoder | LavtEncoder, pixels: list, words: int) -> list:
+    """The rows of the fusion, as ``parts`` gives them."""
+    if isinstance(encoder, LavtEncoder):
+        rows = []
+        for i, attend in enumerate(encoder.attend):
+            gates = [encoder.gates[i]] if i < 3 else []
+            count = pixel_word(attend, pixels[i], words) + sum(gate(g, pixels[i]) for g in gates)
+            rows.append((f"pixel-word attention {i + 1}", [attend, *gates], count))
+        return rows
+    return [(f"word-pixel alignment {i + 1}", [encoder.wpa[encoder.slot[i]]],
+             word_pixel(encoder.wpa[encoder.slot[i]], pixels[i], words)) for i in range(4) if encoder.aligned[i]]
 
 
 def pixel_decoder(cell: mask_generator.PixelDecoder, sizes: list) -> int:
@@ -101,17 +136,16 @@ def parts(model: CoupAlign, words: int) -> list[tuple[str, list, int]]:
     """(name, cells, MACs) of each part, in the order of computation; the cells together hold every parameter."""
     encoder, vision = model.encoder, model.encoder.vision
     pixels = [math.prod(size) for size in vision.sizes]
-    rows = [("vision stem", [vision.embed], swin_embed(vision.embed, pixels[0]))]
+    rows = [("vision stem", [vision.embed], vision_part(vision.embed, pixels[0]))]
     for i in range(4):
-        cells, count = [vision.stages[i], vision.outputs[i]], swin_stage(vision.stages[i], pixels[i])
+        cells, count = [vision.stages[i], vision.outputs[i]], vision_part(vision.stages[i], pixels[i])
         if i:
             down = vision.downsamples[i - 1]
-            cells, count = [down, *cells], count + swin_downsample(down, pixels[i - 1])
+            cells, count = [down, *cells], count + vision_part(down, pixels[i - 1])
         rows.append((f"vision stage {i + 1}", cells, count))
     rows.append(("text embedding", [encoder.text.embed], 0))
     rows += [(f"text group {i + 1}", [group], bert_group(group, words)) for i, group in enumerate(encoder.text.groups)]
-    rows += [(f"word-pixel alignment {i + 1}", [encoder.wpa[encoder.slot[i]]],
-              word_pixel(encoder.wpa[encoder.slot[i]], pixels[i], words)) for i in range(4) if encoder.aligned[i]]
+    rows += fusion(encoder, pixels, words)
     rows.append(("decoder", [model.decoder], pixel_decoder(model.decoder, vision.sizes)))
     if model.alignment is not None:
         queries = model.generator.queries.shape[0]

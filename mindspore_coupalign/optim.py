@@ -61,8 +61,8 @@ class Optimizer(nn.Cell):
 
     Args:
         groups: from ``build.parameter_groups``: dicts of params, weight_decay, rate, a factor of lr (default 1), and
-            muon (default False, of one group at most): by Muon, in moves of root mean square lr · rate.
-        below: AdamW's parameters of fewer values and of rate 1 are joined.
+            muon (default False): by Muon, in moves of root mean square lr · rate.
+        below: AdamW's parameters of fewer values are joined.
         momentum: of Muon, in Nesterov's form.
     """
 
@@ -73,9 +73,8 @@ class Optimizer(nn.Cell):
         decay = {p.name: rate[p.name] * group["weight_decay"] for group in groups for p in group["params"]}
         matrices = [p for group in groups if group.get("muon") for p in group["params"]]
         params = [p for group in groups if not group.get("muon") for p in group["params"]]
-        alone = [p.size >= below or rate[p.name] != 1 for p in params]
-        self.packing = packing = Packing([p for p, is_alone in zip(params, alone, strict=True) if not is_alone],
-                                         [p for p, is_alone in zip(params, alone, strict=True) if is_alone], matrices)
+        self.packing = packing = Packing([p for p in params if p.size < below], [p for p in params if p.size >= below],
+                                         matrices)
         self.params = ParameterTuple(packing.params)
         self.small, self.matrices = packing.small, packing.matrices
         self.small_places, self.matrix_places = _places(packing.small), _places(packing.matrices)
@@ -86,19 +85,23 @@ class Optimizer(nn.Cell):
         self.adams = slice(0, 1 + len(packing.large))  # AdamW's part of a packed state
         self.first, self.second = packing.state("adam_m"), packing.state("adam_v")
         self.rates = (Tensor(1, ms.float32), *(Tensor(rate[p.name], ms.float32) for p in packing.large))
+        self.small_rates = None
+        self.moved = ParameterTuple([self.vector, *packing.large])
+        if any(rate[p.name] != 1 for p in packing.small):  # the kernel knows one rate: it moves zeros, which are scaled
+            self.small_rates = _spread(packing.small, rate)
+            self.moves = packing.state("adam_moves")[0]
+            self.moved = ParameterTuple([self.moves, *packing.large])
         self.decays = ()
         if any(decay.values()):
-            def spread(params):
-                return Tensor(_joined(params, lambda p: np.full(p.shape, decay[p.name], np.float32)))
-            self.decays = (spread(packing.small), *(Tensor(decay[p.name], ms.float32) for p in packing.large),
-                           *([spread(matrices)] if matrices else []))
+            self.decays = (_spread(packing.small, decay), *(Tensor(decay[p.name], ms.float32) for p in packing.large),
+                           *([_spread(matrices, decay)] if matrices else []))
         self.steps = Parameter(Tensor(0, ms.float32), name="adam_steps")
         self.beta1, self.beta2, self.eps, self.momentum = beta1, beta2, eps, momentum
         self.kernel = ops.Adam()
         self.muon = None
         if matrices:
             self.muon = Muon([matrix_shape(p) for p in matrices])
-            self.muon_rate = rate[matrices[0].name]
+            self.muon_rates = _spread(matrices, rate)
         self.map = ops.HyperMap()  # a Python loop over hundreds of parameters exceeds the compiler's call depth
 
     def pack(self, tensors):
@@ -125,8 +128,12 @@ class Optimizer(nn.Cell):
     def _adam(self, gradients, lr, steps):
         power1, power2 = ops.pow(self.beta1, steps), ops.pow(self.beta2, steps)
         eps = self.eps * ops.sqrt(1 - power2)  # the kernel adds epsilon before the bias correction, PyTorch after it
-        self.map(ops.partial(self._update, power1, power2, lr, eps), self.rates, self.targets[self.adams],
+        if self.small_rates is not None:
+            ops.assign(self.moves, ops.zeros_like(self.moves))
+        self.map(ops.partial(self._update, power1, power2, lr, eps), self.rates, self.moved,
                  self.first[self.adams], self.second[self.adams], gradients)
+        if self.small_rates is not None:
+            ops.assign_add(self.vector, self.moves * self.small_rates)
         if len(self.small):
             self.map(ops.partial(_assign_part, self.vector), self.small, self.small_places)
 
@@ -134,7 +141,7 @@ class Optimizer(nn.Cell):
         fresh = (1 - self.momentum) * gradient
         average = ops.assign(self.first[-1], self.momentum * self.first[-1] + fresh)
         move = self.muon(self.momentum * average + fresh)
-        ops.assign_sub(self.joined, (lr * self.muon_rate) * move)
+        ops.assign_sub(self.joined, lr * self.muon_rates * move)
         self.map(ops.partial(_assign_part, self.joined), self.matrices, self.matrix_places)
 
     def _update(self, power1, power2, lr, eps, rate, parameter, first, second, gradient):
@@ -144,6 +151,11 @@ class Optimizer(nn.Cell):
 def _joined(params, of) -> np.ndarray:
     """The arrays ``of`` the parameters in one vector; a single zero for none, which the kernels need."""
     return np.concatenate([of(p).reshape(-1) for p in params] or [np.zeros(1, np.float32)])
+
+
+def _spread(params, values: dict) -> Tensor:
+    """A value per parameter name, repeated for each of the joined parameters' values."""
+    return Tensor(_joined(params, lambda p: np.full(p.shape, values[p.name], np.float32)))
 
 
 def _slices(params) -> list:

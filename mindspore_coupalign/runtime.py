@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.watch import LOCAL_WORKERS
 
 TARGETS = ("auto", "CPU", "GPU", "Ascend")
 
@@ -41,9 +42,25 @@ def setup(target: str, seed: int) -> Runtime:
     rank, ranks = 0, 1
     if os.environ.get("MS_ROLE"):  # set by msrun; its scheduler process joins here, serves the others and exits
         from mindspore import communication
+        if target == "CPU" and os.environ["MS_ROLE"] == "MS_WORKER":
+            _share_cores()
         communication.init()
         rank, ranks = communication.get_rank(), communication.get_group_size()
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     ms.set_seed(seed)
     np.random.seed(seed)
     return Runtime(target, rank, ranks)
+
+
+def _local_workers() -> int:
+    return int(os.environ.get(LOCAL_WORKERS) or os.environ.get("MS_WORKER_NUM", "1"))
+
+
+def _share_cores():
+    """Give each rank of this machine cores of its own: ranks whose threads wait for each other's cores take twice as
+    long for a step."""
+    cores, workers = sorted(os.sched_getaffinity(0)), _local_workers()
+    local = int(os.environ.get("DEVICE_ID", "0"))
+    own = cores[local::workers] or [cores[local % len(cores)]]
+    os.sched_setaffinity(0, own)
+    ms.set_context(runtime_num_threads=len(own))

@@ -1,74 +1,104 @@
-"""Command ``train``: the training loop around one jitted step.
-
-Files in the output folder: ``config.yaml`` (resolved), ``log.jsonl`` (one line per logged step or validation),
-``last.safetensors`` (everything that --resume needs), ``best.safetensors`` (the weights that scored best).
-"""
+"""Command ``train``: the training loop around one jitted step. run_folder.py lists the files that it writes."""
 
 import argparse
-import json
 import math
+import signal
 import sys
 import time
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-import yaml
 from mindspore import ops
 from tqdm import tqdm
 
-from mindspore_coupalign import build, runtime
-from mindspore_coupalign.checkpoint import load_checkpoint, load_parameters, named_arrays, save_checkpoint
-from mindspore_coupalign.config import Config, config_to_dict, load_config
+from mindspore_coupalign import build, ranks, runtime
+from mindspore_coupalign.checkpoint import Checkpoint, load_parameters, named_arrays
+from mindspore_coupalign.config import Config, load_config, with_overrides
 from mindspore_coupalign.data.loader import TrainSource, batches
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import evaluate_samples, report
-from mindspore_coupalign.train_step import LOSSES
+from mindspore_coupalign.models.noise import draw_keys
+from mindspore_coupalign.resume import check_resumable
+from mindspore_coupalign.run_folder import RunFolder, holds_a_run, load_state
+from mindspore_coupalign.train_step import LOSSES, RESULTS
+from mindspore_coupalign.watch import Watch, folder
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML, for example configs/refshapes_tiny.yaml")
+    parser.add_argument("--config", metavar="FILE",
+                        help="YAML, for example configs/refshapes_tiny.yaml (default with --resume: the run's own)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-4 data.root=/data")
     parser.add_argument("--output", metavar="DIR",
                         help="where to write (default: the resumed run's folder, or runs/<name of the config file>)")
     parser.add_argument("--resume", metavar="DIR|FILE", help="go on from a run's folder or its last.safetensors")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="check data, weights, disk and memory, compile, take two steps, write nothing")
     runtime.add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    config = load_config(args.config, args.overrides)
-    state = load_checkpoint(_state_file(args.resume)) if args.resume else None
+    state = load_state(args.resume, say=lambda line: print(line, file=sys.stderr)) if args.resume else None
+    if args.config:
+        config = load_config(args.config, args.overrides)
+    elif state:
+        config = with_overrides(state.config, args.overrides, f"{state.path}'s configuration with the overrides")
+    else:
+        raise UserError("train: give --config FILE (the shipped ones are in configs/), or --resume DIR")
     if args.output or not state:
         output = Path(args.output or Path("runs") / Path(args.config).stem)
     else:
         output = state.path.parent
-    if not state and (output / "last.safetensors").exists():
+    if not state and holds_a_run(output) and not args.dry_run:
         raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
+    changes = check_resumable(state, config) if state else []
     here = runtime.setup(args.device_target, config.train.seed)
-    if config.train.batch_size % here.ranks:
-        raise UserError(f"{args.config}: train.batch_size={config.train.batch_size} is the global batch and must be a "
-                        f"multiple of the {here.ranks} ranks")
+    if config.train.batch_size % (here.ranks * config.train.accumulate):
+        raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
+                        f"{here.ranks} ranks times train.accumulate={config.train.accumulate}")
+    if here.rank == 0:
+        for line in changes:
+            print(line)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
-    Trainer(config, data, tokenizer, output, here).train(state)
-    return 0
+    trainer = Trainer(config, data, tokenizer, output, here, state)
+    if args.dry_run:
+        from mindspore_coupalign.dry_run import dry_run
+        return dry_run(trainer)
+    trainer.train()
+    return 128 + trainer.stop.received if trainer.stop.received else 0
 
 
-def _state_file(resume: str) -> Path:
-    path = Path(resume)
-    return path / "last.safetensors" if path.is_dir() else path
+class StopRequest:
+    """While entered, a SIGTERM or SIGINT is noted in ``received`` and does not end the process; a second one does."""
+
+    def __init__(self):
+        self.received = 0
+
+    def __enter__(self):
+        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _):
+        self.received = int(number)
+        self.__exit__()
 
 
 class Trainer:
     """Holds what the loop needs; ``train`` runs it to the end and returns the last validation's report."""
 
     def __init__(self, config: Config, data: ReferData, tokenizer: SentenceTokenizer, output: Path,
-                 here: runtime.Runtime):
-        self.config, self.data, self.tokenizer, self.output, self.here = config, data, tokenizer, output, here
+                 here: runtime.Runtime, state: Checkpoint | None = None):
+        self.config, self.data, self.tokenizer, self.here, self.state = config, data, tokenizer, here, state
         train, names = config.train, config.data
+        self.run = RunFolder(output, train.keep, here.rank == 0)
         refs = len(data.refs_of(names.train_split))
         if refs == 0:
             raise UserError(f"{data.source}: split '{names.train_split}' has no refs to train on")
@@ -78,138 +108,185 @@ class Trainer:
         if train.val_samples:
             self.val_samples = self.val_samples[:train.val_samples]
         self.model = build.build_model(config, tokenizer.vocab_size)
-        self.step = build.build_train_step(self.model, config, here.ranks)
+        if state is None:  # else every parameter comes from the checkpoint
+            for loaded in build.load_pretrained(self.model, config):
+                self.say(loaded.table())
+        self.step = build.build_train_step(self.model, config, here.ranks, here.target)
         self.done, self.best, self.spent = 0, -1.0, 0.0  # steps, score, seconds of earlier runs that this one resumes
+        self.skipped = self.skipped_in_row = 0  # steps since the last line of the log; in a row
+        self.clock = 0.0  # share of the time budget that is used, the same on every rank
+        self.stop = StopRequest()
         self.started = time.perf_counter()
+        if state is not None:
+            self._restore(state)
 
-    def train(self, state=None) -> dict | None:
-        if state is not None and (state.progress["step"] >= self.total or self._clock(state.progress["seconds"]) >= 1):
-            print(f"{state.path}: trained to its end at step {state.progress['step']}; raise train.steps, train.epochs "
-                  "or train.minutes to go on")
+    def _restore(self, state: Checkpoint):
+        source, progress = str(state.path), state.progress
+        load_parameters(self.model.get_parameters(), state.section("model"), source)
+        self.step.restore(state.section, progress, source)
+        self.done, self.best, self.spent = (progress[key] for key in ("step", "best", "seconds"))
+        self.clock = self._own_clock()
+
+    def say(self, line: str, bar=None):
+        if self.here.rank == 0:
+            bar.write(line) if bar is not None else print(line, flush=True)
+
+    def train(self) -> dict | None:
+        if self.done >= self.total or self.clock >= 1:
+            self.say(f"{self.state.path}: trained to its end at step {self.done}; raise train.steps, train.epochs or "
+                     "train.minutes to go on")
             return None
-        self._prepare(state)
-        names, train, result = self.config.data, self.config.train, None
-        transform = ImageTransform(names.image_size, names.mean, names.std)
-        source = TrainSource(self.data, names.train_split, self.tokenizer, transform, train.seed, train.batch_size,
-                             names.flip, (self.done, self.total), self.here.rank, self.here.ranks)
+        self._open()
+        train, result = self.config.train, None
         window, started = [], time.perf_counter()
-        shown = None if train.minutes else self.total
-        with tqdm(total=shown, initial=self.done, unit="step", disable=self.here.rank > 0, dynamic_ncols=True,
-                  mininterval=0.1 if sys.stderr.isatty() else 30) as bar:  # a log file gets two lines a minute
-            for image, ids, word_mask, mask, _ in batches(source, source.local, names.workers):
-                clock = self._clock(self._seconds())
-                rate = np.float32(build.learning_rate(self.config, self.done, self.total, clock))
-                window.append(self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(rate)))
-                self.done += 1
+        stream = self.micro_batches()
+        watch = Watch(folder() if self.here.ranks > 1 else None, self.here.rank, train.hang_seconds)
+        with self.stop, self._progress_bar() as bar:
+            while True:
+                rate = build.learning_rate(self.config, self.done, self.total, self.clock)
+                results = self.one_step(stream, rate, watch)
                 bar.update()
-                ends = self.done == self.total or clock >= 1
-                saves = ends or self.done % self.val_every == 0
-                if saves:
-                    self._check_finite(window[-1].asnumpy())
-                if ends or self.done % train.log_every == 0:
-                    losses = np.mean([w.asnumpy() for w in window], 0)
-                    self._check_finite(losses)
-                    elapsed, count = time.perf_counter() - started, len(window)
-                    self._log_losses(losses, rate, count * train.batch_size / elapsed, bar)
-                    window, started = [], time.perf_counter()
-                if saves:
+                self._judge(results, window)
+                stops = results["stop"] > 0
+                ends = self.done == self.total or self.clock >= 1
+                if ends or stops or self.done % train.log_every == 0:
+                    elapsed = time.perf_counter() - started
+                    self._log_losses(window, rate, (len(window) + self.skipped) * train.batch_size / elapsed, bar)
+                    window, self.skipped, started = [], 0, time.perf_counter()
+                validates = (ends or self.done % self.val_every == 0) and not stops
+                if validates or stops or (train.save_every and self.done % train.save_every == 0):
                     paused = time.perf_counter()
-                    result = self.validate(bar)
+                    watch.enter("saving", self.done, compiles=True)
+                    result = self.validate(bar) if validates else result
+                    self._save_state()
                     started += time.perf_counter() - paused
-                if ends:
+                if ends or stops:
                     break
+        watch.enter("stopped" if stops else "done", self.done)
+        if stops:
+            self.stop.received = self.stop.received or signal.SIGTERM  # another rank was asked
+            self.say(f"asked to stop: the state of step {self.done} is saved; go on with --resume {self.run.path}")
         return result
+
+    def micro_batches(self):
+        """Endless from the next step on: image, ids, word_mask, mask, sample of this rank's share of a micro-batch."""
+        names, train = self.config.data, self.config.train
+        transform = ImageTransform(names.image_size, names.mean, names.std)
+        self.source = TrainSource(self.data, names.train_split, self.tokenizer, transform, train.seed, train.batch_size,
+                                  names.flip, (self.done, self.total), self.here.rank, self.here.ranks)
+        return batches(self.source, self.source.local // train.accumulate, names.workers)
+
+    def one_step(self, stream, rate: float, watch) -> dict:
+        """One update from ``train.accumulate`` micro-batches; RESULTS by name, losses as means."""
+        train, found = self.config.train, []
+        for micro in range(train.accumulate):
+            watch.enter("loading", self.done)
+            image, ids, word_mask, mask, _ = next(stream)
+            watch.enter("step", self.done, compiles=not self.step.compiled)
+            keys = draw_keys(self.step.keys.size, train.seed, self.here.rank, self.done, micro)
+            last = micro == train.accumulate - 1
+            results = self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(np.float32(rate)), keys,
+                                (self.stop.received > 0, self._own_clock()), last)
+            found.append(results.asnumpy())
+        self.done += 1
+        results = dict(zip(RESULTS, map(float, found[-1]), strict=True))
+        results |= dict(zip(LOSSES, np.mean(found, 0)[:len(LOSSES)].astype(float), strict=False))
+        self.clock = results["clock"] / self.here.ranks
+        return results
+
+    def _judge(self, results: dict, window: list):
+        """Count and write down a step that the update left out."""
+        if results["finite"]:
+            window.append(results)
+            self.skipped_in_row = 0
+            return
+        self.skipped += 1
+        self.skipped_in_row += 1
+        first = (self.done - 1) * self.config.train.batch_size
+        samples = [self.source.sample_at(first + i) for i in range(self.config.train.batch_size)]
+        numbers = {key: _finite_or_text(results[key]) for key in ("loss", "grad_norm", "scale")}
+        self.run.log({"step": self.done, **numbers, "samples": samples,
+                      "refs": [int(self.data.ref_ids[self.data.sentence_ref[s]]) for s in samples],
+                      "sentences": [self.data.sentence(s) for s in samples]}, "skipped.jsonl")
+        if self.skipped_in_row >= self.config.train.max_skipped:
+            raise UserError(f"step {self.done}: the loss ({results['loss']:g}) or its gradient was no number in "
+                            f"{self.skipped_in_row} steps in a row, none of which has changed the weights; their "
+                            f"samples are in {self.run.path / 'skipped.jsonl'}; lower train.lr or look at the data")
+
+    def _progress_bar(self):
+        shown = None if self.config.train.minutes else self.total
+        return tqdm(total=shown, initial=self.done, unit="step", disable=self.here.rank > 0, dynamic_ncols=True,
+                    mininterval=0.1 if sys.stderr.isatty() else 30)  # a log file gets two lines a minute
 
     def _seconds(self) -> float:
         return self.spent + time.perf_counter() - self.started
 
-    def _clock(self, seconds: float) -> float:
+    def _own_clock(self) -> float:
         """Share of the time budget that is used; 0 without a budget."""
         budget = 60 * self.config.train.minutes
-        return min(1.0, seconds / budget) if budget else 0.0
+        return min(1.0, self._seconds() / budget) if budget else 0.0
 
     def validate(self, bar=None) -> dict | None:
-        """Score the validation samples with the averaged weights where there are any; keep best and last."""
+        """Score the validation samples with the averaged weights where there are any; keep the best."""
+        ranks.average(self.step.statistics, self.here.ranks)
         with _Averaged(self.step):
             result = None
             if len(self.val_samples):
-                scores = evaluate_samples(self.model, self.data, self.val_samples, self.tokenizer, self.config)
+                scores = evaluate_samples(self.model, self.data, self.val_samples, self.tokenizer, self.config,
+                                          rank=self.here.rank, ranks=self.here.ranks)
                 result = report(self.data, scores)
                 score = result["image"]["oIoU"]
-                self._log({"step": self.done, "val": result})
-                (print if bar is None else bar.write)(
-                    f"step {self.done}: {self.config.data.val_split} oIoU {score:.2f}  mIoU "
-                    f"{result['image']['mIoU']:.2f}  P@0.5 {result['image']['P@0.5']:.2f}  "
-                    f"({len(self.val_samples)} sentences, image's own size)")
+                self.run.log({"step": self.done, "val": result})
+                self.say(f"step {self.done}: {self.config.data.val_split} oIoU {score:.2f}  mIoU "
+                         f"{result['image']['mIoU']:.2f}  P@0.5 {result['image']['P@0.5']:.2f}  "
+                         f"({len(self.val_samples)} sentences, image's own size)", bar)
             if result is None or score > self.best:
                 self.best = score if result else self.best
-                self._save("best", named_arrays(self.model.get_parameters(), "model"))
+                self.run.save_best(named_arrays(self.model.get_parameters(), "model"), *self._about())
+        return result
+
+    def _save_state(self):
         arrays = named_arrays(self.model.get_parameters(), "model")
         for section, state in self.step.states().items():
             packed = self.step.optimizer.packing.arrays(state)
             arrays |= {f"{section}.{name}": array for name, array in packed.items()}
-        self._save("last", arrays)
-        return result
+        self.run.save_state(arrays, *self._about(self.step.counters()))
 
-    def _prepare(self, state):
-        """Output folder and log; with a checkpoint, the state it holds."""
-        if state is not None:
-            load_parameters(self.model.get_parameters(), state.section("model"), str(state.path))
-            optimizer = self.step.optimizer
-            for name, packed in self.step.states().items():
-                optimizer.packing.load(packed, state.section(name), str(state.path))
-            self.done, self.best, self.spent = (state.progress[key] for key in ("step", "best", "seconds"))
-            optimizer.steps.set_data(ms.Tensor(self.done, ms.float32))
-        if self.here.rank > 0:
-            return
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / "config.yaml").write_text(yaml.safe_dump(config_to_dict(self.config), sort_keys=False))
-            self._start_log()
-        except OSError as exc:
-            raise UserError(f"{self.output}: cannot be written ({exc.strerror}); choose another --output") from exc
+    def _about(self, counters: dict | None = None) -> tuple:
+        """Configuration, tokenizer and progress, as checkpoints keep them."""
+        progress = {"step": self.done, "best": self.best, "seconds": round(self._seconds(), 1)}
+        return self.config, self.tokenizer.to_json(), progress | (counters or {})
+
+    def _open(self):
+        self.run.open(self.config, self.done)
+        ranks.broadcast(self.model.get_parameters(), self.here.ranks)
+        train = self.config.train
         parameters = sum(p.size for p in self.model.trainable_params())
-        length = f"{self.config.train.minutes:g} minutes, at most " if self.config.train.minutes else ""
-        print(f"{self.config.data.dataset}: {length}{self.total - self.done} steps of {self.config.train.batch_size} "
-              f"samples on {self.here.target}, {parameters / 1e6:.2f} M parameters, output {self.output} "
-              "(the first step compiles the network)", flush=True)
+        length = f"{train.minutes:g} minutes, at most " if train.minutes else ""
+        shared = f", {self.here.ranks} ranks" if self.here.ranks > 1 else ""
+        self.say(f"{self.config.data.dataset}: {length}{self.total - self.done} steps of {train.batch_size} samples on "
+                 f"{self.here.target}{shared}, {parameters / 1e6:.2f} M parameters, output {self.run.path} "
+                 "(the first step compiles the network)")
 
-    def _start_log(self):
-        """Drop what an earlier run logged after the state that this one starts from."""
-        log = self.output / "log.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if self.done and log.exists() else []
-        log.write_text("".join(line for line in lines if _logged_step(line) <= self.done), encoding="utf-8")
-
-    def _save(self, name: str, arrays: dict):
-        if self.here.rank == 0:
-            save_checkpoint(self.output / f"{name}.safetensors", arrays, self.config, self.tokenizer.to_json(),
-                            {"step": self.done, "best": self.best, "seconds": round(self._seconds(), 1)})
-
-    def _log_losses(self, losses, rate, speed, bar):
-        values = dict(zip(LOSSES, map(float, losses), strict=True))
-        self._log({"step": self.done, **{k: round(v, 5) for k, v in values.items()}, "lr": float(rate),
-                   "samples_per_s": round(speed, 1)})
+    def _log_losses(self, window: list, rate: float, speed: float, bar):
+        """The means since the last line; null where every step was skipped."""
+        means = {key: float(np.mean([r[key] for r in window])) if window else None for key in (*LOSSES, "grad_norm")}
+        entry = {"step": self.done, **{k: v if v is None else round(v, 5) for k, v in means.items()}, "lr": rate,
+                 "samples_per_s": round(speed, 1)}
+        if self.step.scaler is not None:
+            entry["scale"] = self.step.counters()["scale"]
+        if self.skipped:
+            entry["skipped"] = self.skipped
+        self.run.log(entry)
+        loss = "none finite" if means["loss"] is None else f"{means['loss']:.3f}"
         budget = 60 * self.config.train.minutes
         left = f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""
-        bar.set_postfix_str(f"loss {values['loss']:.3f}, lr {rate:.1e}, {speed:.0f} samples/s{left}", refresh=False)
-
-    def _check_finite(self, losses):
-        """Before anything is saved: a loss that is no number has reached the weights."""
-        if not np.isfinite(losses[0]):
-            raise UserError(f"step {self.done}: the loss is {losses[0]}; the last good state is in {self.output}; "
-                            "lower train.lr or set train.clip_norm")
-
-    def _log(self, entry: dict):
-        if self.here.rank == 0:
-            with open(self.output / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+        skipped = f", {self.skipped} skipped" if self.skipped else ""
+        bar.set_postfix_str(f"loss {loss}, lr {rate:.1e}, {speed:.0f} samples/s{left}{skipped}", refresh=False)
 
 
-def _logged_step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # a line that a kill cut short
-        return math.inf
+def _finite_or_text(value: float):
+    return value if math.isfinite(value) else str(value)
 
 
 class _Averaged:

@@ -1,12 +1,16 @@
-"""One jitted training step: forward, losses, backward, clip by global norm, AdamW or Muon, weight averaging.
+"""One jitted training step: forward, losses, backward, sum over micro-batches and ranks, unscale, check, clip, update.
 
-Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); losses (6,) float32.
+Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); keys (S,) int32; results (10,) float32.
 """
 
 import mindspore as ms
-from mindspore import nn, ops
+import numpy as np
+from mindspore import ParameterTuple, Tensor, nn, ops
 
-LOSSES = ("loss", "bce", "dice", "contrast", "stages", "grad_norm")
+from mindspore_coupalign.models.noise import connect
+
+LOSSES = ("loss", "bce", "dice", "contrast", "stages")
+RESULTS = (*LOSSES, "grad_norm", "finite", "scale", "stop", "clock")
 
 
 class Objective(nn.Cell):
@@ -19,11 +23,11 @@ class Objective(nn.Cell):
 
     def construct(self, image, ids, word_mask, mask):
         logits, pixels, _, _, _, early = self.model.forward(image, ids, word_mask)
-        bce, dice = self.mask_loss(logits, mask)
+        bce, dice = self.mask_loss(logits.astype(ms.float32), mask)
         total = self.bce_weight * bce + self.dice_weight * dice
         contrast = ops.zeros_like(bce)
         if self.contrast_weight > 0:
-            contrast = self.contrast(pixels, mask)
+            contrast = self.contrast(pixels.astype(ms.float32), mask)
             total = total + self.contrast_weight * contrast
         stages = ops.zeros_like(bce)
         for i in range(len(early)):
@@ -32,7 +36,7 @@ class Objective(nn.Cell):
 
     def _stage_loss(self, logits, mask):
         """Both mask losses of a stage's logits (B, P_i, 1) against the share of the mask in each of its cells."""
-        bce, dice = self.mask_loss(logits.reshape(mask.shape), mask)
+        bce, dice = self.mask_loss(logits.astype(ms.float32).reshape(mask.shape), mask)
         return self.bce_weight * bce + self.dice_weight * dice
 
 
@@ -44,47 +48,131 @@ def _mean(all_reduce, share, gradient):
     return all_reduce(gradient) * share
 
 
+def _add(share, total, gradient):
+    return ops.assign_add(total, share * gradient)
+
+
+def _clear(total):
+    return ops.assign(total, ops.zeros_like(total))
+
+
 class TrainStep:
-    """``step(image, ids, word_mask, mask, lr)`` updates the model and returns the losses of LOSSES.
+    """``step(image, ids, word_mask, mask, lr)`` updates the model and returns the values of RESULTS.
+
+    A loss or gradient that is no number updates nothing: neither parameters, moments and averages nor the statistics
+    of batch norms; ``finite`` is then 0. Losses and gradients are means over the ranks.
 
     Args:
         objective: the losses over the model.
         optimizer: an Optimizer over the model's parameters.
         clip_norm: bound on the gradients' global norm; 0 leaves them as they are.
         ema: decay of the averaged weights; 0 keeps none.
+        scaler: an ``amp.DynamicLossScaler`` for half precision, or None.
+        accumulate: micro-batches per update; every call but the last of each says ``last=False`` and only adds.
     """
 
-    def __init__(self, objective: Objective, optimizer, clip_norm: float, ema: float, ranks: int = 1):
-        self.objective, self.optimizer, self.ema_decay = objective, optimizer, ema
+    def __init__(self, objective: Objective, optimizer, clip_norm: float, ema: float, ranks: int = 1, scaler=None,
+                 accumulate: int = 1):
+        self.objective, self.optimizer, self.ema_decay, self.scaler = objective, optimizer, ema, scaler
         params = optimizer.params
         start = {p.name: p.asnumpy() for p in params}
         self.averages = averages = optimizer.packing.state("ema", start) if ema else ()
+        self.keys = keys_parameter = connect(objective)
+        # statistics that the forward pass has changed already when its gradient turns out to be no number
+        self.statistics = statistics = ParameterTuple([p for p in objective.get_parameters()
+                                                       if p.name.endswith(("moving_mean", "moving_variance"))])
+        self.kept = kept = ParameterTuple([ms.Parameter(p.copy(), name=f"kept.{p.name}", requires_grad=False)
+                                           for p in statistics])
+        sums = optimizer.packing.state("sum") if accumulate > 1 else ()
         all_reduce = ops.AllReduce() if ranks > 1 else None
-        gradient = ms.value_and_grad(objective, None, params, has_aux=True)
         hyper_map = ops.HyperMap()
         half_square_sum = ops.L2Loss()
 
-        @ms.jit
-        def step(image, ids, word_mask, mask, lr):
-            (loss, bce, dice, contrast, stages), gradients = gradient(image, ids, word_mask, mask)
-            gradients = optimizer.pack(gradients)
+        def scaled(image, ids, word_mask, mask, scale):
+            loss, bce, dice, contrast, stages = objective(image, ids, word_mask, mask)
+            return loss * scale, ops.stack((loss, bce, dice, contrast, stages))
+
+        gradient = ms.value_and_grad(scaled, None, params, has_aux=True)
+
+        def update(gradients, losses, scale, lr):
+            """(norm, finite) of the gradients, which are still scaled."""
             if ranks > 1:
                 gradients = hyper_map(ops.partial(_mean, all_reduce, 1 / ranks), gradients)
+            if scaler is not None:
+                gradients = hyper_map(ops.partial(ops.mul, 1 / scale), gradients)
             norm = ops.sqrt(2 * ops.addn(hyper_map(half_square_sum, gradients)))
-            if clip_norm > 0:
-                gradients = hyper_map(ops.partial(ops.mul, ops.minimum(clip_norm / (norm + 1e-6), 1.0)), gradients)
-            optimizer(gradients, lr)
-            if ema > 0:
-                hyper_map(ops.partial(_average, 1 - ema), averages, optimizer.targets)
-            return ops.stack((loss, bce, dice, contrast, stages, norm))
+            finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(losses[0]))
+            if finite:
+                if clip_norm > 0:
+                    factor = ops.minimum(clip_norm / (norm + 1e-6), 1.0)
+                    gradients = hyper_map(ops.partial(ops.mul, factor), gradients)
+                optimizer(gradients, lr)
+                if ema > 0:
+                    hyper_map(ops.partial(_average, 1 - ema), averages, optimizer.targets)
+                if len(statistics):
+                    hyper_map(ops.assign, kept, statistics)
+            elif len(statistics):
+                hyper_map(ops.assign, statistics, kept)
+            if scaler is not None:
+                scaler.adjust(finite)
+            return norm, finite.astype(ms.float32)
 
-        self._step = step
+        @ms.jit
+        def step(image, ids, word_mask, mask, lr, keys, signals, last):
+            ops.assign(keys_parameter, keys)
+            scale = Tensor(1, ms.float32) if scaler is None else scaler.scale_value * 1.0
+            (_, losses), gradients = gradient(image, ids, word_mask, mask, scale)
+            gradients = optimizer.pack(gradients)
+            if ranks > 1:
+                losses = all_reduce(losses) * (1 / ranks)
+                signals = all_reduce(signals)
+            norm, finite = ops.zeros_like(scale), ops.ones_like(scale)
+            if accumulate == 1:
+                norm, finite = update(gradients, losses, scale, lr)
+            else:
+                hyper_map(ops.partial(_add, 1 / accumulate), sums, gradients)
+                if last:
+                    norm, finite = update(sums, losses, scale, lr)
+                    hyper_map(_clear, sums)
+            return ops.concat((losses, ops.stack((norm, finite, scale)), signals))
+
+        self._step, self.compiled = step, False
 
     def states(self) -> dict:
         """The packed states that a checkpoint keeps beside the weights, by the name of their section."""
         states = {"adam_m": self.optimizer.first, "adam_v": self.optimizer.second}
         return states | ({"ema": self.averages} if self.ema_decay else {})
 
-    def __call__(self, image, ids, word_mask, mask, lr):
+    def counters(self) -> dict:
+        """The numbers that a checkpoint keeps beside the states."""
+        counters = {"updates": int(self.optimizer.steps.asnumpy())}
+        if self.scaler is not None:
+            counters |= {"scale": float(self.scaler.scale_value.asnumpy()), "scale_counter": int(self.scaler.counter)}
+        return counters
+
+    def restore(self, arrays_of, counters: dict, source: str):
+        """Take states and counters from a checkpoint, before the first step.
+
+        Args:
+            arrays_of: section name -> arrays by parameter name.
+
+        Raises:
+            UserError: a state does not fit.
+        """
+        for name, state in self.states().items():
+            self.optimizer.packing.load(state, arrays_of(name), source)
+        self.optimizer.steps.set_data(Tensor(counters["updates"], ms.float32))
+        if self.scaler is not None:
+            self.scaler.scale_value.set_data(Tensor(counters["scale"], ms.float32))
+            self.scaler.counter.set_data(Tensor(counters["scale_counter"], ms.int32))
+        for backup, statistic in zip(self.kept, self.statistics, strict=True):
+            backup.set_data(statistic.copy())
+
+    def __call__(self, image, ids, word_mask, mask, lr, keys=None, signals=(0.0, 0.0), last: bool = True):
+        """``signals``: whether this rank was asked to stop, and its clock; the results hold the sums over the ranks."""
         self.objective.set_train(True)
-        return self._step(image, ids, word_mask, mask, lr)
+        keys = np.zeros(self.keys.shape, np.int32) if keys is None else keys
+        signals = Tensor(np.array(signals, np.float32))
+        results = self._step(image, ids, word_mask, mask, lr, Tensor(keys), signals, Tensor(last))
+        self.compiled = True
+        return results

@@ -68,9 +68,9 @@ def tiny_restored(tiny_checkpoint) -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def command_line():
     """``command_line("predict", …)`` runs the real command in a process of its own: code, out, err."""
-    def run(*arguments) -> SimpleNamespace:
+    def run(*arguments, timeout=300) -> SimpleNamespace:
         done = subprocess.run([sys.executable, "-m", "mindspore_coupalign", *map(str, arguments)], cwd=ROOT, text=True,
-                              capture_output=True, timeout=300, env={**os.environ, "GLOG_v": "3"})
+                              capture_output=True, timeout=timeout, env={**os.environ, "GLOG_v": "3"})
         return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
 
     return run

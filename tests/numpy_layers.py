@@ -19,7 +19,8 @@ def randomize(cell, seed: int = 0, scale: float = 0.25):
     """Give every parameter, the biases and gammas too, values that matter; returns the cell, not in training."""
     random = np.random.default_rng(seed)
     for name, parameter in sorted(cell.parameters_and_names(), key=lambda pair: pair[0]):
-        value = random.normal(size=parameter.shape) * scale + ("gamma" in name)
+        value = random.normal(size=parameter.shape) * scale + name.endswith(("gamma", "variance"))
+        value = np.maximum(value, 0.1) if name.endswith("variance") else value
         parameter.set_data(ms.Tensor(value.astype(np.float32)))
     return cell.set_train(False)
 

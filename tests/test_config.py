@@ -135,7 +135,7 @@ def test_wrong_types_name_file_field_and_value(tmp_path, text, words):
     ("data.mean=[0.5, 0.5]", "data.mean"), ("data.std=[1, 0, 1]", "data.std"),
     ("data.max_tokens=2", "data.max_tokens"), ("data.max_tokens=513", "data.max_tokens"),
     ("data.flip=1.1", "data.flip"), ("data.workers=0", "data.workers"),
-    ("model.name=lavt", "model.name"), ("model.image.name=vit", "model.image.name"),
+    ("model.name=vlt", "model.name"), ("model.image.name=vit", "model.image.name"),
     ("model.image.activation=silu", "model.image.activation"), ("model.text.activation=tanh", "model.text.activation"),
     ("model.image.depths=[2, 2, 2]", "model.image.depths"), ("model.image.depths=[2, 2, 0, 2]", "model.image.depths"),
     ("model.image.heads=[3, 8, 16, 32]", "model.image.heads[0]=3"), ("model.image.heads=[]", "model.image.heads"),

@@ -7,8 +7,9 @@ import yaml
 from mindspore import nn, ops
 from tiny_network import TINY, VOCABULARY, tiny_batch, tiny_config, tiny_model
 
-from mindspore_coupalign import macs
+from mindspore_coupalign import build, macs
 from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.config import ImageConfig
 from mindspore_coupalign.describe import describe
 from mindspore_coupalign.models.bert import Bert
 from mindspore_coupalign.models.swin import Swin
@@ -19,6 +20,9 @@ VARIANTS = {
     "guided filter": ("model.upsample=guided",),
     "sub-pixel head": ("model.upsample=subpixel",),
     "without alignment": ("model.sentence_mask=false", "model.wpa_stages=[3]", "model.text.groups=[1,0,0,2]"),
+    "ResNet": ("model.image.name=resnet", "model.image.norm=batch", "data.image_size=96"),
+    "Darknet": ("model.image.name=darknet", "model.wpa_stages=[1,4]"),
+    "LAVT": ("model.name=lavt",),
 }
 
 
@@ -69,8 +73,9 @@ def test_macs_are_those_of_a_real_pass(watched, overrides):
 @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
 def test_parts_hold_every_parameter_once(overrides):
     parts = describe(tiny_config(*overrides), VOCABULARY)
-    sizes = [p.size for p in tiny_model(*overrides).get_parameters()]
-    assert sum(part.parameters for part in parts) == sum(part.trainable for part in parts) == sum(sizes)
+    model = tiny_model(*overrides)
+    assert sum(part.parameters for part in parts) == sum(p.size for p in model.get_parameters())
+    assert sum(part.trainable for part in parts) == sum(p.size for p in model.trainable_params())
 
 
 @pytest.mark.parametrize("name, dim, depths, gmacs, millions", [
@@ -83,6 +88,29 @@ def test_swin_at_224_matches_the_paper(name, dim, depths, gmacs, millions):
     assert count / 1e9 == pytest.approx(gmacs, rel=0.03)
     parameters = sum(p.size for p in swin.get_parameters()) / 1e6  # the paper's count has the classifier, ours has not
     assert parameters + swin.channels[3] * 1000 / 1e6 == pytest.approx(millions, rel=0.003)
+
+
+def test_resnet_101_at_224_matches_the_literature():
+    """7.8 GMACs and 44.55 M parameters, both with the classifier (2048 × 1000 and 1000 biases)."""
+    resnet = build.build_vision(ImageConfig(name="resnet", embed_dim=256, depths=(3, 4, 23, 3)), (224, 224))
+    count = sum(macs.cnn_stage(cell) for cell in (resnet.embed, *resnet.stages))
+    assert (count + 2048 * 1000) / 1e9 == pytest.approx(7.80, rel=0.003)
+    assert sum(p.size for p in resnet.trainable_params()) + 2049 * 1000 == 44_549_160
+
+
+def test_darknet_53_at_256_matches_its_table():
+    """52 convolutions by the table of YOLOv3's paper, of which it says 18.7 billion operations (two per MAC)."""
+    darknet = build.build_vision(ImageConfig(name="darknet", embed_dim=128, depths=(2, 8, 8, 4)), (256, 256))
+    count = sum(macs.cnn_stage(cell) for cell in (darknet.embed, *darknet.stages, *darknet.downsamples))
+    table = 256**2 * 9 * 3 * 32
+    parameters = 9 * 3 * 32 + 2 * 32
+    for i, blocks in enumerate((1, 2, 8, 8, 4)):
+        wide, positions = 64 * 2**i, (128 // 2**i) ** 2
+        kernels = 9 * wide // 2 * wide + blocks * (wide * wide // 2 + 9 * wide // 2 * wide)
+        table += positions * kernels
+        parameters += kernels + 2 * wide + blocks * 2 * (wide + wide // 2)
+    assert count == table and 2 * count / 1e9 == pytest.approx(18.7, rel=0.02)
+    assert sum(p.size for p in darknet.trainable_params()) == parameters
 
 
 def test_bert_base_is_85_million_per_word_and_attention():

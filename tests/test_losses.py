@@ -4,8 +4,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 import tiny_network  # noqa: F401 (sets graph mode)
+from mindspore import ops
 
 from mindspore_coupalign.losses import MaskLoss, PixelContrast
+from mindspore_coupalign.models.noise import connect
 
 TAU = 0.1
 
@@ -132,9 +134,13 @@ def test_a_draw_that_takes_all_background_equals_the_whole():
 
 
 def test_a_small_draw_is_bounded_and_random():
-    """Fewer negatives in the denominator: a smaller loss than with all, another one at each call."""
+    """Fewer negatives in the denominator: a smaller loss than with all, another one for each key."""
     contrast, y, mask = PixelContrast(TAU, 8), embedding(2), blocks(10, 63)
-    drawn = [with_gradient(contrast, y, mask) for _ in range(4)]
+    keys = connect(contrast)
+    drawn = []
+    for key in range(4):
+        ops.assign(keys, ms.Tensor([key], ms.int32))
+        drawn.append(with_gradient(contrast, y, mask))
     assert all(np.isfinite(gradient).all() and 0 < loss < contrast_reference(y, mask) for loss, gradient in drawn)
     assert len({loss for loss, _ in drawn}) > 1
     only = contrast_reference(y[1:], mask[1:])  # one background pixel, of which 8 are drawn

@@ -6,6 +6,8 @@ b is this rank's share of the batch.
 """
 
 import os
+import signal
+import threading
 
 import mindspore.dataset as ds
 import numpy as np
@@ -121,8 +123,18 @@ def batches(source: _Source, batch_size: int, workers: int):
                                    python_multiprocessing=False)
     pipeline = pipeline.batch(batch_size, drop_remainder=True)
     try:
-        yield from pipeline.create_tuple_iterator(num_epochs=1, output_numpy=True)
+        for i, batch in enumerate(pipeline.create_tuple_iterator(num_epochs=1, output_numpy=True)):
+            if i == 0:
+                _take_signals_back()
+            yield batch
     except RuntimeError as exc:
         if source.error is not None:
             raise source.error from exc
         raise
+
+
+def _take_signals_back():
+    """With its first batch a pipeline installs its own handlers, which end the process on SIGTERM with exit code 0."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.getsignal(number))

@@ -6,6 +6,7 @@ Shapes: ids (B, T) int32; word_mask (B, T), 1 = word, 0 = padding; text (B, T, D
 from mindspore import Tensor, nn, ops
 
 from mindspore_coupalign.models.layers import Attention, Mlp, embedding_table, layer_norm
+from mindspore_coupalign.models.noise import Dropout
 
 
 def padding_bias(word_mask, dtype):
@@ -22,7 +23,7 @@ class BertEmbeddings(nn.Cell):
         self.position_embeddings = embedding_table(max_positions, hidden)
         self.token_type_embeddings = embedding_table(2, hidden)
         self.norm = layer_norm(hidden, 1e-12)
-        self.dropout = nn.Dropout(p=dropout)
+        self.dropout = Dropout(dropout)
         self.positions = Tensor(list(range(max_tokens)))
         self.segment = Tensor([0])
 
@@ -42,7 +43,7 @@ class BertLayer(nn.Cell):
         self.norm1 = layer_norm(hidden, 1e-12)
         self.mlp = Mlp(hidden, ffn, act)
         self.norm2 = layer_norm(hidden, 1e-12)
-        self.dropout = nn.Dropout(p=dropout)
+        self.dropout = Dropout(dropout)
 
     def construct(self, x, bias):
         x = self.norm1(x + self.dropout(self.attention(x, x, x, bias)))

@@ -55,7 +55,7 @@ class CoupAlign(nn.Cell):
             sentence = words[:, 0]  # [CLS] of the last fused text layer
             tokens = y.reshape((b, c, h * w)).transpose((0, 2, 1))
             aligned, proposals, weights = self.alignment(tokens, masks, sentence)
-            pixels = ops.concat((y, aligned.transpose((0, 2, 1)).reshape(y.shape)), 1)
+            pixels = ops.concat((y, aligned.transpose((0, 2, 1)).reshape(y.shape).astype(y.dtype)), 1)
         coarse = self.head(pixels)
         logits = self.to_input_size(coarse) if self.guided is None else self.guided(coarse, image)
         early = ()

@@ -10,6 +10,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
+from mindspore_coupalign.models.noise import Dropout
+
 
 def dense(inputs: int, outputs: int, bias: bool = True) -> nn.Dense:
     """Linear layer, Xavier uniform with zero bias.
@@ -85,18 +87,15 @@ class Mlp(nn.Cell):
         return self.fc2(self.act(self.fc1(x)))
 
 
-class DropPath(nn.Cell):
-    """Drops a residual branch per sample in training (stochastic depth), rescaling those that stay."""
+class Product(nn.Cell):
+    """Batched matrix product x·y, or x·yᵀ with ``transposed``; a cell, so that mixed precision can choose its type."""
 
-    def __init__(self, rate: float):
+    def __init__(self, transposed: bool = False):
         super().__init__()
-        self.rate = rate
-        self.dropout = nn.Dropout(p=rate)
+        self.product = ops.BatchMatMul(transpose_b=transposed)
 
-    def construct(self, x):
-        if self.training and self.rate > 0:
-            return x * self.dropout(ops.ones((x.shape[0], 1, 1), x.dtype))
-        return x
+    def construct(self, x, y):
+        return self.product(x, y)
 
 
 class SplitHeads(nn.Cell):
@@ -131,15 +130,15 @@ class Attention(nn.Cell):
         self.proj = dense(dim, dim)
         self.split = SplitHeads(heads)
         self.merge = MergeHeads()
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
-        self.dropout = nn.Dropout(p=dropout)
+        self.scores, self.mix = Product(transposed=True), Product()
+        self.softmax = nn.Softmax(-1)
+        self.dropout = Dropout(dropout)
 
     def construct(self, queries, keys, values, bias=None):
         scores = self.scores(self.split(self.q(queries)) * self.scale, self.split(self.k(keys)))
         if bias is not None:
             scores = scores + bias
-        weights = self.dropout(ops.softmax(scores, -1))
+        weights = self.dropout(self.softmax(scores))
         return self.proj(self.merge(self.mix(weights, self.split(self.v(values)))))
 
 
@@ -195,6 +194,14 @@ class TokensToMap(nn.Cell):
 
     def construct(self, x):
         return x.transpose((0, 2, 1)).reshape((x.shape[0], x.shape[2], self.size[0], self.size[1]))
+
+
+class MapToTokens(nn.Cell):
+    """(B, C, H, W) -> (B, H·W, C)."""
+
+    def construct(self, x):
+        b, c, h, w = x.shape
+        return x.reshape((b, c, h * w)).transpose((0, 2, 1))
 
 
 def sine_positions(size: tuple, dim: int) -> Tensor:

@@ -32,7 +32,8 @@ class PixelDecoder(nn.Cell):
     def construct(self, stages):
         y = self.to_map[3](stages[3])
         for i in (2, 1, 0):
-            y = self.fuse[i](ops.concat((self.resize[i](y), self.to_map[i](stages[i])), 1))
+            finer = self.to_map[i](stages[i])
+            y = self.fuse[i](ops.concat((self.resize[i](y).astype(finer.dtype), finer), 1))
         return y
 
 

@@ -8,7 +8,7 @@ import math
 
 from mindspore import nn, ops
 
-from mindspore_coupalign.models.layers import dense
+from mindspore_coupalign.models.layers import Product, dense
 
 
 class SentenceMaskAlignment(nn.Cell):
@@ -19,12 +19,12 @@ class SentenceMaskAlignment(nn.Cell):
         self.scale = 1.0 / math.sqrt(dim)
         self.w_q = dense(dim, dim)
         self.w_g = dense(word_dim, dim)
-        self.similarity = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
+        self.similarity, self.mix = Product(transposed=True), Product()
+        self.over_masks, self.over_proposals = nn.Softmax(1), nn.Softmax(-1)
 
     def construct(self, y, q, sentence):
         proposals = self.similarity(y, q) * self.scale
         asked = ops.expand_dims(self.w_g(sentence) * self.scale, 1)
-        weights = ops.softmax(self.similarity(self.w_q(q), asked), 1)  # (B, N, 1)
-        aligned = self.mix(ops.softmax(proposals, -1), weights * q)
+        weights = self.over_masks(self.similarity(self.w_q(q), asked))  # (B, N, 1)
+        aligned = self.mix(self.over_proposals(proposals), weights * q)
         return aligned, proposals, weights.reshape(weights.shape[:2])

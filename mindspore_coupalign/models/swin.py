@@ -13,14 +13,16 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
 from mindspore_coupalign.models.layers import (
-    DropPath,
+    MapToTokens,
     MergeHeads,
     Mlp,
+    Product,
     SplitHeads,
     dense,
     layer_norm,
     sine_positions,
 )
+from mindspore_coupalign.models.noise import DropPath
 
 
 def window_index(size: tuple, window: int, shift: int) -> np.ndarray:
@@ -108,8 +110,8 @@ class WindowAttention(nn.Cell):
         self.mask = None if mask is None else Tensor(mask[:, None])  # (n, 1, M, M)
         self.split = SplitHeads(heads)
         self.merge = MergeHeads()
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
+        self.scores, self.mix = Product(transposed=True), Product()
+        self.softmax = nn.Softmax(-1)
 
     def construct(self, x):
         bias = ops.gather(self.relative_position_bias_table, self.bias_index, 0)
@@ -120,7 +122,7 @@ class WindowAttention(nn.Cell):
         else:
             by_window = (-1, self.windows, self.heads, self.area, self.area)
             scores = (scores.reshape(by_window) + (bias + self.mask)).reshape(scores.shape)
-        return self.proj(self.merge(self.mix(ops.softmax(scores, -1), self.split(self.v(x)))))
+        return self.proj(self.merge(self.mix(self.softmax(scores), self.split(self.v(x)))))
 
 
 class SwinBlock(nn.Cell):
@@ -172,13 +174,12 @@ class PatchEmbed(nn.Cell):
     def __init__(self, dim: int, size: tuple, absolute_position: bool):
         super().__init__()
         self.proj = nn.Conv2d(3, dim, 4, 4, pad_mode="valid", has_bias=True, weight_init=TruncatedNormal(0.02))
+        self.to_tokens = MapToTokens()
         self.norm = layer_norm(dim)
         self.positions = sine_positions(size, dim) if absolute_position else None
 
     def construct(self, image):
-        x = self.proj(image)
-        b, c, h, w = x.shape
-        x = self.norm(x.reshape((b, c, h * w)).transpose((0, 2, 1)))
+        x = self.norm(self.to_tokens(self.proj(image)))
         return x if self.positions is None else x + self.positions
 
 

@@ -8,7 +8,7 @@ import math
 from mindspore import nn, ops
 from mindspore.common.initializer import Constant
 
-from mindspore_coupalign.models.layers import MergeHeads, SplitHeads, dense, layer_norm
+from mindspore_coupalign.models.layers import MergeHeads, Product, SplitHeads, dense, layer_norm
 
 
 class Gate(nn.Cell):
@@ -48,14 +48,14 @@ class WordPixelAlignment(nn.Cell):
         self.gate_l = Gate(word_dim, gate_zero, gate_opening)
         self.split = SplitHeads(heads)
         self.merge = MergeHeads()
-        self.affinity = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
+        self.affinity, self.mix = Product(transposed=True), Product()
+        self.softmax = nn.Softmax(-1)
 
     def construct(self, v, l, bias):  # noqa: E741
         pixels, words = self.norm_v(v), self.norm_l(l)
         q, k = self.split(self.w_v(pixels) * self.scale), self.split(self.w_l(words))
-        over_words = ops.softmax(self.affinity(q, k) + bias, -1)  # (B, h, P, T)
-        over_pixels = ops.softmax(self.affinity(k, q), -1)  # (B, h, T, P)
+        over_words = self.softmax(self.affinity(q, k) + bias)  # (B, h, P, T)
+        over_pixels = self.softmax(self.affinity(k, q))  # (B, h, T, P)
         to_v = self.w_ov(self.merge(self.mix(over_words, self.split(self.w_lv(words)))))
         to_l = self.w_ol(self.merge(self.mix(over_pixels, self.split(self.w_vl(pixels)))))
         return v + self.gate_v(to_v) * to_v, l + self.gate_l(to_l) * to_l, over_words

@@ -1,0 +1,113 @@
+"""Kill a training run at random moments, go on with --resume each time, and compare its end with an undisturbed run.
+
+    python benchmarks/kill_training.py --kills 100
+
+A small network with dropout and sampled negatives, on RefShapes, that saves after every step. The kills take turns:
+at any moment of the start (imports, compiling), twice among the steps, and while a checkpoint is being written. After
+every seventh the newest checkpoint is cut short as well, as by a disk that was full. Exit code 0: the loss curve and
+every array of the last checkpoint are bit-identical.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = [
+    "model.name=lavt", "model.image.embed_dim=8", "model.image.depths=[1,1,1,1]", "model.image.heads=[1,1,2,2]",
+    "model.image.window=4", "model.text.hidden=16", "model.text.groups=[1,0,0,0]", "model.text.ffn=16",
+    "model.text.dropout=0.1", "model.wpa_heads=[1,1,2,2]", "model.decoder_dim=16", "model.query_heads=2",
+    "loss.negatives=20", "loss.stages=0", "train.minutes=0", "train.batch_size=4", "train.val_every=100000",
+    "train.val_samples=1", "train.save_every=1", "train.log_every=1", "train.keep=3"]
+
+WAYS = ("at the start", "among the steps", "in a save", "among the steps")
+
+
+def train(data: Path, output: Path, steps: int, resume: bool) -> subprocess.Popen:
+    how = ["--resume", output] if resume else ["--config", ROOT / "configs" / "refshapes_tiny.yaml"]
+    arguments = [*how, "--output", output, "--device-target", "CPU", f"data.root={data}", f"train.steps={steps}"]
+    command = [sys.executable, "-m", "mindspore_coupalign", "train", *map(str, arguments), *SETTINGS]
+    with open(f"{output}.txt", "a") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+
+def newest_step(output: Path) -> int:
+    lines = (output / "log.jsonl").read_text().splitlines() if (output / "log.jsonl").exists() else []
+    return sum('"loss"' in line for line in lines)
+
+
+def kill_once(process, output: Path, way: str, start_up: float, draw: random.Random) -> tuple[bool, float]:
+    """(whether it was killed, seconds that it lived); False when it came to its end before."""
+    start, before, first = time.perf_counter(), newest_step(output), None
+    moment = draw.uniform(0, start_up) if way == "at the start" else draw.uniform(0, 0.5)
+    while process.poll() is None:
+        now = time.perf_counter()
+        if first is None and newest_step(output) != before:
+            first = now
+        due = {"at the start": now - start > moment, "among the steps": first is not None and now - first > moment,
+               "in a save": first is not None and any(output.glob(".*.tmp"))}[way]
+        if due:
+            process.kill()
+            return True, now - start
+        time.sleep(0.0005)
+    return False, time.perf_counter() - start
+
+
+def losses(output: Path) -> list:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"], line["lr"]) for line in lines if "loss" in line]
+
+
+def differences(one: Path, other: Path) -> list:
+    """Names of arrays of the last checkpoints that are not bit-identical."""
+    from safetensors.numpy import load_file
+    a, b = (load_file(folder / "last.safetensors") for folder in (one, other))
+    return sorted(name for name in a.keys() | b.keys() if name not in a or name not in b or (a[name] != b[name]).any())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from mindspore_coupalign.data.shapes import make_shapes
+
+    draw, steps = random.Random(args.seed), 8 * args.kills
+    with tempfile.TemporaryDirectory() as folder:
+        data, whole, killed = (Path(folder) / name for name in ("data", "whole", "killed"))
+        make_shapes(data, 1, train=6, val=1, testA=1, testB=1)
+        start = time.perf_counter()
+        if train(data, whole, steps, resume=False).wait():
+            sys.exit(Path(f"{whole}.txt").read_text())
+        start_up, counts, cut = (time.perf_counter() - start) / 2, dict.fromkeys(WAYS, 0), 0
+        for number in range(args.kills):
+            way, state = WAYS[number % 4], killed / "last.safetensors"
+            process = train(data, killed, steps, state.exists())
+            was_killed, lived = kill_once(process, killed, way, start_up, draw)
+            process.wait()
+            if not was_killed:
+                break
+            counts[way] += 1
+            start_up = lived if way == "among the steps" else start_up
+            if number % 7 == 6 and (killed / "last-1.safetensors").exists() and state.exists():
+                state.write_bytes(state.read_bytes()[:draw.randrange(1, state.stat().st_size)])
+                cut += 1
+            print(f"kill {number + 1}: {way} after {lived:.1f} s, {newest_step(killed)} steps logged", flush=True)
+        if train(data, killed, steps, (killed / "last.safetensors").exists()).wait():
+            sys.exit(Path(f"{killed}.txt").read_text())
+        different = differences(whole, killed)
+        same_curve = losses(whole) == losses(killed)
+        print(f"{sum(counts.values())} kills ({', '.join(f'{n} {way}' for way, n in counts.items())}), {cut} newest "
+              f"checkpoints cut short; loss curve {'identical' if same_curve else 'DIFFERENT'} over {steps} steps, "
+              f"{len(different)} arrays different")
+    return 0 if same_curve and not different else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

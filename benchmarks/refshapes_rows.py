@@ -1,0 +1,210 @@
+"""CoupAlign, CoupAlign without its parts, and LAVT on RefShapes: equal steps and equal time, three seeds each.
+
+    python benchmarks/refshapes_rows.py            # about three hours on two cores; a second start goes on
+    python benchmarks/refshapes_rows.py --wpa-rows # all seven sets of aligned stages as well
+    python benchmarks/refshapes_rows.py --table    # only print what there is
+
+Every row is configs/refshapes_tiny.yaml with the overrides of ROWS, trained by the command train on one core and one
+thread, as many runs at a time as there are cores. First the training steps of all rows are timed in turn in one
+process; a row that is slower or faster than CoupAlign then gets fewer or more steps for the comparison at equal time.
+Files: <output>/times.json, and a folder per run with the usual files of train and results.json of evaluate.
+"""
+
+import argparse
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "refshapes_tiny.yaml"
+ROWS = {
+    "coupalign": ("CoupAlign (word-pixel alignment at stages 1-4)", []),
+    "wpa-early": ("word-pixel alignment at stages 1, 2", ["model.wpa_stages=[1,2]"]),
+    "wpa-late": ("word-pixel alignment at stages 3, 4", ["model.wpa_stages=[3,4]"]),
+    "wpa-none": ("no word-pixel alignment", ["model.wpa_stages=[]"]),
+    "no-sma": ("no sentence-mask alignment", ["model.sentence_mask=false"]),
+    "no-contrast": ("no contrast loss", ["loss.contrast=0"]),
+    "lavt": ("LAVT", ["model.name=lavt"]),
+}
+WPA_ROWS = {f"wpa-{s}": (f"word-pixel alignment at stage {s}", [f"model.wpa_stages=[{s}]"]) for s in (1, 2, 3, 4)}
+SPLITS = ("val", "testA", "testB")
+ONE_THREAD = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import mindspore as ms; "
+              "ms.set_context(runtime_num_threads=1); from mindspore_coupalign.__main__ import main; sys.exit(main())")
+ROUNDS, STEPS_PER_ROUND = 7, 5
+
+
+def command(arguments: list, core: int, log: Path):
+    """One command of the project on one core, its output in a file."""
+    with log.open("a") as file:
+        done = subprocess.run([sys.executable, "-c", ONE_THREAD, str(ROOT), *map(str, arguments)], stdout=file,
+                              stderr=subprocess.STDOUT, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
+    if done.returncode:
+        raise RuntimeError(f"{arguments[0]} failed; see {log}")
+
+
+def one_run(folder: Path, data: Path, overrides: list, steps: int, seed: int, core: int):
+    """Train and evaluate, from where an earlier start was stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    resume = ["--resume", folder] if (folder / "last.safetensors").exists() else []
+    settings = [f"data.root={data}", "data.workers=1", "train.minutes=0", f"train.steps={steps}",
+                f"train.val_every={max(1, steps // 2)}", "train.val_samples=50", f"train.seed={seed}", *overrides]
+    command(["train", "--config", CONFIG, "--output", folder, *resume, *settings], core, folder / "output.txt")
+    # the last weights: "best" would be chosen by 50 sentences
+    command(["evaluate", "--checkpoint", folder / "last.safetensors", "--split", *SPLITS, "--output",
+             folder / "results.json"], core, folder / "output.txt")
+
+
+def measure_steps(rows: dict) -> dict:
+    """Median seconds of one training step of each row, in turn, on one core; in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--measure", json.dumps(rows)], capture_output=True, text=True,
+                          preexec_fn=lambda: os.sched_setaffinity(0, {cores()[0]}))
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def timed_rows(rows: dict) -> dict:
+    sys.path.insert(0, str(ROOT))
+    import mindspore as ms
+    import numpy as np
+
+    from mindspore_coupalign import build, runtime
+    from mindspore_coupalign.config import load_config
+    from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+
+    runtime.setup("CPU", 0)
+    ms.set_context(runtime_num_threads=1)
+    random, runs = np.random.default_rng(0), {}
+    for name, (_, overrides) in rows.items():
+        config = load_config(CONFIG, overrides)
+        data, batch = config.data, config.train.batch_size
+        tokenizer = SentenceTokenizer.from_name(data.tokenizer, data.max_tokens)
+        step = build.build_train_step(build.build_model(config, tokenizer.vocab_size), config)
+        ids, words = tokenizer(["second circle from the right of the red square"] * batch)
+        image = random.normal(size=(batch, 3, data.image_size, data.image_size)).astype(np.float32)
+        mask = (image[:, :1] > 1).astype(np.float32)
+        # a rate of 0: weights that learn noise drift to where numbers are denormal and slow
+        inputs = [ms.Tensor(x) for x in (image, ids, words, mask, np.float32(0))]
+        step(*inputs).asnumpy()  # compiles
+        runs[name] = (step, inputs)
+    seconds = {name: [] for name in rows}
+    for _ in range(ROUNDS):
+        for name, (step, inputs) in runs.items():
+            start = time.perf_counter()
+            for _ in range(STEPS_PER_ROUND):
+                step(*inputs).asnumpy()
+            seconds[name].append((time.perf_counter() - start) / STEPS_PER_ROUND)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def cores() -> list:
+    return sorted(os.sched_getaffinity(0))
+
+
+def plan(rows: dict, times: dict, steps: int, seeds: list) -> list:
+    """(row, steps, seed) of every run, seed by seed; a row as fast as CoupAlign needs one run for both comparisons."""
+    wanted = [(name, count, seed) for seed in seeds for name in rows
+              for count in (steps, equal_time(name, times, steps))]
+    return list(dict.fromkeys(wanted))
+
+
+def equal_time(name: str, times: dict, steps: int) -> int:
+    return round(steps * times["coupalign"] / times[name])
+
+
+def folder_of(output: Path, name: str, steps: int, seed: int) -> Path:
+    return output / f"{name}-{steps}-seed{seed}"
+
+
+def table(output: Path, rows: dict, times: dict, steps: int, seeds: list) -> str:
+    """Markdown; oIoU and mIoU are means of the three splits: median of the seeds (smallest to largest)."""
+    lines = [f"| | step | oIoU, {steps} steps | mIoU | val / testA / testB | steps in equal time | oIoU | mIoU |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for name, (title, _) in rows.items():
+        count = equal_time(name, times, steps)
+        cells = [title, f"{times[name] / times['coupalign']:.2f}"]
+        for n in (steps, count):
+            found = [read_results(folder_of(output, name, n, seed)) for seed in seeds]
+            found = [result for result in found if result]
+            missing = f" [{len(found)} of {len(seeds)}]" if len(found) < len(seeds) else ""
+            if n == count and len(cells) > 2:
+                cells.append(str(count))
+            cells += [spread(found, "oIoU") + missing, spread(found, "mIoU")]
+            if len(cells) == 4:
+                cells.append(" / ".join(f"{statistics.median(r[s]['oIoU'] for r in found):.1f}" for s in SPLITS)
+                             if found else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def read_results(folder: Path) -> dict | None:
+    path = folder / "results.json"
+    if not path.exists():
+        return None
+    return {split: result["image"] for split, result in json.loads(path.read_text())["splits"].items()}
+
+
+def spread(found: list, metric: str) -> str:
+    values = sorted(statistics.mean(result[split][metric] for split in SPLITS) for result in found)
+    return f"{statistics.median(values):.1f} ({values[0]:.1f} to {values[-1]:.1f})" if values else "not run"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/rows"))
+    parser.add_argument("--data", type=Path, default=Path("data/refshapes"), help="drawn here when it is not there")
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--wpa-rows", action="store_true", help="also word-pixel alignment at one stage alone")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(timed_rows(json.loads(args.measure))))
+        return
+    rows = ROWS | (WPA_ROWS if args.wpa_rows else {})
+    args.output.mkdir(parents=True, exist_ok=True)
+    timing = args.output / "times.json"
+    times = json.loads(timing.read_text()) if timing.exists() else {}
+    if not args.table:
+        if not rows.keys() <= times.keys():
+            print("timing the training step of each row in turn", flush=True)
+            times = measure_steps(rows)
+            timing.write_text(json.dumps(times, indent=1))
+        if not (args.data / "refshapes").exists():
+            subprocess.run([sys.executable, "-m", "mindspore_coupalign", "make-shapes", "--output", args.data],
+                           cwd=ROOT, check=True)
+        run_all(args.output, args.data.resolve(), rows, plan(rows, times, args.steps, args.seeds))
+    print(table(args.output, rows, times, args.steps, args.seeds))
+
+
+def run_all(output: Path, data: Path, rows: dict, wanted: list):
+    """The runs that have no results yet, one per core at a time."""
+    free = queue.SimpleQueue()
+    for core in cores():
+        free.put(core)
+    left = [run for run in wanted if not (folder_of(output, *run) / "results.json").exists()]
+
+    def go(run):
+        name, steps, seed = run
+        core, start = free.get(), time.perf_counter()
+        try:
+            one_run(folder_of(output, *run), data, rows[name][1], steps, seed, core)
+        finally:
+            free.put(core)
+        score = spread([read_results(folder_of(output, *run))], "oIoU").split()[0]
+        print(f"{name}, {steps} steps, seed {seed}: oIoU {score} ({time.perf_counter() - start:.0f} s)", flush=True)
+
+    print(f"{len(left)} of {len(wanted)} runs to do", flush=True)
+    with ThreadPoolExecutor(len(cores())) as pool:
+        list(pool.map(go, left))
+
+
+if __name__ == "__main__":
+    main()

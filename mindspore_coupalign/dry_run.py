@@ -1,0 +1,81 @@
+"""``train --dry-run``: what can go wrong in a run's first hour, in its first minutes; writes nothing."""
+
+import os
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import mindspore as ms
+
+from mindspore_coupalign import build, ranks
+from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.watch import Watch
+
+
+def dry_run(trainer) -> int:
+    """Check images, disk and memory, compile, take two steps, and say what the run would cost.
+
+    Raises:
+        UserError: the first thing that would have stopped the run.
+    """
+    config, say = trainer.config, trainer.say
+    say(f"data: {trainer.data.source}, {check_images(trainer.data)} images are there")
+    wanted, free = disk_needs(trainer), free_disk(trainer.run.path)
+    say(f"disk: up to {wanted / 1e9:.2f} GB for {config.train.keep + 1} training states and the best weights, "
+        f"{free / 1e9:.1f} GB free")
+    if wanted > free:
+        raise UserError(f"{trainer.run.path}: the checkpoints need {wanted / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+                        "; lower train.keep, free some space or choose another --output")
+    ranks.broadcast(trainer.model.get_parameters(), trainer.here.ranks)
+    stream, seconds, watch = trainer.micro_batches(), [], Watch(None, trainer.here.rank)
+    for _ in range(min(2, trainer.total - trainer.done)):
+        start = time.perf_counter()
+        results = trainer.one_step(stream, build.learning_rate(config, trainer.done, trainer.total), watch)
+        seconds.append(time.perf_counter() - start)
+        skipped = "" if results["finite"] else " (no number, left out)"
+        say(f"step {trainer.done}: loss {results['loss']:.3f}{skipped}, {seconds[-1]:.1f} s"
+            + (" with compiling" if len(seconds) == 1 else ""))
+    used, total = memory(trainer.here.target)
+    say(f"memory: {used / 2**30:.1f} GiB at most" + (f" of {total / 2**30:.1f}" if total else ""))
+    left = trainer.total - trainer.done
+    hours = left * seconds[-1] / 3600
+    say(f"the run: {left} steps more, " + (f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min") +
+        " without validation"
+        + (f", or {config.train.minutes:g} minutes by the clock" if config.train.minutes else ""))
+    say("nothing was written")
+    return 0
+
+
+def check_images(data: ReferData) -> int:
+    """Number of images; the first missing or empty one is an error."""
+    for name in data.image_files:
+        path = data.image_dir / name
+        if not path.is_file() or path.stat().st_size == 0:
+            raise UserError(f"{path}: missing or empty; see `coupalign check-data` for all of them")
+    return len(data.image_files)
+
+
+def disk_needs(trainer) -> int:
+    """Bytes of the states that are kept, the one being written and the best weights."""
+    weights = sum(p.size for p in trainer.model.get_parameters()) * 4
+    states = sum(part.size for state in trainer.step.states().values() for part in state) * 4
+    return (trainer.config.train.keep + 1) * (weights + states) + 2 * weights
+
+
+def free_disk(path: Path) -> int:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path}: cannot be written; choose another --output")
+    return shutil.disk_usage(path).free
+
+
+def memory(target: str) -> tuple[int, int]:
+    """(peak, total) bytes: of the process and the machine on CPU, else of the device; 0 where it is not known."""
+    if target == "CPU":
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return ms.runtime.max_memory_allocated(), 0

@@ -1,0 +1,91 @@
+"""What the convolutional backbones share: convolution with batch norm, and the stages' way between tokens and maps.
+
+Shapes: x (B, C, H, W) map; tokens (B, H·W, C), as the fusion reads and writes them.
+"""
+
+import os
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from mindspore_coupalign.models.layers import MapToTokens, TokensToMap
+
+
+def batch_norm(channels: int, frozen: bool) -> nn.Cell:
+    """Batch norm over all ranks' samples; on CPU, where MindSpore has none such, over this rank's."""
+    if not frozen and os.environ.get("MS_ROLE") and ms.get_context("device_target") != "CPU":
+        return nn.SyncBatchNorm(channels)
+    return nn.BatchNorm2d(channels, use_batch_statistics=False if frozen else None)
+
+
+class ConvNorm(nn.Cell):
+    """Convolution without bias, batch norm, activation: (B, Cin, H, W) -> (B, Cout, H', W'), H' = ⌈H / stride⌉.
+
+    Args:
+        size: (H, W) of the input.
+        frozen: normalise by the loaded statistics in training too, so that a small batch cannot spoil them; else by
+            the batch's own.
+        slope: of the leaky ReLU; 0 is a ReLU, None no activation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, size: tuple, frozen: bool,
+                 slope: float | None = 0.0):
+        super().__init__()
+        self.size = tuple(-(-side // stride) for side in size)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, pad_mode="pad", padding=kernel // 2, has_bias=False,
+                              weight_init="HeNormal")
+        self.norm = batch_norm(outputs, frozen)
+        self.slope = slope
+
+    def construct(self, x):
+        x = self.norm(self.conv(x))
+        if self.slope is None:
+            return x
+        x_in = ops.relu(x)
+        return x_in if self.slope == 0 else x_in - self.slope * ops.relu(-x)
+
+
+class CnnStage(nn.Cell):
+    """The blocks of one stage, on maps: (B, P, C) -> (B, P', C').
+
+    Args:
+        size: (H, W) of the input's tokens; None where the input is the image, a map already.
+    """
+
+    def __init__(self, size: tuple | None, blocks: list):
+        super().__init__()
+        self.to_map, self.to_tokens = nn.Identity() if size is None else TokensToMap(size), MapToTokens()
+        self.blocks = nn.CellList(blocks)
+
+    def construct(self, x):
+        x = self.to_map(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.to_tokens(x)
+
+
+class Cnn(nn.Cell):
+    """Four stages behind the backbone protocol (see ``swin.Swin``); the features are the last blocks' own."""
+
+    def __init__(self, embed: CnnStage, stages: list, downsamples: list, channels: list, sizes: list):
+        super().__init__()
+        self.channels, self.sizes = channels, sizes
+        self.embed = embed
+        self.stages = nn.CellList(stages)
+        self.downsamples = nn.CellList(downsamples)
+        self.outputs = nn.CellList([nn.Identity() for _ in range(4)])
+
+    def construct(self, image):
+        """The four stages' features without language, for checks against other implementations."""
+        x, features = self.embed(image), ()
+        for i in range(4):
+            x = self.stages[i](x)
+            features += (x,)
+            if i < 3:
+                x = self.downsamples[i](x)
+        return features
+
+
+def stage_sizes(size: tuple) -> list:
+    """(rows, columns) at strides 4, 8, 16 and 32."""
+    return [(size[0] // 2 ** (i + 2), size[1] // 2 ** (i + 2)) for i in range(4)]

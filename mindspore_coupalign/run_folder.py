@@ -1,0 +1,130 @@
+"""The files of a training run, written by rank 0 alone.
+
+``config.yaml``             the resolved configuration
+``log.jsonl``               one line per logged step or validation
+``skipped.jsonl``           one line per step whose loss or gradient was no number: its samples and sentences
+``last.safetensors``        everything that --resume needs; the ones before it are last-1, last-2, …
+``best.safetensors``        the weights that scored best
+"""
+
+import json
+import math
+from pathlib import Path
+
+import yaml
+
+from mindspore_coupalign.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mindspore_coupalign.config import Config, config_to_dict
+from mindspore_coupalign.errors import UserError
+
+MOST_KEPT = 100  # training states
+
+
+class RunFolder:
+    """Args:
+        path: the folder; made by ``open``.
+        keep: number of training states to keep, the newest included.
+        writes: False on ranks other than 0, where every method does nothing.
+    """
+
+    def __init__(self, path: Path, keep: int = 1, writes: bool = True):
+        self.path, self.keep, self.writes = path, keep, writes
+
+    def open(self, config: Config, done: int):
+        """Make the folder; drop what an earlier run logged after step ``done``, where this one starts.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        if not self.writes:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.yaml").write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+            for name in ("log.jsonl", "skipped.jsonl"):
+                self._cut(self.path / name, done)
+            for forgotten in self.path.glob(".*.tmp"):  # of a run that was killed while it saved
+                forgotten.unlink()
+        except OSError as exc:
+            raise UserError(f"{self.path}: cannot be written ({exc.strerror}); choose another --output") from exc
+
+    def _cut(self, file: Path, done: int):
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if done and file.exists() else []
+        if lines or file.exists() or file.name == "log.jsonl":
+            file.write_text("".join(line for line in lines if _logged_step(line) <= done), encoding="utf-8")
+
+    def log(self, entry: dict, name: str = "log.jsonl"):
+        """Append a line.
+
+        Raises:
+            UserError: the disk is full or the folder gone.
+        """
+        if not self.writes:
+            return
+        try:
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as exc:
+            raise UserError(f"{self.path / name}: cannot be written ({exc.strerror}); the checkpoints in {self.path} "
+                            "are good: free some space and go on with --resume") from exc
+
+    def save_best(self, *content):
+        if self.writes:
+            save_checkpoint(self.path / "best.safetensors", *content)
+
+    def save_state(self, *content):
+        """Save as last.safetensors; the ones before move on by one, the oldest goes.
+
+        A kill at any moment leaves the newest whole state under the first name that exists.
+        """
+        if self.writes:
+            save_checkpoint(self.path / "last.safetensors", *content, before=self._move_on)
+
+    def _move_on(self):
+        states = [self.path / _state_name(age) for age in range(self.keep)]
+        for older, newer in zip(states[::-1], states[-2::-1], strict=False):
+            if newer.exists():
+                newer.replace(older)
+
+
+def _state_name(age: int) -> str:
+    return f"last-{age}.safetensors" if age else "last.safetensors"
+
+
+def _logged_step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # a line that a kill cut short
+        return math.inf
+
+
+def _states(path: Path) -> list:
+    """The training states that are there, the newest first."""
+    return [file for age in range(MOST_KEPT) if (file := path / _state_name(age)).exists()]
+
+
+def holds_a_run(path: Path) -> bool:
+    return bool(_states(path))
+
+
+def load_state(resume: str | Path, say=print) -> Checkpoint:
+    """A training state: the file, or the newest good one of a run's folder.
+
+    Args:
+        say: called with a line for each damaged state that is passed over.
+
+    Raises:
+        UserError: no state, or none that is whole.
+    """
+    path = Path(resume)
+    if not path.is_dir():
+        return load_checkpoint(path)
+    states = _states(path)
+    error = None
+    for state in states or [path / "last.safetensors"]:
+        try:
+            return load_checkpoint(state)
+        except UserError as exc:
+            error = error or exc
+            say(f"warning: {exc}") if len(states) > 1 else None
+    raise error

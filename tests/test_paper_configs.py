@@ -1,0 +1,94 @@
+"""Every row of the paper: its configuration says what the row says, and steps at reduced size."""
+
+import re
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from tiny_network import TINY, VOCABULARY, tiny_batch
+
+from mindspore_coupalign import build
+from mindspore_coupalign.config import Config, config_from_dict, config_to_dict, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = {  # file -> what tells it from refcoco_swin_b.yaml
+    "refcoco_swin_b": {},
+    "paper/refcoco_resnet_101": {"name": "resnet", "embed_dim": 256, "depths": (3, 4, 23, 3), "norm": "frozen"},
+    "paper/refcoco_darknet_53": {"name": "darknet", "embed_dim": 128, "depths": (2, 8, 8, 4), "slope": 0.1,
+                                 "norm": "frozen", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
+    "paper/referit_swin_b": {"dataset": "refclef", "split_by": "berkeley"},
+    "paper/refcoco_plus_swin_b": {"dataset": "refcoco+"},
+    "paper/gref_umd_swin_b": {"dataset": "refcocog", "split_by": "umd"},
+    "paper/gref_google_swin_b": {"dataset": "refcocog", "split_by": "google"},
+    "paper/lavt_swin_b": {"method": "lavt"},
+    "paper/lavt_resnet_101": {"method": "lavt", "name": "resnet", "embed_dim": 256, "depths": (3, 4, 23, 3),
+                              "norm": "frozen"},
+    **{f"wpa/refcoco_swin_b_wpa_{stages}": {"wpa_stages": tuple(map(int, stages))}
+       for stages in ("1", "2", "3", "4", "12", "34", "1234")},
+}
+_STEPPED = {}  # reduced model -> whether it stepped: rows that differ in their data alone share one
+
+
+def plain(config: Config) -> dict:
+    """The fields by which rows may differ; ``method`` is model.name, ``name`` the backbone's."""
+    data, model = config.data, config.model
+    found = {"dataset": data.dataset, "split_by": data.split_by, "mean": data.mean, "std": data.std,
+             "method": model.name, "wpa_stages": model.wpa_stages}
+    return found | {key: getattr(model.image, key) for key in ("name", "embed_dim", "depths", "norm", "slope")}
+
+
+def reduced(config: Config) -> Config:
+    """As small as the tests' network; backbone, fusion and stages stay. CNNs without their file take batch norm."""
+    values = config_to_dict(config)
+    for section in ("data", "model", "loss", "train"):
+        values[section] |= {key: value for key, value in TINY[section].items() if not isinstance(value, dict)}
+    values["model"]["text"] |= TINY["model"]["text"]
+    small = {key: value for key, value in TINY["model"]["image"].items() if key != "depths"}
+    values["model"]["image"] |= small | {"norm": "batch", "depths": [1, 1, 1, 1]}
+    return config_from_dict(values, "reduced")
+
+
+def test_there_is_a_configuration_for_every_row():
+    files = {str(path.relative_to(ROOT / "configs").with_suffix("")) for folder in ("paper", "wpa")
+             for path in (ROOT / "configs" / folder).glob("*.yaml")} | {"refcoco_swin_b"}
+    assert files == ROWS.keys() and len(files) == 16  # 14 of CoupAlign's, two of LAVT's
+    listed = re.findall(r"configs/([\w/]+)\.yaml", (ROOT / "docs" / "paper.md").read_text())
+    assert files <= set(listed)
+
+
+@pytest.fixture
+def operator_by_operator(monkeypatch):
+    """Compiling a step takes half a minute; each of these networks is compiled in other tests."""
+    monkeypatch.setenv("MS_JIT", "0")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_differs_in_what_it_says_and_steps(row, operator_by_operator):
+    config, base = (load_config(ROOT / "configs" / f"{name}.yaml") for name in (row, "refcoco_swin_b"))
+    assert plain(config) == plain(base) | ROWS[row]
+    assert (config.train, config.loss, config.eval, config.model.text) == (
+        base.train, base.loss, base.eval, base.model.text)
+    small = reduced(config)
+    assert {key: plain(small)[key] for key in ("method", "name", "wpa_stages")} == {
+        key: plain(config)[key] for key in ("method", "name", "wpa_stages")}
+    if small.model not in _STEPPED:
+        _STEPPED[small.model] = False
+        step_once(small)
+        _STEPPED[small.model] = True
+    assert _STEPPED[small.model]
+
+
+def step_once(config: Config):
+    ms.set_seed(0)
+    model = build.build_model(config, VOCABULARY)
+    build.load_pretrained(model, config)
+    step = build.build_train_step(model, config)
+    before = {p.name: p.asnumpy().copy() for p in model.trainable_params()}
+    losses = step(*map(ms.Tensor, tiny_batch(2)), ms.Tensor(1e-3, ms.float32)).asnumpy()
+    assert np.isfinite(losses).all() and losses[0] > 0 and losses[-1] > 0
+    moved = [name for name, value in before.items() if (model.parameters_dict()[name].asnumpy() != value).any()]
+    assert len(moved) > 0.9 * len(before)

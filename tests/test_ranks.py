@@ -1,0 +1,177 @@
+"""Several ranks on one machine: the same run as one rank, exact scores, and a job that ends when a rank does."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_train import log_of, run_command, write_config
+
+from mindspore_coupalign import watch
+from mindspore_coupalign.checkpoint import load_checkpoint
+from mindspore_coupalign.data.shapes import make_shapes
+
+ROOT = Path(__file__).resolve().parents[1]
+# Noise is drawn by each rank for itself: none here, so that two ranks can equal one
+EQUAL = ["loss.negatives=300", "model.text.dropout=0", "model.image.name=swin", "train.ema=0.9", "data.flip=0.5",
+         "train.clip_norm=0.5", "eval.threshold=0.35", "train.lr=3e-4"]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def environment(tmp_path, **more) -> dict:
+    """For the project's scripts: the tests' own Python in place of a virtual environment, a port of their own."""
+    import sys
+    venv = tmp_path / "venv"
+    if not venv.exists():
+        (venv / "bin").mkdir(parents=True)
+        for name in ("python", "msrun"):
+            target = Path(sys.executable).parent / name
+            (venv / "bin" / name).write_text(f'#!/bin/sh\nexec "{target}" "$@"\n')
+            (venv / "bin" / name).chmod(0o755)
+        content = (ROOT / "requirements.txt").read_bytes() * 2
+        mark = subprocess.run(["cksum"], input=content, capture_output=True).stdout.split()[0].decode()
+        (venv / f".installed-{mark}").touch()
+    return {**os.environ, "VENV": str(venv), "LOG_DIR": str(tmp_path / "logs"), "MASTER_PORT": str(free_port()), **more}
+
+
+def start(tmp_path, workers, *arguments):
+    return subprocess.Popen(["bash", "scripts/run_distribute_train.sh", str(workers), *map(str, arguments)], cwd=ROOT,
+                            env=environment(tmp_path), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    make_shapes(folder / "data", 3, train=9, val=4, testA=1, testB=1)
+    return folder, write_config(folder / "small.yaml", folder / "data", EQUAL)
+
+
+@pytest.fixture(scope="module")
+def one_and_two(setting):
+    """The same run by one rank and, through the script, by two."""
+    folder, config = setting
+    length = ["train.steps=20", "train.val_every=10"]
+    process = start(folder, 2, config, "CPU", "--output", folder / "two", *length)
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    run_command("train", "--config", config, "--output", folder / "one", *length)
+    return folder / "one", folder / "two", out
+
+
+def test_two_ranks_equal_one(one_and_two):
+    """The loss curve, the scores and every parameter after 20 steps."""
+    one, two, out = one_and_two
+    (losses, scores), (losses_2, scores_2) = log_of(one), log_of(two)
+    assert [line["step"] for line in losses_2] == list(range(1, 21))
+    for key in ("loss", "bce", "dice", "contrast", "stages"):
+        np.testing.assert_allclose([x[key] for x in losses_2], [x[key] for x in losses], rtol=1e-5, atol=1e-5)
+    first, second = (load_checkpoint(run / "last.safetensors") for run in (one, two))
+    assert first.arrays.keys() == second.arrays.keys()
+    for name, array in first.section("model").items():
+        if name.endswith("k.bias"):  # adds the same to all scores: its gradient is rounding, which Adam makes large
+            continue
+        np.testing.assert_allclose(second.arrays[f"model.{name}"], array, atol=1e-5, err_msg=name)
+    assert [line["val"]["sentences"] for line in scores_2] == [line["val"]["sentences"] for line in scores]
+    for a, b in zip(scores, scores_2, strict=True):
+        assert b["val"]["image"]["mIoU"] == pytest.approx(a["val"]["image"]["mIoU"], abs=0.05)
+    assert "2 ranks" in out and out.count("20 steps of 4 samples") == 1  # rank 0 alone speaks
+
+
+def test_another_number_of_ranks_goes_on(one_and_two, setting):
+    """The two ranks' state, resumed by one: the step, the order of the data and the schedule stay."""
+    folder, config = setting
+    done = run_command("train", "--config", config, "--resume", one_and_two[1], "--output", folder / "on",
+                       "train.steps=22")
+    assert "2 steps of 4 samples" in done.stdout and "train.steps: was 20, goes on with 22" in done.stdout
+    assert [line["step"] for line in log_of(folder / "on")[0]][-2:] == [21, 22]
+
+
+@pytest.mark.parametrize("workers", [3])
+def test_evaluation_on_three_ranks_is_exact(one_and_two, setting, workers, tmp_path):
+    """Splits that three does not divide, each sentence once: the same file as from one rank."""
+    best = one_and_two[0] / "best.safetensors"
+    run_command("evaluate", "--checkpoint", best, "--split", "val", "train", "--output", tmp_path / "one.json")
+    done = subprocess.run(
+        ["bash", "scripts/run_eval.sh", str(best), "val train", "CPU", "--output", str(tmp_path / "many.json")],
+        cwd=ROOT, text=True, capture_output=True, timeout=300, env=environment(tmp_path, WORKER_NUM=str(workers)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, many = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "many"))
+    assert many == one and one["splits"]["val"]["sentences"] % workers
+    assert done.stdout.count("image's own size") >= 2 and done.stdout.count("wrote") == 1
+
+
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_ends_the_job(setting, tmp_path, way):
+    """Within 60 seconds, with a line that names it; the next --resume goes on."""
+    _, config = setting
+    length = ["train.steps=100000", "train.val_every=100000", "train.save_every=2"]
+    process = start(tmp_path, 2, config, "CPU", "--output", tmp_path / "run", *length)
+    victim = None
+    try:
+        deadline = time.time() + 200
+        while victim is None and time.time() < deadline:
+            time.sleep(0.1)
+            states = watch.read_states(tmp_path / "logs")
+            if [s["rank"] for s in states if s["step"] >= 5] == [0, 1]:
+                victim = states[1]
+        assert victim is not None
+        os.kill(victim["pid"], way)
+        start_of_end = time.time()
+        out, _ = process.communicate(timeout=60)
+        assert time.time() - start_of_end < 60
+    finally:
+        for state in watch.read_states(tmp_path / "logs"):
+            subprocess.run(["kill", "-9", str(state["pid"])], capture_output=True)
+    assert process.returncode != 0
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("error: rank 1 (process") and "--resume" in last, out
+    assert re.search("killed by signal 9|died" if way == signal.SIGKILL else "no sign of life|hangs", last), last
+    step = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"]
+    assert step >= 4
+    done = run_command("train", "--config", config, "--resume", tmp_path / "run", f"train.steps={step + 1}",
+                       "train.val_every=100000")
+    assert "1 steps of 4 samples" in done.stdout
+
+
+def state(rank, step, phase, since=0.0, beat=100.0, **more):
+    return {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "step": step, "phase": phase,
+            "since": since, "beat": beat, "compiles": False, **more}
+
+
+def test_who_is_to_blame():
+    own = state(0, 7, "step", since=50.0)
+    assert watch.find_culprit(own, [state(1, 7, "step")], 20, 100.0) == ""  # it computes the same step
+    assert "rank 1" in watch.find_culprit(own, [state(1, 7, "loading")], 20, 100.0)
+    assert "rank 2" in watch.find_culprit(own, [state(1, 7, "step"), state(2, 6, "step")], 20, 100.0)
+    assert watch.find_culprit(own, [state(1, 7, "loading")], 60, 100.0) == ""  # not long enough
+    assert watch.find_culprit(own, [state(1, 6, "saving")], 20, 100.0) == ""  # a slow disk
+    assert "no sign of life for 30 s" in watch.find_culprit(own, [state(1, 7, "step", beat=70.0)], 20, 100.0)
+    assert watch.find_culprit(own, [state(1, 7, "step", beat=70.0, compiles=True)], 20, 100.0) == ""
+    assert "died in step 7" in watch.find_culprit(own, [state(1, 7, "step", pid=2**22 + 1)], 20, 100.0)
+    assert watch.find_culprit(own, [state(1, 7, "done", pid=2**22 + 1)], 20, 100.0) == ""
+
+
+def test_summaries(tmp_path):
+    for rank, phase in enumerate(("step", "loading")):
+        (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase, pid=500 + rank)))
+    (tmp_path / "msrun.log").write_text("x\nWorker process 501 exit with exception. Error code: -9.\n")
+    code, line = watch.summary(tmp_path, 1)
+    assert code == 1 and "rank 1 (process 501" in line and "killed by signal 9 in step 3 (loading)" in line
+    (tmp_path / "msrun.log").write_text("Worker process 500 exit with exception. Error code: 2.\n")
+    code, line = watch.summary(tmp_path, 1)
+    assert code == 2 and "rank 0" in line and "exit code 2" in line and "worker_0.log" in line
+    assert watch.summary(tmp_path, 0) == (0, "")
+
+

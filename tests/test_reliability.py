@@ -1,0 +1,184 @@
+"""Runs that are killed, asked to stop, or meet a full disk or a damaged file; dry runs and curves."""
+
+import json
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_train import command, fails, log_of, run_command, write_config
+
+from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.checkpoint import load_checkpoint
+from mindspore_coupalign.config import config_to_dict, load_config
+from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.resume import MAY_CHANGE, differences
+from mindspore_coupalign.run_folder import RunFolder, load_state
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["model.name=lavt", "model.text.groups=[1, 0, 0, 0]", "loss.contrast=0", "loss.stages=0"]
+LONG = ["train.steps=100000", "train.val_every=100000", "train.save_every=1"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reliable")
+    make_shapes(folder / "data", 1, train=5, val=2, testA=1, testB=1)
+    return write_config(folder / "small.yaml", folder / "data", QUICK)
+
+
+def running(config, output, *overrides):
+    """A run that has saved at least two states."""
+    process = subprocess.Popen(command("train", "--config", config, "--output", output, *LONG, *overrides), cwd=ROOT,
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.time() + 200
+    while not (output / "last-1.safetensors").exists():
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+def test_kills_at_twenty_moments_change_nothing():
+    """Start, steps and saves, and newest checkpoints cut short: bit for bit the undisturbed run."""
+    done = subprocess.run([sys.executable, "benchmarks/kill_training.py", "--kills", "20"], cwd=ROOT, text=True,
+                          capture_output=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert "loss curve identical" in last and "0 arrays different" in last, done.stdout
+    kills, saves, cut = (int(re.search(pattern, last)[1]) for pattern in
+                         (r"^(\d+) kills", r"(\d+) in a save", r"(\d+) newest"))
+    assert kills >= 15 and saves >= 3 and cut >= 1, done.stdout
+
+
+def test_sigterm_saves_and_ends(config, tmp_path):
+    process = running(config, tmp_path / "run")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in err
+    step = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"]
+    assert f"the state of step {step} is saved; go on with --resume" in out
+    assert log_of(tmp_path / "run")[0][-1]["step"] == step  # nothing was done after the save
+    done = run_command("train", "--resume", tmp_path / "run", f"train.steps={step + 1}")
+    assert "1 steps of 4 samples" in done.stdout and "train.steps: was 100000, goes on with" in done.stdout
+
+
+def test_a_full_disk_ends_the_run_and_spoils_nothing(config, tmp_path):
+    """No file may grow beyond 20 kB from some moment on, which is what a write to a full disk meets."""
+    output = tmp_path / "run"
+    process = running(config, output)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(f"error: {output}/last.safetensors: cannot be written") and "free some space" in last
+    state = load_state(output)
+    assert state.progress["step"] >= 2 and state.path.name == "last.safetensors"
+    assert not list(output.glob(".*.tmp"))
+    load_checkpoint(output / "last-1.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    output = tmp_path_factory.mktemp("finished") / "run"
+    run_command("train", "--config", config, "--output", output, "train.steps=4", "train.save_every=1",
+                "train.val_every=2", "train.keep=3")
+    return output
+
+
+def test_the_newest_states_are_kept(finished):
+    assert [load_checkpoint(finished / f"{name}.safetensors").progress["step"]
+            for name in ("last", "last-1", "last-2")] == [4, 3, 2]
+    assert not (finished / "last-3.safetensors").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing"])
+def test_a_damaged_newest_state_is_passed_over(finished, tmp_path, damage):
+    for file in finished.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    newest = tmp_path / "last.safetensors"
+    content = newest.read_bytes()
+    if damage == "missing":
+        newest.unlink()
+    else:
+        newest.write_bytes({"cut": content[:-1000], "empty": b"",
+                            "flipped": content[:-500] + bytes([content[-500] ^ 4]) + content[-499:]}[damage])
+    said = []
+    assert load_state(tmp_path, said.append).progress["step"] == 3
+    assert damage == "missing" or len(said) == 1 and str(newest) in said[0]
+
+
+def test_states_move_on_also_after_a_kill_between_two_renames(tmp_path, finished):
+    """The moment when last.safetensors has become last-1 and the new file has no name yet."""
+    last = (finished / "last.safetensors").read_bytes()
+    (tmp_path / "last-1.safetensors").write_bytes(last)
+    (tmp_path / ".0123.tmp").write_bytes(last)
+    assert load_state(tmp_path).progress["step"] == 4
+    state = load_state(tmp_path)
+    run = RunFolder(tmp_path, keep=2)
+    run.open(state.config, 4)
+    assert not list(tmp_path.glob(".*.tmp"))
+    run.save_state(state.arrays, state.config, state.tokenizer, state.progress | {"step": 5})
+    assert [load_checkpoint(tmp_path / name).progress["step"]
+            for name in ("last.safetensors", "last-1.safetensors")] == [5, 4]
+
+
+def test_every_field_is_either_free_to_change_or_not(config):
+    """A field that is renamed may not silently become free or forbidden."""
+    def names(values, prefix=""):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from names(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key
+
+    assert set(MAY_CHANGE) <= set(names(config_to_dict(load_config(config))))
+    before, now = (config_to_dict(load_config(config, extra)) for extra in ([], ["train.lr=0.5", "data.workers=1"]))
+    assert differences(before, now) == [("data.workers", 2, 1), ("train.lr", 0.001, 0.5)]
+    del before["train"]["amp"]  # a checkpoint from before the field existed
+    assert ("train.amp", None, "auto") in differences(before, now)
+
+
+def test_a_dry_run_writes_nothing(config, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "run"
+    assert main(["train", "--config", str(config), "--output", str(output), "--dry-run", "train.steps=50"]) == 0
+    said = capsys.readouterr().out
+    assert not output.exists() and "nothing was written" in said
+    for pattern in (r"data: .* 9 images are there", r"disk: up to 0\.0\d GB", r"step 1: loss \d\.\d+, .*with compiling",
+                    r"step 2: loss", r"memory: \d\.\d GiB at most of \d", r"the run: 48 steps more, \d+\.\d min"):
+        assert re.search(pattern, said), (pattern, said)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    assert "GB are free; lower train.keep" in fails(capsys, "train", "--config", config, "--output", output,
+                                                    "--dry-run")
+
+
+def test_a_dry_run_finds_a_missing_image(config, tmp_path, capsys):
+    root = tmp_path / "data"
+    make_shapes(root, 1, train=5, val=2, testA=1, testB=1)
+    missing = sorted((root / "images" / "refshapes").glob("val*"))[0]
+    missing.unlink()
+    line = fails(capsys, "train", "--config", config, "--output", tmp_path / "run", "--dry-run", f"data.root={root}")
+    assert str(missing) in line and "missing or empty" in line
+
+
+def test_plot_run(finished, tmp_path, capsys):
+    import cv2
+    output = tmp_path / "curves.png"
+    (tmp_path / "half").mkdir()
+    lines = [{"step": s, "loss": 1 / (s + 1), "lr": 0.1, "scale": 2.0**s} for s in range(5)]
+    (tmp_path / "half" / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 5, "lo')
+    assert main(["plot-run", str(finished), str(tmp_path / "half"), "--output", str(output)]) == 0
+    picture = cv2.imread(str(output))
+    assert picture.shape[1] > 3 * picture.shape[0] and (picture < 128).any()  # four panels side by side
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+    capsys.readouterr()
+    assert "no log of a run" in fails(capsys, "plot-run", tmp_path, "--output", output)
+    (tmp_path / "log.jsonl").write_text("what\nis\nthis\n")
+    assert "line 1" in fails(capsys, "plot-run", tmp_path, "--output", output)
+    (tmp_path / "log.jsonl").write_text("")
+    assert "nothing logged yet" in fails(capsys, "plot-run", tmp_path, "--output", output)
+    assert "cannot be written" in fails(capsys, "plot-run", finished, "--output", tmp_path / "no" / "x.png")

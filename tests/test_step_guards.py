@@ -1,0 +1,204 @@
+"""The training step's guards and settings: bad numbers, loss scaling, accumulation, rates, freezing, noise."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import ops
+from numpy_layers import randomize
+from tiny_network import VOCABULARY, tiny_batch, tiny_config
+
+from mindspore_coupalign import build
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.models.noise import Dropout, DropPath, Noise, connect, draw_keys
+from mindspore_coupalign.precision import choose_level
+from mindspore_coupalign.train_step import RESULTS
+
+QUICK = ("model.image.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]", "model.wpa_stages=[1]", "loss.negatives=300",
+         "model.upsample=guided")
+BATCH_NORM = ("model.image.name=darknet", "model.image.norm=batch")
+
+
+def new_step(*overrides, batch=4):
+    ms.set_seed(0)
+    config = tiny_config(*QUICK, f"train.batch_size={batch}", *overrides)
+    model = randomize(build.build_model(config, VOCABULARY), scale=0.15)
+    return build.build_train_step(model, config)
+
+
+def take(step, batch, lr=1e-3, last=True, keys=None):
+    results = step(*map(ms.Tensor, batch), ms.Tensor(lr, ms.float32), keys, last=last).asnumpy()
+    return dict(zip(RESULTS, results.tolist(), strict=True))
+
+
+def everything(step) -> dict:
+    """Every array that a step may change: weights, statistics, moments, averages, counters."""
+    arrays = {p.name: p.asnumpy().copy() for p in step.objective.get_parameters()}
+    for section, state in step.states().items():
+        arrays |= {f"{section}.{name}": a.copy() for name, a in step.optimizer.packing.arrays(state).items()}
+    return arrays | {"updates": np.array(step.counters()["updates"])}
+
+
+def same(a: dict, b: dict) -> bool:
+    assert a.keys() == b.keys()
+    return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_bad_batch_changes_nothing_and_the_next_one_does():
+    step = new_step(*BATCH_NORM, "train.ema=0.9", "train.muon_rate=0.5", "train.clip_norm=1")
+    good = tiny_batch(4)
+    bad = (np.where(np.arange(4)[:, None, None, None] == 2, np.nan, good[0]).astype(np.float32), *good[1:])
+    assert take(step, good)["finite"] == 1
+    before = everything(step)
+    results = take(step, bad)
+    assert results["finite"] == 0 and not np.isfinite(results["loss"])
+    assert same(everything(step), before)
+    assert take(step, good)["finite"] == 1
+    after = everything(step)
+    changed = {name for name in after if not np.array_equal(after[name], before[name])}
+    assert {"updates", "head.weight", "ema.head.weight", "adam_m.head.weight"} <= changed
+    assert any(name.endswith("moving_mean") for name in changed)
+    assert all(np.isfinite(array).all() for array in after.values())
+
+
+@pytest.fixture(scope="module")
+def half():
+    return new_step("train.amp=O2", "train.ema=0.9")
+
+
+def test_an_overflow_halves_the_scale_and_skips(half):
+    """fp16 holds nothing above 65504: with this scale the gradients of the first steps overflow."""
+    batch, start = tiny_batch(4), 2.0**40
+    half.restore(lambda section: half.optimizer.packing.arrays(half.states()[section]),
+                 {"updates": 0, "scale": start, "scale_counter": 0}, "test")
+    before = everything(half)
+    results = take(half, batch)
+    assert results["finite"] == 0 and results["scale"] == start and np.isfinite(results["loss"])
+    assert same(everything(half), before) and half.counters()["scale"] == start / 2
+    scales = []
+    for _ in range(40):
+        results = take(half, batch)
+        scales.append(results["scale"])
+        if results["finite"]:
+            break
+    assert results["finite"] == 1 and scales == [start / 2 ** (i + 1) for i in range(len(scales))]
+    assert half.counters()["updates"] == 1 and half.counters()["scale"] == scales[-1]
+    assert not same(everything(half), before)
+
+
+@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+def test_half_precision_is_near_float32(level):
+    """Losses and gradients; and it is half precision: they do differ."""
+    batch = tiny_batch(4)
+    exact, rounded = new_step(), new_step(f"train.amp={level}")
+    first, second = take(exact, batch), take(rounded, batch)
+    assert second["finite"] == 1 and second["scale"] == build.SCALE_START
+    for key in ("loss", "bce", "dice", "contrast", "grad_norm"):
+        assert second[key] == pytest.approx(first[key], rel=0.03), key
+    assert second["loss"] != first["loss"]
+    moments = [step.optimizer.packing.arrays(step.optimizer.first) for step in (exact, rounded)]
+    a, b = (np.concatenate([m[name].reshape(-1) for name in sorted(m)]) for m in moments)
+    assert np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.995
+    assert all(p.dtype == ms.float32 for p in rounded.objective.get_parameters())
+
+
+def test_levels_and_targets():
+    assert choose_level("auto", "float16", "CPU") == choose_level("auto", "bfloat16", "CPU") == "O0"
+    assert choose_level("auto", "bfloat16", "Ascend") == choose_level("auto", "float16", "GPU") == "O2"
+    with pytest.raises(UserError, match="bfloat16.*no bfloat16 kernels for the CPU"):
+        choose_level("O2", "bfloat16", "CPU")
+
+
+def test_accumulated_micro_batches_equal_the_whole_batch():
+    whole, parts = new_step("train.ema=0.9"), new_step("train.accumulate=2", "train.ema=0.9")
+    for seed in range(3):
+        batch = tiny_batch(4, seed=seed)
+        expected = take(whole, batch)
+        first = take(parts, tuple(x[:2] for x in batch), last=False)
+        held = everything(parts)
+        second = take(parts, tuple(x[2:] for x in batch))
+        assert not same(everything(parts), held)
+        assert (first["loss"] + second["loss"]) / 2 == pytest.approx(expected["loss"], rel=1e-5)
+        assert second["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    for name, array in everything(whole).items():
+        np.testing.assert_allclose(everything(parts)[name], array, rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+def test_a_bad_micro_batch_spoils_its_own_step_only():
+    step = new_step("train.accumulate=2")
+    good = tuple(x[:2] for x in tiny_batch(4))
+    bad = (np.full_like(good[0], np.nan), *good[1:])
+    before = everything(step)
+    take(step, bad, last=False)
+    assert take(step, good)["finite"] == 0 and same(everything(step), before)
+    take(step, good, last=False)
+    assert take(step, good)["finite"] == 1 and not same(everything(step), before)
+
+
+def test_rates_of_the_parts():
+    """Adam's first move is as long as the rate: a part with a tenth of it moves a tenth as far."""
+    plain = new_step()
+    rated = new_step("train.image_rate=0.1", "train.text_rate=0.5", "train.head_rate=2")
+    start = everything(plain)
+    batch = tiny_batch(4)
+    take(plain, batch)
+    take(rated, batch)
+    usual, other = everything(plain), everything(rated)
+    for prefix, factor in (("encoder.vision.", 0.1), ("encoder.text.", 0.5), ("decoder.", 2), ("encoder.wpa.", 2)):
+        names = [p.name for p in plain.optimizer.params if p.name.startswith(prefix)]
+        far = max(np.abs(usual[name] - start[name]).max() for name in names)
+        assert far > 5e-4
+        for name in names:
+            np.testing.assert_allclose(other[name] - start[name], factor * (usual[name] - start[name]), atol=2e-6)
+
+
+def test_freezing():
+    step = new_step("train.freeze=[encoder.text, encoder.vision.stages.0]", "train.ema=0.9")
+    before = everything(step)
+    take(step, tiny_batch(4))
+    after = everything(step)
+    still = {name for name in before if np.array_equal(before[name], after[name])}
+    frozen = {name for name in before if name.startswith(("encoder.text", "encoder.vision.stages.0"))}
+    assert frozen and frozen <= still and "encoder.vision.embed.proj.weight" not in still
+    assert not any(name.startswith(("ema.encoder.text", "adam_m.encoder.text")) for name in after)
+    with pytest.raises(UserError, match="train.freeze: no parameter's name starts with 'encoder.txt'"):
+        new_step("train.freeze=[encoder.txt]")
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        new_step("train.freeze=['']")
+
+
+def test_noise_is_uniform_and_follows_its_key():
+    class Two(ms.nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Noise(), Noise()
+
+        def construct(self, x):
+            return self.a(x.shape), self.b(x.shape)
+
+    cell, x = Two(), ms.Tensor(np.zeros((100, 300), np.float32))
+    keys = connect(cell)
+    assert keys.shape == (2,) and [p.name for p in cell.get_parameters()] == []
+
+    def draw(*seeds):
+        ops.assign(keys, ms.Tensor(draw_keys(2, *seeds)))
+        return [u.asnumpy().reshape(-1) for u in cell(x)]
+
+    a, b = draw(0, 1)
+    other, again = draw(0, 2)[0], draw(0, 1)[0]
+    np.testing.assert_array_equal(a, again)
+    for u, v in ((a, b), (a, other), (a[:-1], a[1:])):
+        assert abs(np.corrcoef(u, v)[0, 1]) < 0.02
+    for u in (a, b, other):
+        assert u.min() >= 0 and u.max() < 1
+        counts = np.histogram(u, 20, (0, 1))[0]
+        assert ((counts - 1500) ** 2 / 1500).sum() < 50  # chi-square of 19 degrees: 50 once in 7,000 draws
+
+
+def test_dropout_keeps_the_mean_and_drop_path_whole_samples():
+    x = ms.Tensor(np.ones((64, 10, 50), np.float32))
+    dropout, path = Dropout(0.3).set_train(), DropPath(0.3).set_train()
+    y = dropout(x).asnumpy()
+    assert set(np.round(np.unique(y), 4)) == {0, np.float32(round(1 / 0.7, 4))} and abs(y.mean() - 1) < 0.02
+    rows = path(x).asnumpy().reshape(64, -1)
+    assert (rows == rows[:, :1]).all() and 0.1 < (rows[:, 0] == 0).mean() < 0.5
+    assert (dropout.set_train(False)(x).asnumpy() == 1).all() and (path.set_train(False)(x).asnumpy() == 1).all()

@@ -1,0 +1,97 @@
+"""What has to hold for the other backbones and for LAVT, as tests/test_model.py has it for CoupAlign with Swin."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from numpy_layers import randomize
+from tiny_network import VOCABULARY, tiny_batch, tiny_config, tiny_model
+
+from mindspore_coupalign import build
+from mindspore_coupalign.models import cnn
+
+CNN = ("model.image.depths=[1,2,1,1]", "model.wpa_stages=[2,4]", "model.text.groups=[1,0,0,1]")
+VARIANTS = {
+    "resnet": ("model.image.name=resnet", "model.image.norm=batch", *CNN),
+    "darknet": ("model.image.name=darknet", "model.image.norm=frozen", *CNN),
+    "lavt": ("model.name=lavt", "model.text.groups=[1,0,0,1]"),
+}
+# What adds the same to all scores of a softmax, or to all positions before an instance norm, has no gradient
+WITHOUT_GRADIENT = ("attn.k.bias", "attention.k.bias", "alignment.w_q.bias",
+                    *(f"encoder.attend.{i}.{w}.bias" for i in range(4) for w in ("w_q", "w_k", "w_v", "w_w")))
+
+
+def run(model, image, ids, word_mask, mask=None):
+    return model(*map(ms.Tensor, (image, ids, word_mask))).asnumpy()
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def overrides(request):
+    return VARIANTS[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(overrides):
+    return randomize(tiny_model(*overrides), scale=0.15)
+
+
+@pytest.fixture(scope="module")
+def logits(model):
+    return run(model, *tiny_batch(2))
+
+
+def test_graph_mode_equals_pynative(model, logits):
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        expected = run(model, *tiny_batch(2))
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
+    assert logits.shape == (2, 1, 64, 64) and logits.std() > 0.01
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_words_matter_and_padding_does_not(model, logits):
+    image, ids, word_mask, _ = tiny_batch(2)
+    other = np.where(word_mask > 0, ids, 9).astype(np.int32)
+    assert (other != ids).any()
+    np.testing.assert_allclose(run(model, image, other, word_mask), logits, rtol=1e-5, atol=1e-5)
+    other[:, 1] = ids[:, 1] % 20 + 6
+    assert np.abs(run(model, image, other, word_mask) - logits).max() > 1e-3 * logits.std()
+
+
+def test_samples_do_not_touch_each_other(model, logits):
+    image, ids, word_mask, _ = tiny_batch(2)
+    for i in range(2):
+        out = run(model, image[[i, i]], ids[[i, i]], word_mask[[i, i]])
+        np.testing.assert_allclose(out, logits[[i, i]], rtol=1e-5, atol=1e-5)
+
+
+def test_every_parameter_learns(overrides):
+    config = tiny_config(*overrides, "loss.contrast=1.0")
+    model = randomize(build.build_model(config, VOCABULARY), scale=0.15)
+    groups = build.parameter_groups(model, 0.1, 1.0, 0.5)
+    grouped = sorted(p.name for group in groups for p in group["params"])
+    assert grouped == sorted(p.name for p in model.trainable_params())
+    decayed = {p.name for group in groups for p in group["params"] if group["weight_decay"]}
+    assert not any(name.endswith(("gamma", "beta", "bias")) for name in decayed)
+    step = build.build_train_step(model, config)
+    losses = step(*map(ms.Tensor, tiny_batch(4)), ms.Tensor(1e-3, ms.float32)).asnumpy()
+    assert np.isfinite(losses).all()
+    first = step.optimizer.packing.arrays(step.optimizer.first)
+    assert sorted(first) == grouped
+    silent = [name for name, moment in first.items()
+              if not np.abs(moment).max() > 1e-11 and not name.endswith(WITHOUT_GRADIENT)]
+    assert not silent
+
+
+@pytest.mark.parametrize(("ranks", "target", "frozen", "layer"), [
+    (True, "Ascend", False, "SyncBatchNorm"), (True, "GPU", False, "SyncBatchNorm"),
+    (True, "CPU", False, "BatchNorm2d"), (False, "Ascend", False, "BatchNorm2d"),
+    (True, "Ascend", True, "BatchNorm2d")])
+def test_batch_norm_over_the_ranks_where_there_is_one(monkeypatch, ranks, target, frozen, layer):
+    monkeypatch.setitem(cnn.os.environ, "MS_ROLE", "MS_WORKER" if ranks else "")
+    monkeypatch.setattr(cnn.ms, "get_context", lambda _: target)
+    made = []
+    for name in ("SyncBatchNorm", "BatchNorm2d"):
+        monkeypatch.setattr(cnn.nn, name, lambda *_, name=name, **__: made.append(name))
+    cnn.batch_norm(8, frozen)
+    assert made == [layer]
