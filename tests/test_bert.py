@@ -3,11 +3,13 @@
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import ops
 from numpy_layers import assert_near, attention, below, gelu, mlp, norm, randomize, weights
 from tiny_network import tiny_batch
 
 from mindspore_coupalign.models.bert import Bert, padding_bias
 from mindspore_coupalign.models.layers import layer_norm
+from mindspore_coupalign.models.noise import connect, draw_keys
 
 HIDDEN, HEADS, GROUPS = 16, 2, (1, 2, 0, 1)
 
@@ -70,12 +72,17 @@ def test_padding_bias_fits_half_precision():
 
 
 def test_dropout_acts_in_training_only(bert, batch):
-    np.testing.assert_array_equal(run(bert, *batch), run(bert, *batch))
-    bert.set_train(True)
-    noisy = [run(bert, *batch) for _ in range(2)]
+    calm = run(bert, *batch)
+    np.testing.assert_array_equal(run(bert, *batch), calm)
+    keys = connect(bert.set_train(True))
+    noisy = []
+    for seed in (1, 2, 1):
+        ops.assign(keys, ms.Tensor(draw_keys(len(keys), seed)))
+        noisy.append(run(bert, *batch))
     assert np.abs(noisy[0] - noisy[1]).max() > 0.1
+    np.testing.assert_array_equal(noisy[0], noisy[2])
     bert.set_train(False)
-    np.testing.assert_array_equal(run(bert, *batch), run(bert, *batch))
+    np.testing.assert_array_equal(run(bert, *batch), calm)
 
 
 def test_layer_norm_is_the_stock_one():

@@ -16,7 +16,7 @@ from mindspore_coupalign.models.layers import SubPixel
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import WordPixelAlignment
-from mindspore_coupalign.train_step import LOSSES
+from mindspore_coupalign.train_step import RESULTS
 
 GOLDEN = Path(__file__).parent / "golden" / "parameter_names.txt"
 GOLDEN_HEAD = "# The tests' network: parameter name and shape. tests/test_model.py says how to write it anew.\n"
@@ -172,7 +172,7 @@ def test_stage_heads(batch):
     assert [e.shape for e in early] == [(2, 256, 1), (2, 64, 1)]
     step = build.build_train_step(model, config)
     arrays = [ms.Tensor(a) for a in batch]
-    losses = dict(zip(LOSSES, step(*arrays, ms.Tensor(0, ms.float32)).asnumpy(), strict=True))
+    losses = dict(zip(RESULTS, step(*arrays, ms.Tensor(0, ms.float32)).asnumpy(), strict=True))
     expected = 0
     for logits, side in zip(early, (16, 8), strict=True):
         p = 1 / (1 + np.exp(-logits.asnumpy().reshape(2, -1).astype(np.float64)))

@@ -43,16 +43,17 @@ def running(config, output, *overrides):
     return process
 
 
-def test_kills_at_twenty_moments_change_nothing():
+@pytest.mark.parametrize("number", [7, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing(number):
     """Start, steps and saves, and newest checkpoints cut short: bit for bit the undisturbed run."""
-    done = subprocess.run([sys.executable, "benchmarks/kill_training.py", "--kills", "20"], cwd=ROOT, text=True,
+    done = subprocess.run([sys.executable, "benchmarks/kill_training.py", "--kills", str(number)], cwd=ROOT, text=True,
                           capture_output=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
     assert "loss curve identical" in last and "0 arrays different" in last, done.stdout
     kills, saves, cut = (int(re.search(pattern, last)[1]) for pattern in
                          (r"^(\d+) kills", r"(\d+) in a save", r"(\d+) newest"))
-    assert kills >= 15 and saves >= 3 and cut >= 1, done.stdout
+    assert kills > number // 2 and saves >= number // 6 and cut >= 1, done.stdout
 
 
 def test_sigterm_saves_and_ends(config, tmp_path):

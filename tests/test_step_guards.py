@@ -1,5 +1,7 @@
 """The training step's guards and settings: bad numbers, loss scaling, accumulation, rates, freezing, noise."""
 
+from types import SimpleNamespace
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -61,6 +63,15 @@ def test_a_bad_batch_changes_nothing_and_the_next_one_does():
 
 
 @pytest.fixture(scope="module")
+def plain():
+    """One step with every setting at its default: what it did, and the arrays before and after."""
+    step = new_step()
+    before = everything(step)
+    return SimpleNamespace(results=take(step, tiny_batch(4)), before=before, after=everything(step),
+                           names=[p.name for p in step.optimizer.params])
+
+
+@pytest.fixture(scope="module")
 def half():
     return new_step("train.amp=O2", "train.ema=0.9")
 
@@ -86,17 +97,16 @@ def test_an_overflow_halves_the_scale_and_skips(half):
 
 
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
-def test_half_precision_is_near_float32(level):
+def test_half_precision_is_near_float32(level, plain):
     """Losses and gradients; and it is half precision: they do differ."""
-    batch = tiny_batch(4)
-    exact, rounded = new_step(), new_step(f"train.amp={level}")
-    first, second = take(exact, batch), take(rounded, batch)
+    rounded = new_step(f"train.amp={level}")
+    first, second = plain.results, take(rounded, tiny_batch(4))
     assert second["finite"] == 1 and second["scale"] == build.SCALE_START
     for key in ("loss", "bce", "dice", "contrast", "grad_norm"):
         assert second[key] == pytest.approx(first[key], rel=0.03), key
     assert second["loss"] != first["loss"]
-    moments = [step.optimizer.packing.arrays(step.optimizer.first) for step in (exact, rounded)]
-    a, b = (np.concatenate([m[name].reshape(-1) for name in sorted(m)]) for m in moments)
+    a, b = (np.concatenate([arrays[f"adam_m.{name}"].reshape(-1) for name in plain.names])
+            for arrays in (plain.after, everything(rounded)))
     assert np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) > 0.995
     assert all(p.dtype == ms.float32 for p in rounded.objective.get_parameters())
 
@@ -109,6 +119,7 @@ def test_levels_and_targets():
 
 
 def test_accumulated_micro_batches_equal_the_whole_batch():
+    """And a bad micro-batch spoils its own step only."""
     whole, parts = new_step("train.ema=0.9"), new_step("train.accumulate=2", "train.ema=0.9")
     for seed in range(3):
         batch = tiny_batch(4, seed=seed)
@@ -121,30 +132,22 @@ def test_accumulated_micro_batches_equal_the_whole_batch():
         assert second["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
     for name, array in everything(whole).items():
         np.testing.assert_allclose(everything(parts)[name], array, rtol=1e-3, atol=2e-5, err_msg=name)
-
-
-def test_a_bad_micro_batch_spoils_its_own_step_only():
-    step = new_step("train.accumulate=2")
     good = tuple(x[:2] for x in tiny_batch(4))
     bad = (np.full_like(good[0], np.nan), *good[1:])
-    before = everything(step)
-    take(step, bad, last=False)
-    assert take(step, good)["finite"] == 0 and same(everything(step), before)
-    take(step, good, last=False)
-    assert take(step, good)["finite"] == 1 and not same(everything(step), before)
+    before = everything(parts)
+    take(parts, bad, last=False)
+    assert take(parts, good)["finite"] == 0 and same(everything(parts), before)
+    take(parts, good, last=False)
+    assert take(parts, good)["finite"] == 1 and not same(everything(parts), before)
 
 
-def test_rates_of_the_parts():
+def test_rates_of_the_parts(plain):
     """Adam's first move is as long as the rate: a part with a tenth of it moves a tenth as far."""
-    plain = new_step()
     rated = new_step("train.image_rate=0.1", "train.text_rate=0.5", "train.head_rate=2")
-    start = everything(plain)
-    batch = tiny_batch(4)
-    take(plain, batch)
-    take(rated, batch)
-    usual, other = everything(plain), everything(rated)
+    take(rated, tiny_batch(4))
+    start, usual, other = plain.before, plain.after, everything(rated)
     for prefix, factor in (("encoder.vision.", 0.1), ("encoder.text.", 0.5), ("decoder.", 2), ("encoder.wpa.", 2)):
-        names = [p.name for p in plain.optimizer.params if p.name.startswith(prefix)]
+        names = [name for name in plain.names if name.startswith(prefix)]
         far = max(np.abs(usual[name] - start[name]).max() for name in names)
         assert far > 5e-4
         for name in names:
@@ -175,7 +178,9 @@ def test_noise_is_uniform_and_follows_its_key():
         def construct(self, x):
             return self.a(x.shape), self.b(x.shape)
 
-    cell, x = Two(), ms.Tensor(np.zeros((100, 300), np.float32))
+    x = ms.Tensor(np.zeros((100, 300), np.float32))
+    assert len(Two()(x)) == 2  # also where nothing has given it keys
+    cell = Two()
     keys = connect(cell)
     assert keys.shape == (2,) and [p.name for p in cell.get_parameters()] == []
 

@@ -7,6 +7,8 @@ that the training step sets before each forward pass.
 Shapes: keys (S,) int32, one per ``Noise`` of the network.
 """
 
+import itertools
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
@@ -44,8 +46,11 @@ def connect(root: nn.Cell) -> Parameter:
     return keys
 
 
+_numbers = itertools.count()  # one graph must not meet two Parameters of one name
+
+
 def _new_keys(count: int) -> Parameter:
-    return Parameter(Tensor(np.zeros(count, np.int32)), name="noise_keys", requires_grad=False)
+    return Parameter(Tensor(np.zeros(count, np.int32)), name=f"noise_keys_{next(_numbers)}", requires_grad=False)
 
 
 def draw_keys(count: int, *seeds: int) -> np.ndarray:
