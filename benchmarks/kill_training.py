@@ -4,7 +4,7 @@
 
 A small network with dropout and sampled negatives, on RefShapes, that saves after every step. The kills take turns:
 at any moment of the start (imports, compiling), twice among the steps, and while a checkpoint is being written. After
-every seventh the newest checkpoint is cut short as well, as by a disk that was full. Exit code 0: the loss curve and
+every fourth the newest checkpoint is cut short as well, as by a disk that was full. Exit code 0: the loss curve and
 every array of the last checkpoint are bit-identical.
 """
 
@@ -95,7 +95,7 @@ def main() -> int:
                 break
             counts[way] += 1
             start_up = lived if way == "among the steps" else start_up
-            if number % 7 == 6 and (killed / "last-1.safetensors").exists() and state.exists():
+            if number % 4 == 3 and (killed / "last-1.safetensors").exists() and state.exists():
                 state.write_bytes(state.read_bytes()[:draw.randrange(1, state.stat().st_size)])
                 cut += 1
             print(f"kill {number + 1}: {way} after {lived:.1f} s, {newest_step(killed)} steps logged", flush=True)

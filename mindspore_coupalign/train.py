@@ -144,7 +144,13 @@ class Trainer:
         with self.stop, self._progress_bar() as bar:
             while True:
                 rate = build.learning_rate(self.config, self.done, self.total, self.clock)
-                results = self.one_step(stream, rate, watch)
+                try:
+                    results = self.one_step(stream, rate, watch)
+                except RuntimeError as exc:  # MindSpore may notice a lost rank first
+                    culprit = watch.explain()
+                    if not culprit:
+                        raise
+                    raise UserError(f"{culprit}; the job ends, go on with --resume") from exc
                 bar.update()
                 self._judge(results, window)
                 stops = results["stop"] > 0

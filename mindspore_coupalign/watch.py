@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 LEAST_LIMIT = 20.0  # seconds that a step may always take
+SHORT_LIMIT = 5.0  # the same once it is known that something is wrong
 SILENCE_LIMIT = 120.0  # seconds without a beat in a phase that compiles: the compiler keeps the interpreter for long
 FOLDER = "COUPALIGN_RANKS"  # environment, from launch_ranks.sh: the folder of the ranks' files
 LOCAL_WORKERS = "COUPALIGN_LOCAL_WORKERS"  # the same: ranks on this machine
@@ -54,6 +55,14 @@ class Watch:
 
     def limit(self) -> float:
         return self.fixed or max(LEAST_LIMIT, 10 * self.longest)
+
+    def explain(self) -> str:
+        """Who it was, when a collective has failed by MindSpore's own timeout; empty when no rank is conspicuous."""
+        others = [s for s in read_states(self.folder) if s["rank"] != self.rank] if self.folder else []
+        culprit = find_culprit(self.state, others, SHORT_LIMIT, time.time())
+        if culprit:
+            self.enter(culprit, self.state["step"])
+        return culprit
 
     def _write(self):
         path = self.folder / f"rank_{self.rank}.json"

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = ("test_ranks", "test_reliability", "test_step_guards", "test_model", "test_train")  # their files go first
 SENTENCES = ("the red circle", "blue square on the left")
+
+
+def pytest_collection_modifyitems(items):
+    """Two workers, a file at a time: the longest first, so that both end at about the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import mindspore as ms
-import numpy as np
 import pytest
 from tiny_network import TINY, VOCABULARY, tiny_batch
 
@@ -89,7 +88,8 @@ def step_once(config: Config):
     build.load_pretrained(model, config)
     step = build.build_train_step(model, config)
     before = {p.name: p.asnumpy().copy() for p in model.trainable_params()}
-    results = dict(zip(RESULTS, step(*map(ms.Tensor, tiny_batch(2)), ms.Tensor(1e-3, ms.float32)).asnumpy(), strict=True))
+    values = step(*map(ms.Tensor, tiny_batch(2)), ms.Tensor(1e-3, ms.float32)).asnumpy()
+    results = dict(zip(RESULTS, values, strict=True))
     assert results["finite"] == 1 and results["loss"] > 0 and results["grad_norm"] > 0
     moved = [name for name, value in before.items() if (model.parameters_dict()[name].asnumpy() != value).any()]
     assert len(moved) > 0.9 * len(before)

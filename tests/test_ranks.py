@@ -140,6 +140,8 @@ def test_a_rank_that_dies_or_hangs_ends_the_job(setting, tmp_path, way):
     assert re.search("killed by signal 9|died" if way == signal.SIGKILL else "no sign of life|hangs", last), last
     step = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"]
     assert step >= 4
+    if way == signal.SIGSTOP:
+        return
     done = run_command("train", "--config", config, "--resume", tmp_path / "run", f"train.steps={step + 1}",
                        "train.val_every=100000")
     assert "1 steps of 4 samples" in done.stdout
@@ -161,6 +163,21 @@ def test_who_is_to_blame():
     assert watch.find_culprit(own, [state(1, 7, "step", beat=70.0, compiles=True)], 20, 100.0) == ""
     assert "died in step 7" in watch.find_culprit(own, [state(1, 7, "step", pid=2**22 + 1)], 20, 100.0)
     assert watch.find_culprit(own, [state(1, 7, "done", pid=2**22 + 1)], 20, 100.0) == ""
+
+
+def test_a_collective_that_fails_first_is_explained(tmp_path):
+    """MindSpore's own timeout may come before the watch's limit."""
+    own = watch.Watch(tmp_path, 0)
+    own.enter("step", 7)
+    mate = tmp_path / "rank_1.json"
+    mate.write_text(json.dumps(state(1, 7, "step", beat=time.time())))
+    assert own.explain() == "" and own.state["phase"] == "step"
+    mate.write_text(json.dumps(state(1, 7, "step", beat=time.time() - 12)))
+    culprit = own.explain()
+    assert "rank 1" in culprit and "no sign of life for 12 s" in culprit
+    assert watch.summary(tmp_path, 1) == (1, f"{culprit}; go on with --resume")
+    own.enter("done", 7)  # ends its thread
+    assert watch.Watch(None, 0).explain() == ""
 
 
 def test_summaries(tmp_path):

@@ -43,7 +43,7 @@ def running(config, output, *overrides):
     return process
 
 
-@pytest.mark.parametrize("number", [7, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_nothing(number):
     """Start, steps and saves, and newest checkpoints cut short: bit for bit the undisturbed run."""
     done = subprocess.run([sys.executable, "benchmarks/kill_training.py", "--kills", str(number)], cwd=ROOT, text=True,

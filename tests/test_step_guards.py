@@ -96,7 +96,8 @@ def test_an_overflow_halves_the_scale_and_skips(half):
     assert not same(everything(half), before)
 
 
-@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+@pytest.mark.parametrize("level", [pytest.param("O1", marks=pytest.mark.slow), "O2",
+                                   pytest.param("O3", marks=pytest.mark.slow)])
 def test_half_precision_is_near_float32(level, plain):
     """Losses and gradients; and it is half precision: they do differ."""
     rounded = new_step(f"train.amp={level}")
