@@ -58,7 +58,9 @@ class Watch:
 
     def explain(self) -> str:
         """Who it was, when a collective has failed by MindSpore's own timeout; empty when no rank is conspicuous."""
-        others = [s for s in read_states(self.folder) if s["rank"] != self.rank] if self.folder else []
+        if self.folder is None:
+            return ""
+        others = [s for s in read_states(self.folder) if s["rank"] != self.rank]
         culprit = find_culprit(self.state, others, SHORT_LIMIT, time.time())
         if culprit:
             self.enter(culprit, self.state["step"])
