@@ -41,13 +41,19 @@ def newest_step(output: Path) -> int:
     return sum('"loss"' in line for line in lines)
 
 
+def states(output: Path) -> list:
+    return list(output.glob("last*.safetensors"))
+
+
 def kill_once(process, output: Path, way: str, start_up: float, draw: random.Random) -> tuple[bool, float]:
     """(whether it was killed, seconds that it lived); False when it came to its end before."""
     start, before, first = time.perf_counter(), newest_step(output), None
     moment = draw.uniform(0, start_up) if way == "at the start" else draw.uniform(0, 0.5)
     while process.poll() is None:
-        now = time.perf_counter()
-        if first is None and newest_step(output) != before:
+        now, logged = time.perf_counter(), newest_step(output)
+        # a resumed run first drops the lines of steps that were never saved
+        before = min(before, logged)
+        if first is None and logged > before and len(states(output)) > 1:
             first = now
         due = {"at the start": now - start > moment, "among the steps": first is not None and now - first > moment,
                "in a save": first is not None and any(output.glob(".*.tmp"))}[way]
@@ -95,7 +101,7 @@ def main() -> int:
                 break
             counts[way] += 1
             start_up = lived if way == "among the steps" else start_up
-            if number % 4 == 3 and (killed / "last-1.safetensors").exists() and state.exists():
+            if number % 4 == 3 and len(states(killed)) > 1 and state.exists():
                 state.write_bytes(state.read_bytes()[:draw.randrange(1, state.stat().st_size)])
                 cut += 1
             print(f"kill {number + 1}: {way} after {lived:.1f} s, {newest_step(killed)} steps logged", flush=True)

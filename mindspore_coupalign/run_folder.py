@@ -51,7 +51,9 @@ class RunFolder:
     def _cut(self, file: Path, done: int):
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if done and file.exists() else []
         if lines or file.exists() or file.name == "log.jsonl":
-            file.write_text("".join(line for line in lines if _logged_step(line) <= done), encoding="utf-8")
+            fresh = file.with_name(f".{file.name}.tmp")  # a kill between emptying and filling would lose the curve
+            fresh.write_text("".join(line for line in lines if _logged_step(line) <= done), encoding="utf-8")
+            fresh.replace(file)
 
     def log(self, entry: dict, name: str = "log.jsonl"):
         """Append a line.
