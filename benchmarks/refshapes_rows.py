@@ -108,9 +108,9 @@ def cores() -> list:
 
 
 def plan(rows: dict, times: dict, steps: int, seeds: list) -> list:
-    """(row, steps, seed) of every run, seed by seed; a row as fast as CoupAlign needs one run for both comparisons."""
-    wanted = [(name, count, seed) for seed in seeds for name in rows
-              for count in (steps, equal_time(name, times, steps))]
+    """(row, steps, seed) of every run, equal steps first; a row as fast as CoupAlign needs one run for both."""
+    wanted = [(name, count(name), seed) for count in (lambda _: steps, lambda name: equal_time(name, times, steps))
+              for seed in seeds for name in rows]
     return list(dict.fromkeys(wanted))
 
 

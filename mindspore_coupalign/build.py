@@ -191,7 +191,7 @@ def restore_model(checkpoint: Checkpoint, config: Config | None = None) -> tuple
     config = config or checkpoint.config
     tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))
     model = build_model(config, tokenizer.vocab_size)
-    weights = checkpoint.section("model") | checkpoint.section("ema")  # batch norms' statistics have no average
+    weights = checkpoint.section("model") | checkpoint.section("ema")  # what is frozen has no average
     load_parameters(model.get_parameters(), weights, str(checkpoint.path))
     model.set_train(False)
     return model, tokenizer

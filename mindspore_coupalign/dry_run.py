@@ -60,7 +60,7 @@ def check_images(data: ReferData) -> int:
 def disk_needs(trainer) -> int:
     """Bytes of the states that are kept, the one being written and the best weights."""
     weights = sum(p.size for p in trainer.model.get_parameters()) * 4
-    states = sum(part.size for state in trainer.step.states().values() for part in state) * 4
+    states = sum(array.size for state in trainer.step.states().values() for array in state.values()) * 4
     return (trainer.config.train.keep + 1) * (weights + states) + 2 * weights
 
 

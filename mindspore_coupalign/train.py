@@ -254,8 +254,7 @@ class Trainer:
     def _save_state(self):
         arrays = named_arrays(self.model.get_parameters(), "model")
         for section, state in self.step.states().items():
-            packed = self.step.optimizer.packing.arrays(state)
-            arrays |= {f"{section}.{name}": array for name, array in packed.items()}
+            arrays |= {f"{section}.{name}": array for name, array in state.items()}
         self.run.save_state(arrays, *self._about(self.step.counters()))
 
     def _about(self, counters: dict | None = None) -> tuple:
@@ -296,7 +295,7 @@ def _finite_or_text(value: float):
 
 
 class _Averaged:
-    """While entered, the model computes with its averaged weights.
+    """While entered, the model computes with its averaged weights and statistics.
 
     By ops.assign: after set_data a graph that is compiled already would go on with the old memory.
     """
@@ -306,12 +305,13 @@ class _Averaged:
 
     def __enter__(self):
         if self.step.ema_decay:
-            params, averages = self.step.optimizer.params, self.step.optimizer.packing.arrays(self.step.averages)
-            self.kept = [p.asnumpy().copy() for p in params]
-            for parameter in params:
+            averages = self.step.averaged()
+            self.replaced = [p for p in self.step.objective.get_parameters() if p.name in averages]
+            self.kept = [p.asnumpy().copy() for p in self.replaced]
+            for parameter in self.replaced:
                 ops.assign(parameter, ms.Tensor(averages[parameter.name]))
 
     def __exit__(self, *_):
         if self.step.ema_decay:
-            for parameter, value in zip(self.step.optimizer.params, self.kept, strict=True):
+            for parameter, value in zip(self.replaced, self.kept, strict=True):
                 ops.assign(parameter, ms.Tensor(value))

@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
+from mindspore_coupalign.checkpoint import check_arrays
 from mindspore_coupalign.models.noise import connect
 
 LOSSES = ("loss", "bce", "dice", "contrast", "stages")
@@ -56,6 +57,10 @@ def _clear(total):
     return ops.assign(total, ops.zeros_like(total))
 
 
+def _copies(parameters, prefix: str) -> ParameterTuple:
+    return ParameterTuple([ms.Parameter(p.copy(), name=f"{prefix}.{p.name}", requires_grad=False) for p in parameters])
+
+
 class TrainStep:
     """``step(image, ids, word_mask, mask, lr)`` updates the model and returns the values of RESULTS.
 
@@ -66,7 +71,7 @@ class TrainStep:
         objective: the losses over the model.
         optimizer: an Optimizer over the model's parameters.
         clip_norm: bound on the gradients' global norm; 0 leaves them as they are.
-        ema: decay of the averaged weights; 0 keeps none.
+        ema: decay of the averaged weights and statistics; 0 keeps none.
         scaler: an ``amp.DynamicLossScaler`` for half precision, or None.
         accumulate: micro-batches per update; every call but the last of each says ``last=False`` and only adds.
     """
@@ -81,8 +86,8 @@ class TrainStep:
         # statistics that the forward pass has changed already when its gradient turns out to be no number
         self.statistics = statistics = ParameterTuple([p for p in objective.get_parameters()
                                                        if p.name.endswith(("moving_mean", "moving_variance"))])
-        self.kept = kept = ParameterTuple([ms.Parameter(p.copy(), name=f"kept.{p.name}", requires_grad=False)
-                                           for p in statistics])
+        self.kept = kept = _copies(statistics, "kept")
+        self.average_statistics = average_statistics = _copies(statistics if ema else (), "ema")
         sums = optimizer.packing.state("sum") if accumulate > 1 else ()
         all_reduce = ops.AllReduce() if ranks > 1 else None
         hyper_map = ops.HyperMap()
@@ -109,6 +114,8 @@ class TrainStep:
                 optimizer(gradients, lr)
                 if ema > 0:
                     hyper_map(ops.partial(_average, 1 - ema), averages, optimizer.targets)
+                    if len(statistics):
+                        hyper_map(ops.partial(_average, 1 - ema), average_statistics, statistics)
                 if len(statistics):
                     hyper_map(ops.assign, kept, statistics)
             elif len(statistics):
@@ -139,9 +146,17 @@ class TrainStep:
         self._step, self.compiled = step, False
 
     def states(self) -> dict:
-        """The packed states that a checkpoint keeps beside the weights, by the name of their section."""
-        states = {"adam_m": self.optimizer.first, "adam_v": self.optimizer.second}
-        return states | ({"ema": self.averages} if self.ema_decay else {})
+        """What a checkpoint keeps beside the weights: section -> arrays by parameter name."""
+        states = {name: self.optimizer.packing.arrays(state) for name, state in self._moments().items()}
+        return states | ({"ema": self.averaged()} if self.ema_decay else {})
+
+    def averaged(self) -> dict:
+        """The averages of the weights and of batch norms' statistics, by parameter name."""
+        statistics = {p.name: a.asnumpy() for p, a in zip(self.statistics, self.average_statistics, strict=True)}
+        return self.optimizer.packing.arrays(self.averages) | statistics
+
+    def _moments(self) -> dict:
+        return {"adam_m": self.optimizer.first, "adam_v": self.optimizer.second}
 
     def counters(self) -> dict:
         """The numbers that a checkpoint keeps beside the states."""
@@ -159,8 +174,17 @@ class TrainStep:
         Raises:
             UserError: a state does not fit.
         """
-        for name, state in self.states().items():
+        for name, state in self._moments().items():
             self.optimizer.packing.load(state, arrays_of(name), source)
+        if self.ema_decay:
+            averages = arrays_of("ema")
+            names = {p.name for p in self.statistics}
+            statistics = {name: array for name, array in averages.items() if name in names}
+            weights = {name: array for name, array in averages.items() if name not in names}
+            self.optimizer.packing.load(self.averages, weights, source)
+            check_arrays({p.name: tuple(p.shape) for p in self.statistics}, statistics, source)
+            for p, average in zip(self.statistics, self.average_statistics, strict=True):
+                average.set_data(Tensor(statistics[p.name]))
         self.optimizer.steps.set_data(Tensor(counters["updates"], ms.float32))
         if self.scaler is not None:
             self.scaler.scale_value.set_data(Tensor(counters["scale"], ms.float32))
