@@ -7,20 +7,24 @@ import shutil
 import struct
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 import yaml
 from refer_files import VOCABULARY, write_refer
 from safetensors.numpy import load_file, save_file
+from test_weights import assert_near, darknet_layers, darknet_reference, write_darknet
 from tiny_network import TINY
 
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.checkpoint import load_checkpoint
 from mindspore_coupalign.config import load_config
+from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.weights.files import read_arrays
 from mindspore_coupalign.weights.load import load_image_weights, load_text_weights
 
+DARKNET = {"name": "darknet", "embed_dim": 8, "depths": [2, 8, 8, 4]}
 GOLDEN = Path(__file__).parent / "golden" / "weights"
 SWIN = {"name": "swin", "embed_dim": 4, "depths": [1, 2, 1, 2], "heads": [1, 2, 2, 4], "window": 2, "drop_path": 0.0}
 RESNET = {"name": "resnet", "embed_dim": 16, "depths": [1, 2, 1, 1]}
@@ -30,14 +34,14 @@ WORDS = 12  # rows of the golden BERT's vocabulary
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory) -> dict:
-    """swin, resnet -> a file that describes the tests' network with that backbone, the golden BERT and tiny data."""
+    """Backbone -> a file that describes the tests' network with it, the golden BERT and tiny data."""
     folder = tmp_path_factory.mktemp("configs")
     (folder / "words").mkdir()
     (folder / "words" / "vocab.txt").write_text("\n".join(VOCABULARY[:WORDS]) + "\n")
     data = {"root": str(write_refer(folder / "data")), "dataset": "tiny", "split_by": "unc", "val_split": "testA",
             "tokenizer": str(folder / "words")}
     model = {"text": BERT, "wpa_heads": [1, 2, 2, 4], "wpa_stages": [4], "sentence_mask": False}
-    for image in (SWIN, RESNET):
+    for image in (SWIN, RESNET, DARKNET):
         values = {**TINY, "data": TINY["data"] | data, "model": TINY["model"] | model | {"image": image}}
         (folder / f"{image['name']}.yaml").write_text(yaml.safe_dump(values))
     return {path.stem: path for path in folder.glob("*.yaml")}
@@ -70,6 +74,44 @@ def assert_same(found: dict, expected: dict):
     assert found.keys() == expected.keys() and expected
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
+def test_darknet_comes_back_as_it_was_and_only_with_its_slope(convert, configs, tmp_path, capsys, mode):
+    """From darknet's own file through the command, under a name that looks like darknet's own again."""
+    layers, image = darknet_layers(2), np.random.default_rng(1).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    ours = tmp_path / "darknet53.conv.74.safetensors"
+    assert convert("image", write_darknet(tmp_path / "darknet53.conv.74", layers), network="darknet", output=ours) == 0
+    config = load_config(configs["darknet"], ["data.image_size=64"])
+    vision = build.build_vision(config.model.image, (64, 64))
+    load_image_weights(vision, config.model.image, ours)
+    vision.set_train(False)
+    ms.set_context(mode=mode)
+    try:
+        features = [feature.asnumpy()[0] for feature in vision(ms.Tensor(image))]
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
+    for found, expected in zip(features, darknet_reference(layers, image[0]), strict=True):
+        assert_near(found, expected.reshape(len(expected), -1).T, 1e-4)
+    config = load_config(configs["darknet"], ["model.image.slope=0.01"])
+    with pytest.raises(UserError, match='converted for {"slope": 0.1}, the configuration has {"slope": 0.01}'):
+        load_image_weights(build.build_vision(config.model.image, (64, 64)), config.model.image, ours)
+
+
+def test_heads_travel_with_a_converted_bert(convert, configs, tmp_path, capsys):
+    """No array shows them, and the config.json that does stays behind."""
+    ours = tmp_path / "out" / "ours.safetensors"
+    assert convert("text", GOLDEN / "bert") == 0
+    config = load_config(configs["swin"], ["model.text.heads=4"])
+    with pytest.raises(UserError, match='"heads": 2.*"heads": 4'):
+        load_text_weights(build.build_text(config, WORDS), config.model.text, ours)
+
+
+def test_the_config_of_another_file_in_the_folder_says_nothing(configs, tmp_path):
+    """A Swin that lies in BERT's folder."""
+    shutil.copy(GOLDEN / "bert" / "config.json", tmp_path)
+    shutil.copy(GOLDEN / "swin_official.pth", tmp_path)
+    assert loaded(configs["swin"], "image", tmp_path / "swin_official.pth")
 
 
 def only_line(capsys) -> str:

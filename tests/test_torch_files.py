@@ -115,6 +115,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, form, name):
 
 
 DEEP = b")" + 300_000 * b"\x85"  # nested tuples: to hash them ends the process
+DOUBLED = b")" + 60 * b"q\x00h\x00\x86"  # a tuple of twice the tuple before: 2^60 brackets when it is shown
 NEW_STATE = b"N" + state(shape=plain((2**24,)), count=plain(1), array=b"N", __code__=b"N") + b"\x86b"  # by slots
 ODD = {
     "torch.jit": (named("torch.jit._load"), "'torch.jit._load'"),
@@ -135,6 +136,8 @@ ODD = {
     "persistent text": (text("0") + b"Q", "an unknown kind of storage"),
     "deep name": (storage().replace(text("0"), DEEP), "an unknown kind of storage"),
     "storage of text": (storage("4"), "a storage of '4' elements"),
+    "storage of long text": (storage(9_999 * "4"), "a storage of '44444444444444444444' elements"),
+    "storage of doubled tuples": (storage(()).replace(plain(()), DOUBLED), "a storage of odd elements"),
     "two storages": (storage(4) + b"0" + storage(5), "two different storages"),
     "deep key": (b"}" + DEEP + b"Ns", "a dict whose keys"),
     "colliding key": (b"}" + plain(2**61 - 1) + b"Ns", "a dict whose keys"),

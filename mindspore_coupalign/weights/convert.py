@@ -1,10 +1,12 @@
 """Command ``convert-weights``: pretrained weights of other projects -> a safetensors file under our names.
 
-The file holds name -> float32 array; metadata: ``format``, ``architecture``, ``title``, ``source``. ``train`` reads it
-like the foreign file itself (``model.image_weights=…``, ``model.text_weights=…``).
+The file holds name -> float32 array; metadata: ``format``, ``architecture``, ``title``, ``source``, and ``settings``
+that the arrays do not show. ``train`` reads it like the foreign file itself (``model.image_weights=…``,
+``model.text_weights=…``).
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from mindspore_coupalign.checkpoint import write_arrays
 from mindspore_coupalign.config import load_config
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.weights.files import FORMAT, read_arrays, weight_file
-from mindspore_coupalign.weights.load import load_image_weights, load_text_weights
+from mindspore_coupalign.weights.load import load_image_weights, load_text_weights, unseen
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -47,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
     if args.names:
         for name, array in sorted(found.arrays.items()):
             print(f"    {name:<72}{'×'.join(map(str, array.shape))}")
+    settings = unseen(architecture, config.model.image if args.image else config.model.text)
     write_arrays(output, found.arrays, {"format": FORMAT, "architecture": architecture, "title": found.title,
-                                        "source": found.path.name})
+                                        "source": found.path.name, "settings": json.dumps(settings)})
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB); train with model."
           f"{'image' if args.image else 'text'}_weights={output}")
     return 0

@@ -28,17 +28,19 @@ def read_darknet_file(path: str | Path, kernels: dict) -> tuple[dict, int]:
         UserError: missing or truncated file, or one of another network.
     """
     path = Path(path)
+    wanted = sum(4 * shape[0] + int(np.prod(shape)) for shape in kernels.values())
     try:
-        content = path.read_bytes()
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(20)
+            major, minor = np.frombuffer(header[:8], "<i4").tolist() if len(header) == 20 else (-1, 0)
+            start = 20 if major * 10 + minor >= 2 else 16
+            file.seek(start)
+            values = np.frombuffer(file.read(4 * wanted), "<f4" if (size - start) % 4 == 0 else "u1")
     except OSError as exc:
         raise UserError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-    header = np.frombuffer(content[:12], "<i4") if len(content) >= 20 else np.zeros(3, int)
-    major, minor = header[:2].tolist()
-    start = 20 if major * 10 + minor >= 2 else 16
-    values = np.frombuffer(content, "<f4", offset=start) if len(content) >= 20 and len(content) % 4 == 0 else []
-    wanted = sum(4 * shape[0] + int(np.prod(shape)) for shape in kernels.values())
-    if not 0 <= major <= 1 or len(values) < wanted:
-        raise UserError(f"{path}: not a complete darknet file for this backbone ({len(content)} bytes, its "
+    if not 0 <= major <= 1 or len(values) < wanted or values.dtype != np.float32:
+        raise UserError(f"{path}: not a complete darknet file for this backbone ({size} bytes, its "
                         f"{len(kernels)} convolutions take {4 * wanted + 20}); download it again, or check "
                         "model.image.depths")
     arrays, place = {}, 0
@@ -47,9 +49,9 @@ def read_darknet_file(path: str | Path, kernels: dict) -> tuple[dict, int]:
         for part in ("beta", "gamma", "moving_mean", "moving_variance"):
             parts.append((f"{name}.norm.{part}", values[place:place + shape[0]]))
             place += shape[0]
-        size = int(np.prod(shape))
-        parts.append((f"{name}.conv.weight", values[place:place + size].reshape(shape)))
-        place += size
+        count = int(np.prod(shape))
+        parts.append((f"{name}.conv.weight", values[place:place + count].reshape(shape)))
+        place += count
         arrays |= parts
         variance = arrays[f"{name}.norm.moving_variance"].astype(np.float64)
         if not all(np.isfinite(array).all() for _, array in parts) or variance.min() < 0:
@@ -57,4 +59,4 @@ def read_darknet_file(path: str | Path, kernels: dict) -> tuple[dict, int]:
                             "network than Darknet-53")
         scale = np.sqrt(variance + _EPS) / (np.sqrt(variance) + 1e-6)
         arrays[f"{name}.norm.gamma"] = (arrays[f"{name}.norm.gamma"] * scale).astype(np.float32)
-    return arrays, len(values) - place
+    return arrays, (size - start) // 4 - wanted

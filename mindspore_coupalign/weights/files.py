@@ -33,11 +33,11 @@ def weight_file(path: str | Path) -> Path:
     return path
 
 
-def read_arrays(path: Path) -> tuple[dict, dict]:
-    """(name -> array, metadata) of a safetensors or PyTorch file, told apart by content.
+def kind_of(path: Path) -> str:
+    """"safetensors", "torch", or what else the file is, by its first bytes.
 
     Raises:
-        UserError: truncated, damaged, hostile, or of neither format.
+        UserError: it cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -45,12 +45,25 @@ def read_arrays(path: Path) -> tuple[dict, dict]:
     except OSError as exc:
         raise UserError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
     if start[8:9] == b"{":
+        return "safetensors"
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return "torch"
+    return "empty" if not start else "a web page" if start.lstrip()[:1] == b"<" else (
+        "a Git LFS pointer" if start.startswith(b"version https") else "of no known format")
+
+
+def read_arrays(path: Path) -> tuple[dict, dict]:
+    """(name -> array, metadata) of a safetensors or PyTorch file, told apart by content.
+
+    Raises:
+        UserError: truncated, damaged, hostile, or of neither format.
+    """
+    kind = kind_of(path)
+    if kind == "safetensors":
         arrays, metadata = _read_safetensors(path)
-    elif start.startswith((b"PK\x03\x04", b"\x80\x02")):
+    elif kind == "torch":
         arrays, metadata = read_torch_file(path), {}
     else:
-        kind = "empty" if not start else "a web page" if start.lstrip()[:1] == b"<" else (
-            "a Git LFS pointer" if start.startswith(b"version https") else "of no known format")
         raise UserError(f"{path}: {kind}; give a .safetensors file or one that torch.save wrote (.pth, .bin), or for "
                         "Darknet-53 a .weights file")
     for name in arrays:  # names are printed, and cut piece by piece

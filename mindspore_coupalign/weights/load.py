@@ -4,6 +4,7 @@ Position-bias tables of another window are resampled. Only the layer norms of a 
 classification networks have none.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mindspore_coupalign.config import ImageConfig, TextConfig
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.cnn import Cnn, ConvNorm
 from mindspore_coupalign.weights.darknet_files import read_darknet_file
-from mindspore_coupalign.weights.files import FORMAT, config_beside, read_arrays, weight_file
+from mindspore_coupalign.weights.files import FORMAT, config_beside, kind_of, read_arrays, weight_file
 from mindspore_coupalign.weights.names import rename
 
 
@@ -50,38 +51,50 @@ def load_image_weights(vision, image: ImageConfig, path: str | Path) -> Loaded:
             that is no number, or a file whose own config.json contradicts the configuration.
     """
     file = weight_file(path)
-    if image.name == "darknet" and (file.suffix == ".weights" or ".conv." in file.name):
+    named_so = image.name == "darknet" and (file.suffix == ".weights" or ".conv." in file.name)
+    if named_so and kind_of(file) not in ("safetensors", "torch"):
         arrays, behind = read_darknet_file(file, _kernels(vision))
         found = Loaded(file, "Darknet-53, darknet's own format", arrays,
                        skipped=[f"{behind} values behind the backbone"] if behind else [])
         _check_slope(file, image, 0.1)
     else:
-        found = _read(file, image.name)
+        found = _read(file, image.name, unseen(image.name, image))
         if image.name == "darknet" and "timm" in found.title:
             _check_slope(file, image, 0.01)
         if image.name == "resnet":
-            _check_config(file, {"downsample_in_bottleneck": False, "layer_type": "bottleneck", "hidden_act": "relu"})
+            _check_config(file, "resnet", {"downsample_in_bottleneck": False, "downsample_in_first_stage": False,
+                                           "layer_type": "bottleneck", "hidden_act": "relu"})
         if image.name == "swin":
-            _check_config(file, {"hidden_act": image.activation, "qkv_bias": True, "layer_norm_eps": 1e-5,
-                                 "use_absolute_embeddings": False})
+            _check_config(file, "swin", {"hidden_act": image.activation, "qkv_bias": True, "layer_norm_eps": 1e-5,
+                                         "use_absolute_embeddings": False})
     return _fill(vision, found, fresh=("outputs.",))
 
 
 def load_text_weights(text, config: TextConfig, path: str | Path) -> Loaded:
     """Fill a BERT from a Hugging Face folder or file. Raises UserError as ``load_image_weights`` does."""
     file = weight_file(path)
-    found = _read(file, "bert", config.groups)
-    _check_config(file, {"num_attention_heads": config.heads, "hidden_act": config.activation,
-                         "position_embedding_type": "absolute", "layer_norm_eps": 1e-12})
+    found = _read(file, "bert", unseen("bert", config), config.groups)
+    _check_config(file, "bert", {"num_attention_heads": config.heads, "hidden_act": config.activation,
+                                 "position_embedding_type": "absolute", "layer_norm_eps": 1e-12})
     return _fill(text, found)
 
 
-def _read(file: Path, architecture: str, groups: tuple = ()) -> Loaded:
+def unseen(architecture: str, config: ImageConfig | TextConfig) -> dict:
+    """The settings that the weights depend on and that no array's shape shows; convert-weights writes them down."""
+    return {"swin": lambda: {"activation": config.activation}, "resnet": dict,
+            "darknet": lambda: {"slope": config.slope},
+            "bert": lambda: {"heads": config.heads, "activation": config.activation}}[architecture]()
+
+
+def _read(file: Path, architecture: str, wanted: dict, groups: tuple = ()) -> Loaded:
     arrays, metadata = read_arrays(file)
     if metadata.get("format") == FORMAT:
         held, title, source = (metadata.get(key, "unknown") for key in ("architecture", "title", "source"))
         if held != architecture:
             raise UserError(f"{file}: holds {held!r} weights, the configuration wants {architecture}")
+        if metadata.get("settings") != json.dumps(wanted):
+            raise UserError(f"{file}: was converted for {metadata.get('settings', 'unknown settings')[:80]}, the "
+                            f"configuration has {json.dumps(wanted)}; the weights would compute something else")
         return Loaded(file, f"{title}, converted from {source}", arrays)
     renamed = rename(architecture, arrays, str(file), groups)
     if renamed.unknown:
@@ -90,8 +103,10 @@ def _read(file: Path, architecture: str, groups: tuple = ()) -> Loaded:
     return Loaded(file, renamed.title, renamed.arrays, skipped=renamed.skipped)
 
 
-def _check_config(file: Path, expected: dict):
+def _check_config(file: Path, model_type: str, expected: dict):
     found = config_beside(file)
+    if found.get("model_type", model_type) != model_type:  # it belongs to another file of the folder
+        return
     for key, value in expected.items():
         if key in found and found[key] != value:
             raise UserError(f"{file.parent / 'config.json'}: {key} is {found[key]!r}, the configuration's network has "
@@ -114,7 +129,8 @@ def _kernels(vision: Cnn) -> dict:
 def _fill(cell, found: Loaded, fresh: tuple = ()) -> Loaded:
     parameters = dict(cell.parameters_and_names())
     missing = sorted(parameters.keys() - found.arrays.keys())
-    found.fresh = [name for name in missing if name.startswith(fresh)] if fresh else []
+    optional = {name for name in parameters if fresh and name.startswith(fresh)}  # all of them or none
+    found.fresh = [name for name in missing if name in optional] if optional.isdisjoint(found.arrays) else []
     missing = [name for name in missing if name not in found.fresh]
     unexpected = sorted(found.arrays.keys() - parameters.keys())
     if missing or unexpected:

@@ -37,7 +37,8 @@ SWIN_TRANSFORMERS = (  # what model.safetensors holds, and the names of version 
     (rf"encoder\.(layers\.\d+\.blocks\.\d+)\.(?:intermediate\.dense|mlp\.fc1)\.{_PLAIN}", r"\1.mlp.fc1.\2"),
     (rf"encoder\.(layers\.\d+\.blocks\.\d+)\.(?:output\.dense|mlp\.fc2)\.{_PLAIN}", r"\1.mlp.fc2.\2"),
     (r"encoder\.layers\.(\d+)\.downsample\.(.+)", r"downsamples.\1.\2"),
-    (r"(layernorm|classifier|pooler|hidden_states_norms)\..+", None),
+    *((rf"hidden_states_norms\.stage{i + 1}\.{_PLAIN}", rf"outputs.{i}.\1") for i in range(4)),
+    (r"(layernorm|classifier|pooler)\..+", None),
 )
 RESNET = (  # torchvision's and timm's
     (r".*num_batches_tracked", None),

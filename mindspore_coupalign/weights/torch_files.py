@@ -30,7 +30,7 @@ _INSTRUCTIONS = (
     "SHORT_BINUNICODE BINSTRING SHORT_BINSTRING EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS "
     "EMPTY_DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT "
     "MEMOIZE").split()  # what torch.save writes, with Python 2 and 3 and up to protocol 4
-_LARGEST_PICKLE = 2**24  # bytes; those of large networks take less than one megabyte
+_LARGEST_PICKLE = 2**21  # bytes; those of large networks take less than one megabyte
 _LARGEST = 2**63  # numbers of any size exist in a pickle, and multiplying them takes hours
 _NESTED = ("model", "state_dict", "module", "net")  # where training scripts keep the state dict
 
@@ -51,7 +51,8 @@ class _Storage:
 
     def __init__(self, dtype: str, count: int):
         if type(count) is not int or not 0 <= count < _LARGEST:
-            raise _Refused(f"a storage of {count!r} elements")
+            shown = repr(count[:20] if type(count) is str else count) if type(count) in (int, str) else "odd"
+            raise _Refused(f"a storage of {shown[:30]} elements")  # nested tuples double with every level when shown
         self.dtype, self.count, self.array = dtype, count, None
 
     @property
