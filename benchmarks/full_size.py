@@ -58,11 +58,11 @@ def export(config_file, overrides):
     from mindspore_coupalign.export import export_mindir
     config, model, _, built = prepare(config_file, overrides)
     with tempfile.TemporaryDirectory() as folder:
-        # the shipped vocabulary stands in for BERT's: its words fill the first rows of the same table
-        tokenizer = SentenceTokenizer.from_name("refshapes", config.data.max_tokens)
-        from mindspore_coupalign.build import build_model
-        model = build_model(config, tokenizer.vocab_size)
-        checkpoint = Path(folder) / "model.safetensors"
+        checkpoint, words = Path(folder) / "model.safetensors", Path(folder) / "words"
+        words.mkdir()
+        made_up = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + [f"w{i}" for i in range(VOCABULARY - 4)]
+        (words / "vocab.txt").write_text("\n".join(made_up))
+        tokenizer = SentenceTokenizer.from_name(str(words), config.data.max_tokens)
         save_checkpoint(checkpoint, named_arrays(model.get_parameters(), "model"), config, tokenizer.to_json(),
                         {"step": 0})
         start = time.perf_counter()
