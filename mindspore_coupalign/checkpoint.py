@@ -2,9 +2,10 @@
 
 Array names: ``model.<parameter>`` always; ``ema.<parameter>``, ``adam_m.<parameter>``, ``adam_v.<parameter>`` in a
 training state. Metadata: ``format``, ``config`` (JSON), ``tokenizer`` (the whole tokenizer as JSON), ``progress``
-(JSON: step, best score, …) and ``crc32`` of all arrays. Reading it executes nothing.
+(JSON: step, best score, …) and ``crc32`` of all the others and of the arrays. Reading it executes nothing.
 """
 
+import contextlib
 import json
 import os
 import uuid
@@ -20,7 +21,7 @@ from safetensors.numpy import save_file
 from mindspore_coupalign.config import Config, config_from_dict, config_to_dict
 from mindspore_coupalign.errors import UserError
 
-FORMAT = "coupalign-1"
+FORMAT = "coupalign-2"
 
 
 @dataclass
@@ -46,8 +47,9 @@ def save_checkpoint(path: str | Path, arrays: dict, config: Config, tokenizer: s
         UserError: the folder cannot be written or the disk is full.
     """
     arrays = {name: np.ascontiguousarray(value) for name, value in sorted(arrays.items())}
-    write_arrays(path, arrays, {"format": FORMAT, "config": json.dumps(config_to_dict(config)), "tokenizer": tokenizer,
-                                "progress": json.dumps(progress), "crc32": str(_checksum(arrays))}, before)
+    texts = {"format": FORMAT, "config": json.dumps(config_to_dict(config)), "tokenizer": tokenizer,
+             "progress": json.dumps(progress)}
+    write_arrays(path, arrays, texts | {"crc32": str(_checksum(arrays, texts))}, before)
 
 
 def write_arrays(path: str | Path, arrays: dict, metadata: dict, before=None):
@@ -71,7 +73,8 @@ def write_arrays(path: str | Path, arrays: dict, metadata: dict, before=None):
     except (OSError, SafetensorError) as exc:
         raise UserError(f"{path}: cannot be written ({exc}); free some space or choose another --output") from exc
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that has become read-only
+            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -93,7 +96,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (SafetensorError, OSError) as exc:
         raise UserError(f"{path}: not a checkpoint, or truncated ({str(exc).splitlines()[0]}); "
                         "give a .safetensors file that training wrote") from exc
-    if _checksum(arrays) != int(metadata["crc32"]):
+    crc32 = metadata.pop("crc32", "")
+    if str(_checksum(arrays, metadata)) != crc32:
         raise UserError(f"{path}: its checksum does not match, the file was damaged; use another checkpoint")
     config = config_from_dict(json.loads(metadata["config"]), f"{path} (its configuration)")
     return Checkpoint(path, arrays, config, metadata["tokenizer"], json.loads(metadata["progress"]))
@@ -132,11 +136,14 @@ def check_arrays(shapes: dict, arrays: dict, source: str):
             raise UserError(f"{source}: {name} has shape {arrays[name].shape}, the model wants {shape}; {hint}")
 
 
-def _checksum(arrays: dict) -> int:
+def _checksum(arrays: dict, texts: dict) -> int:
     value = 0
+    for name in sorted(texts):
+        value = zlib.crc32(f"{name} {texts[name]}".encode(), value)
     for name in sorted(arrays):
-        value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1), value)
+        array = np.ascontiguousarray(arrays[name])
+        value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
+        value = zlib.crc32(array.view(np.uint8).reshape(-1), value)
     return value
 
 

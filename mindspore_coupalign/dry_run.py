@@ -21,6 +21,9 @@ def dry_run(trainer) -> int:
         UserError: the first thing that would have stopped the run.
     """
     config, say = trainer.config, trainer.say
+    if trainer.is_over():
+        say("nothing is left to train: this run has come to its end")
+        return 0
     say(f"data: {trainer.data.source}, {check_images(trainer.data)} images are there")
     wanted, free = disk_needs(trainer), free_disk(trainer.run.path)
     say(f"disk: up to {wanted / 1e9:.2f} GB for {config.train.keep + 1} training states and the best weights, "

@@ -33,3 +33,9 @@ def add_up(array: np.ndarray, ranks: int) -> np.ndarray:
     halves = np.stack((array >> 16, array & 0xFFFF)).astype(np.float32)
     high, low = ops.AllReduce()(ms.Tensor(halves)).asnumpy().astype(np.int64)
     return (high << 16) + low
+
+
+def wait(ranks: int):
+    """Until every rank has come here."""
+    if ranks > 1:
+        ops.AllReduce()(ms.Tensor(np.zeros(1, np.float32))).asnumpy()

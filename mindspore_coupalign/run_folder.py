@@ -3,12 +3,14 @@
 ``config.yaml``             the resolved configuration
 ``log.jsonl``               one line per logged step or validation
 ``skipped.jsonl``           one line per step whose loss or gradient was no number: its samples and sentences
-``last.safetensors``        everything that --resume needs; the ones before it are last-1, last-2, …
+``last.safetensors``        everything that --resume needs; the ones before it are last-1, last-2, …; those that a
+                            resumed run has passed over, damaged, become aside-last, …
 ``best.safetensors``        the weights that scored best
 """
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import yaml
@@ -30,8 +32,12 @@ class RunFolder:
     def __init__(self, path: Path, keep: int = 1, writes: bool = True):
         self.path, self.keep, self.writes = path, keep, writes
 
-    def open(self, config: Config, done: int):
+    def open(self, config: Config, done: int, resumed: Path | None = None):
         """Make the folder; drop what an earlier run logged after step ``done``, where this one starts.
+
+        Args:
+            resumed: the state that this run goes on from. Newer ones beside it, damaged as a rule, leave the rotation,
+                where they would push good states out. From another folder, the best weights so far come along.
 
         Raises:
             UserError: the folder cannot be written.
@@ -43,10 +49,25 @@ class RunFolder:
             (self.path / "config.yaml").write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
             for name in ("log.jsonl", "skipped.jsonl"):
                 self._cut(self.path / name, done)
+            if resumed is not None:
+                self._take_over(resumed)
             for forgotten in self.path.glob(".*.tmp"):  # of a run that was killed while it saved
                 forgotten.unlink()
         except OSError as exc:
             raise UserError(f"{self.path}: cannot be written ({exc.strerror}); choose another --output") from exc
+
+    def _take_over(self, resumed: Path):
+        if not resumed.parent.samefile(self.path):
+            best = resumed.parent / "best.safetensors"
+            if best.exists():
+                fresh = self.path / ".best.tmp"
+                shutil.copyfile(best, fresh)
+                fresh.replace(self.path / best.name)
+            return
+        for state in _states(self.path):
+            if state.name == resumed.name:
+                break
+            state.replace(self.path / f"aside-{state.name}")
 
     def _cut(self, file: Path, done: int):
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if done and file.exists() else []

@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
         output = Path(args.output or Path("runs") / Path(args.config).stem)
     else:
         output = state.path.parent
-    if not state and holds_a_run(output) and not args.dry_run:
+    continues = state and output.resolve() == state.path.parent.resolve()
+    if not continues and holds_a_run(output) and not args.dry_run:
         raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
     changes = check_resumable(state, config) if state else []
     here = runtime.setup(args.device_target, config.train.seed)
@@ -113,7 +114,9 @@ class Trainer:
                 self.say(loaded.table())
         self.step = build.build_train_step(self.model, config, here.ranks, here.target)
         self.done, self.best, self.spent = 0, -1.0, 0.0  # steps, score, seconds of earlier runs that this one resumes
-        self.skipped = self.skipped_in_row = 0  # steps since the last line of the log; in a row
+        self.validated = 0  # step of the last validation
+        self.window = []  # results of the steps since the last line of the log
+        self.skipped = self.skipped_in_row = 0  # steps without a number since that line; in a row
         self.clock = 0.0  # share of the time budget that is used, the same on every rank
         self.stop = StopRequest()
         self.started = time.perf_counter()
@@ -125,53 +128,75 @@ class Trainer:
         load_parameters(self.model.get_parameters(), state.section("model"), source)
         self.step.restore(state.section, progress, source)
         self.done, self.best, self.spent = (progress[key] for key in ("step", "best", "seconds"))
+        self.validated, self.window, self.skipped = (progress[key] for key in ("validated", "window", "skipped"))
+        if _judged_by(state.config) != _judged_by(self.config):
+            self.best = -1.0
         self.clock = self._own_clock()
 
     def say(self, line: str, bar=None):
         if self.here.rank == 0:
             bar.write(line) if bar is not None else print(line, flush=True)
 
+    def is_over(self) -> bool:
+        return self.done >= self.total or self.clock >= 1
+
+    def _is_due(self) -> bool:
+        """Whether the validation of the step just done is still to come."""
+        return 0 <= self.validated < self.done and (self.is_over() or self.done % self.val_every == 0)
+
     def train(self) -> dict | None:
-        if self.done >= self.total or self.clock >= 1:
+        if self.is_over() and not self._is_due():
             self.say(f"{self.state.path}: trained to its end at step {self.done}; raise train.steps, train.epochs or "
                      "train.minutes to go on")
             return None
         self._open()
-        train, result = self.config.train, None
-        window, started = [], time.perf_counter()
-        stream = self.micro_batches()
-        watch = Watch(folder() if self.here.ranks > 1 else None, self.here.rank, train.hang_seconds)
-        with self.stop, self._progress_bar() as bar:
-            while True:
-                rate = build.learning_rate(self.config, self.done, self.total, self.clock)
-                try:
-                    results = self.one_step(stream, rate, watch)
-                except RuntimeError as exc:  # MindSpore may notice a lost rank first
-                    culprit = watch.explain()
-                    if not culprit:
-                        raise
-                    raise UserError(f"{culprit}; the job ends, go on with --resume") from exc
-                bar.update()
-                self._judge(results, window)
-                stops = results["stop"] > 0
-                ends = self.done == self.total or self.clock >= 1
-                if ends or stops or self.done % train.log_every == 0:
-                    elapsed = time.perf_counter() - started
-                    self._log_losses(window, rate, (len(window) + self.skipped) * train.batch_size / elapsed, bar)
-                    window, self.skipped, started = [], 0, time.perf_counter()
-                validates = (ends or self.done % self.val_every == 0) and not stops
-                if validates or stops or (train.save_every and self.done % train.save_every == 0):
-                    paused = time.perf_counter()
-                    watch.enter("saving", self.done, compiles=True)
-                    result = self.validate(bar) if validates else result
-                    self._save_state()
-                    started += time.perf_counter() - paused
-                if ends or stops:
-                    break
+        watch = Watch(folder() if self.here.ranks > 1 else None, self.here.rank, self.config.train.hang_seconds)
+        try:
+            with self.stop, self._progress_bar() as bar:
+                stops, result = self._loop(watch, bar)
+        except UserError as exc:
+            watch.enter(f"rank {self.here.rank}: {exc}", self.done, code=2)
+            raise
+        ranks.wait(self.here.ranks)  # msrun ends all ranks when the first one leaves, and rank 0 may still be saving
         watch.enter("stopped" if stops else "done", self.done)
         if stops:
             self.stop.received = self.stop.received or signal.SIGTERM  # another rank was asked
             self.say(f"asked to stop: the state of step {self.done} is saved; go on with --resume {self.run.path}")
+        return result
+
+    def _loop(self, watch: Watch, bar) -> tuple:
+        """Steps, lines of the log, validations and saved states until the end: (was it asked to stop, last report)."""
+        train, stream, stops = self.config.train, self.micro_batches(), False
+        # asked to stop just before a validation, the earlier run has left it to this one
+        result = self._save(watch, bar, validates=True) if self._is_due() else None
+        timed, started = 0, time.perf_counter()
+        while not (stops or self.is_over()):
+            rate = build.learning_rate(self.config, self.done, self.total, self.clock)
+            try:
+                results = self.one_step(stream, rate, watch)
+            except RuntimeError as exc:  # MindSpore may notice a lost rank first
+                culprit = watch.explain()
+                if not culprit:
+                    raise
+                raise UserError(f"{culprit}; the job ends, go on with --resume") from exc
+            bar.update()
+            self._judge(results)
+            timed, stops = timed + 1, results["stop"] > 0
+            if self.is_over() or self.done % train.log_every == 0:
+                self._log_losses(rate, timed * train.batch_size / (time.perf_counter() - started), bar)
+                timed, started = 0, time.perf_counter()
+            validates = self._is_due() and not stops
+            if validates or stops or (train.save_every and self.done % train.save_every == 0):
+                paused = time.perf_counter()
+                result = self._save(watch, bar, validates) or result
+                started += time.perf_counter() - paused
+        return stops, result
+
+    def _save(self, watch: Watch, bar, validates: bool) -> dict | None:
+        watch.enter("saving", self.done, compiles=True)
+        self.step.share_statistics(self.here.ranks)
+        result = self.validate(bar) if validates else None
+        self._save_state()
         return result
 
     def micro_batches(self):
@@ -200,10 +225,10 @@ class Trainer:
         self.clock = results["clock"] / self.here.ranks
         return results
 
-    def _judge(self, results: dict, window: list):
+    def _judge(self, results: dict):
         """Count and write down a step that the update left out."""
         if results["finite"]:
-            window.append(results)
+            self.window.append(results)
             self.skipped_in_row = 0
             return
         self.skipped += 1
@@ -234,7 +259,7 @@ class Trainer:
 
     def validate(self, bar=None) -> dict | None:
         """Score the validation samples with the averaged weights where there are any; keep the best."""
-        ranks.average(self.step.statistics, self.here.ranks)
+        self.validated = self.done
         with _Averaged(self.step):
             result = None
             if len(self.val_samples):
@@ -255,7 +280,8 @@ class Trainer:
         arrays = named_arrays(self.model.get_parameters(), "model")
         for section, state in self.step.states().items():
             arrays |= {f"{section}.{name}": array for name, array in state.items()}
-        self.run.save_state(arrays, *self._about(self.step.counters()))
+        unlogged = {"validated": self.validated, "window": self.window, "skipped": self.skipped}
+        self.run.save_state(arrays, *self._about(self.step.counters() | unlogged))
 
     def _about(self, counters: dict | None = None) -> tuple:
         """Configuration, tokenizer and progress, as checkpoints keep them."""
@@ -263,7 +289,7 @@ class Trainer:
         return self.config, self.tokenizer.to_json(), progress | (counters or {})
 
     def _open(self):
-        self.run.open(self.config, self.done)
+        self.run.open(self.config, self.done, self.state.path if self.state else None)
         ranks.broadcast(self.model.get_parameters(), self.here.ranks)
         train = self.config.train
         parameters = sum(p.size for p in self.model.trainable_params())
@@ -273,8 +299,9 @@ class Trainer:
                  f"{self.here.target}{shared}, {parameters / 1e6:.2f} M parameters, output {self.run.path} "
                  "(the first step compiles the network)")
 
-    def _log_losses(self, window: list, rate: float, speed: float, bar):
+    def _log_losses(self, rate: float, speed: float, bar):
         """The means since the last line; null where every step was skipped."""
+        window = self.window
         means = {key: float(np.mean([r[key] for r in window])) if window else None for key in (*LOSSES, "grad_norm")}
         entry = {"step": self.done, **{k: v if v is None else round(v, 5) for k, v in means.items()}, "lr": rate,
                  "samples_per_s": round(speed, 1)}
@@ -288,6 +315,12 @@ class Trainer:
         left = f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         bar.set_postfix_str(f"loss {loss}, lr {rate:.1e}, {speed:.0f} samples/s{left}{skipped}", refresh=False)
+        self.window, self.skipped = [], 0
+
+
+def _judged_by(config: Config) -> tuple:
+    """What scores must have in common to be compared."""
+    return config.data.val_split, config.train.val_samples, config.eval.threshold
 
 
 def _finite_or_text(value: float):

@@ -9,6 +9,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mindspore_coupalign.checkpoint import check_arrays
 from mindspore_coupalign.models.noise import connect
+from mindspore_coupalign.ranks import average
 
 LOSSES = ("loss", "bce", "dice", "contrast", "stages")
 RESULTS = (*LOSSES, "grad_norm", "finite", "scale", "stop", "clock")
@@ -155,6 +156,12 @@ class TrainStep:
         statistics = {p.name: a.asnumpy() for p, a in zip(self.statistics, self.average_statistics, strict=True)}
         return self.optimizer.packing.arrays(self.averages) | statistics
 
+    def share_statistics(self, ranks: int):
+        """Give every rank the mean of the ranks' batch norm statistics, where batch norm saw a share of the batch."""
+        average((*self.statistics, *self.average_statistics), ranks)
+        for backup, statistic in zip(self.kept, self.statistics, strict=True):
+            ops.assign(backup, statistic)
+
     def _moments(self) -> dict:
         return {"adam_m": self.optimizer.first, "adam_v": self.optimizer.second}
 
@@ -187,8 +194,9 @@ class TrainStep:
                 average.set_data(Tensor(statistics[p.name]))
         self.optimizer.steps.set_data(Tensor(counters["updates"], ms.float32))
         if self.scaler is not None:
-            self.scaler.scale_value.set_data(Tensor(counters["scale"], ms.float32))
-            self.scaler.counter.set_data(Tensor(counters["scale_counter"], ms.int32))
+            start = self.counters()  # for a state of a device that needed no scale
+            self.scaler.scale_value.set_data(Tensor(counters.get("scale", start["scale"]), ms.float32))
+            self.scaler.counter.set_data(Tensor(counters.get("scale_counter", start["scale_counter"]), ms.int32))
         for backup, statistic in zip(self.kept, self.statistics, strict=True):
             backup.set_data(statistic.copy())
 

@@ -5,9 +5,11 @@ can read: its process, what it is doing since when, and a beat every second. A r
 collective cannot know why; its watch thread can, from the other's file.
 """
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-LEAST_LIMIT = 20.0  # seconds that a step may always take
+LEAST_LIMIT = 20.0  # seconds that a step may always take, and that a rank may give no sign of life
 SHORT_LIMIT = 5.0  # the same once it is known that something is wrong
 SILENCE_LIMIT = 120.0  # seconds without a beat in a phase that compiles: the compiler keeps the interpreter for long
 FOLDER = "COUPALIGN_RANKS"  # environment, from launch_ranks.sh: the folder of the ranks' files
@@ -36,22 +38,27 @@ class Watch:
 
     def __init__(self, folder: Path | None, rank: int, limit: float = 0.0):
         self.folder, self.rank, self.fixed = folder, rank, limit
-        self.longest, self.state = 0.0, {}
+        self.longest, self.state, self.waits = 0.0, {}, False
+        self.lock = threading.Lock()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self.enter("starting", 0, compiles=True)
             threading.Thread(target=self._run, daemon=True).start()
 
-    def enter(self, phase: str, step: int, compiles: bool = False):
-        """``phase``: starting, loading, step, validating, saving, stopped, done or a message of failure."""
+    def enter(self, phase: str, step: int, compiles: bool = False, code: int = 1):
+        """``phase``: starting, loading, step, saving, stopped, done, or a failure: "rank …", with its exit code."""
         if self.folder is None:
             return
         now = time.time()
         if self.state.get("phase") == "step" and not self.state["compiles"]:
-            self.longest = max(self.longest, now - self.state["since"])
-        self.state = {"rank": self.rank, "pid": os.getpid(), "host": socket.gethostname(), "phase": phase, "step": step,
-                      "compiles": compiles, "since": now}
-        self._write()
+            if not self.waits:  # in the first step after a save the others wait for rank 0
+                self.longest = max(self.longest, now - self.state["since"])
+            self.waits = False
+        self.waits |= phase == "saving"
+        with self.lock:
+            self.state = {"rank": self.rank, "pid": os.getpid(), "host": socket.gethostname(), "phase": phase,
+                          "step": step, "compiles": compiles, "since": now, "code": code}
+            self._write()
 
     def limit(self) -> float:
         return self.fixed or max(LEAST_LIMIT, 10 * self.longest)
@@ -61,20 +68,22 @@ class Watch:
         if self.folder is None:
             return ""
         others = [s for s in read_states(self.folder) if s["rank"] != self.rank]
-        culprit = find_culprit(self.state, others, SHORT_LIMIT, time.time())
+        culprit = find_culprit(self.state, others, SHORT_LIMIT, time.time(), SHORT_LIMIT)
         if culprit:
             self.enter(culprit, self.state["step"])
         return culprit
 
     def _write(self):
         path = self.folder / f"rank_{self.rank}.json"
-        temporary = path.with_suffix(f".{threading.get_ident()}")
-        temporary.write_text(json.dumps(self.state | {"beat": time.time()}))
-        temporary.replace(path)
+        temporary = path.with_suffix(".tmp")
+        with contextlib.suppress(OSError):  # a full disk: the one who saves says so
+            temporary.write_text(json.dumps(self.state | {"beat": time.time()}))
+            temporary.replace(path)
 
     def _run(self):
         while self.state["phase"] not in ("done", "stopped"):
-            self._write()
+            with self.lock:
+                self._write()
             others = [s for s in read_states(self.folder) if s["rank"] != self.rank]
             culprit = find_culprit(self.state, others, self.limit(), time.time())
             if culprit:
@@ -84,21 +93,29 @@ class Watch:
             time.sleep(1)
 
 
-def find_culprit(own: dict, others: list, limit: float, now: float) -> str:
-    """A sentence about the rank that the others wait for; empty when all is well."""
+def find_culprit(own: dict, others: list, limit: float, now: float, silence: float = LEAST_LIMIT) -> str:
+    """A sentence about the rank that the others wait for; empty when all is well.
+
+    Args:
+        limit: seconds that a step may take; three times as long, and it counts as hanging on all ranks.
+        silence: seconds without a beat; SILENCE_LIMIT while it compiles.
+    """
     for other in others:
         if other["phase"] in ("done", "stopped"):
             continue
         name = f"rank {other['rank']} (process {other['pid']} on {other['host']})"
         if other["host"] == own["host"] and not _lives(other["pid"]):
             return f"{name} died in step {other['step']} ({other['phase']})"
-        if now - other["beat"] > (SILENCE_LIMIT if other["compiles"] else limit):
+        if now - other["beat"] > (SILENCE_LIMIT if other["compiles"] else silence):
             return f"{name} has given no sign of life for {now - other['beat']:.0f} s in step {other['step']}"
     if own["phase"] == "step" and not own["compiles"] and now - own["since"] > limit:
         for other in others:  # those that this rank waits for have not entered its step
             if (other["step"], other["phase"]) < (own["step"], "step") and other["phase"] in ("loading", "step"):
                 return (f"rank {other['rank']} (process {other['pid']} on {other['host']}) hangs in step "
                         f"{other['step']} ({other['phase']}) for {now - other['since']:.0f} s")
+        if others and now - own["since"] > 3 * limit and all(o["phase"] == "step" for o in others):
+            return (f"rank {own['rank']} (process {own['pid']} on {own['host']}) hangs with all others in step "
+                    f"{own['step']} for {now - own['since']:.0f} s")
     return ""
 
 
@@ -143,9 +160,10 @@ def summary(folder: Path, status: int) -> tuple[int, str]:
         return status, ""
     if len(stopped) == len(states):
         return 143, "all ranks have saved and stopped, as they were asked to"
-    for state in states:  # a rank whose watch found another's failure has written it down
+    # a rank that ended with a message has written it down, and one whose watch found another's failure; message first
+    for state in sorted(states, key=lambda s: -s.get("code", 1)):
         if state["phase"].startswith("rank "):
-            return 1, f"{state['phase']}; go on with --resume"
+            return state.get("code", 1), f"{state['phase']}; go on with --resume"
     log = folder / "msrun.log"
     ended = re.findall(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)",
                        log.read_text(errors="replace") if log.exists() else "")
@@ -159,7 +177,17 @@ def summary(folder: Path, status: int) -> tuple[int, str]:
     return 1, f"the job failed; see the ranks' logs in {folder}"
 
 
+def stop_ranks(folder: Path):
+    """Ask the ranks of this machine to save and stop; the others learn it from them in the next step."""
+    for state in read_states(folder):
+        if state["host"] == socket.gethostname() and _lives(state["pid"]):
+            os.kill(state["pid"], signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "--stop":
+        stop_ranks(Path(sys.argv[2]))
+        sys.exit()
     code, line = summary(Path(sys.argv[1]), int(sys.argv[2]))
     if line:
         print(f"error: {line}" if code != 143 else line, file=sys.stderr)

@@ -1,6 +1,7 @@
 # launch_ranks WORKER_NUM COMMAND ...: `python -m mindspore_coupalign COMMAND ...` on that many devices, by msrun.
 # Sourced. Each rank's log is in LOG_DIR (default runs/msrun_log), rank 0's on the screen as well. A rank that dies or
-# hangs ends the job, and the last line names it. The ports of one job must not be used by another.
+# hangs ends the job, and the last line names it. SIGTERM or Ctrl-C to the script: the ranks of this machine save and
+# stop, and with them all others. The ports of one job must not be used by another.
 # Several machines: run the script on each of them with WORKER_NUM the number of all devices and, in the environment,
 #   LOCAL_WORKERS  devices of this machine (default: WORKER_NUM, one machine)
 #   NODE_RANK      0 on the machine that the others connect to, 1, 2, … on the others
@@ -14,8 +15,21 @@ launch_ranks() {
   if [ "$COUPALIGN_LOCAL_WORKERS" != "$workers" ]; then
     nodes=(--master_addr="${MASTER_ADDR:?address of machine 0}" --node_rank="${NODE_RANK:?number of this machine}")
   fi
-  msrun --worker_num="$workers" --local_worker_num="$COUPALIGN_LOCAL_WORKERS" "${nodes[@]}" \
-    --master_port="${MASTER_PORT:-8118}" --join=True --cluster_time_out=60 --log_dir="$logs" --tail_worker_log=0 \
-    python -m mindspore_coupalign "$@" 2>&1 | tee "$logs/msrun.log" || status=$?
+  # msrun kills its ranks when it is interrupted: it gets a session of its own, and they are asked to save and stop
+  (
+    set +e
+    setsid msrun --worker_num="$workers" --local_worker_num="$COUPALIGN_LOCAL_WORKERS" "${nodes[@]}" \
+      --master_port="${MASTER_PORT:-8118}" --join=True --cluster_time_out=60 --log_dir="$logs" --tail_worker_log=0 \
+      python -m mindspore_coupalign "$@" 2>&1 | tee -i "$logs/msrun.log"
+    exit "${PIPESTATUS[0]}"
+  ) &
+  local job=$!
+  trap 'python -m mindspore_coupalign.watch --stop "$logs"' TERM INT
+  while :; do
+    status=0
+    wait "$job" || status=$?
+    kill -0 "$job" 2>/dev/null || break # else it was the signal that ended the wait
+  done
+  trap - TERM INT
   python -m mindspore_coupalign.watch "$logs" "$status"
 }

@@ -147,6 +147,23 @@ def test_a_rank_that_dies_or_hangs_ends_the_job(setting, tmp_path, way):
     assert "1 steps of 4 samples" in done.stdout
 
 
+def test_a_job_that_is_asked_to_stop_saves_first(setting, tmp_path):
+    """SIGTERM to the script, as a cluster's scheduler sends it."""
+    _, config = setting
+    process = start(tmp_path, 2, config, "CPU", "--output", tmp_path / "run", "train.steps=100000",
+                    "train.val_every=100000")
+    deadline = time.time() + 200
+    while [s["rank"] for s in watch.read_states(tmp_path / "logs") if s["step"] >= 3] != [0, 1]:
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and out.strip().splitlines()[-1].startswith("all ranks have saved"), out
+    step = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"]
+    assert step >= 3 and f"the state of step {step} is saved" in out
+    assert not [s for s in watch.read_states(tmp_path / "logs") if watch._lives(s["pid"])]
+
+
 def state(rank, step, phase, since=0.0, beat=100.0, **more):
     return {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "step": step, "phase": phase,
             "since": since, "beat": beat, "compiles": False, **more}
@@ -160,6 +177,8 @@ def test_who_is_to_blame():
     assert watch.find_culprit(own, [state(1, 7, "loading")], 60, 100.0) == ""  # not long enough
     assert watch.find_culprit(own, [state(1, 6, "saving")], 20, 100.0) == ""  # a slow disk
     assert "no sign of life for 30 s" in watch.find_culprit(own, [state(1, 7, "step", beat=70.0)], 20, 100.0)
+    assert "no sign of life" in watch.find_culprit(own, [state(1, 7, "step", beat=70.0)], 300, 100.0)  # long steps too
+    assert "rank 0" in watch.find_culprit(own, [state(1, 7, "step")], 15, 100.0)  # all are in it, for too long
     assert watch.find_culprit(own, [state(1, 7, "step", beat=70.0, compiles=True)], 20, 100.0) == ""
     assert "died in step 7" in watch.find_culprit(own, [state(1, 7, "step", pid=2**22 + 1)], 20, 100.0)
     assert watch.find_culprit(own, [state(1, 7, "done", pid=2**22 + 1)], 20, 100.0) == ""
@@ -190,5 +209,8 @@ def test_summaries(tmp_path):
     code, line = watch.summary(tmp_path, 1)
     assert code == 2 and "rank 0" in line and "exit code 2" in line and "worker_0.log" in line
     assert watch.summary(tmp_path, 0) == (0, "")
+    for rank, (phase, exit_code) in enumerate((("rank 1 (process 501 on here) died", 1), ("rank 1: x.jpg: no", 2))):
+        (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase, code=exit_code)))
+    assert watch.summary(tmp_path, 1) == (2, "rank 1: x.jpg: no; go on with --resume")
 
 

@@ -17,6 +17,7 @@ from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.checkpoint import load_checkpoint
 from mindspore_coupalign.config import config_to_dict, load_config
 from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.resume import MAY_CHANGE, differences
 from mindspore_coupalign.run_folder import RunFolder, load_state
 
@@ -97,7 +98,7 @@ def test_the_newest_states_are_kept(finished):
     assert not (finished / "last-3.safetensors").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty", "missing"])
 def test_a_damaged_newest_state_is_passed_over(finished, tmp_path, damage):
     for file in finished.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -107,10 +108,38 @@ def test_a_damaged_newest_state_is_passed_over(finished, tmp_path, damage):
         newest.unlink()
     else:
         newest.write_bytes({"cut": content[:-1000], "empty": b"",
+                            "text": content.replace(b'\\"step\\": 4', b'\\"step\\": 5', 1),
                             "flipped": content[:-500] + bytes([content[-500] ^ 4]) + content[-499:]}[damage])
     said = []
     assert load_state(tmp_path, said.append).progress["step"] == 3
     assert damage == "missing" or len(said) == 1 and str(newest) in said[0]
+
+
+def test_a_damaged_state_never_pushes_a_good_one_out(finished, tmp_path):
+    """With two states kept, the newest damaged: until the next one has its name, the good one has to stay."""
+    for name in ("last.safetensors", "last-1.safetensors"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    damaged = (finished / "last.safetensors").read_bytes()[:-1000]
+    (tmp_path / "last.safetensors").write_bytes(damaged)
+    state = load_state(tmp_path, lambda line: None)
+    run = RunFolder(tmp_path, keep=2)
+    run.open(state.config, 3, state.path)
+    assert (tmp_path / "aside-last.safetensors").read_bytes() == damaged
+    run._move_on()  # and now a kill, before the new state has its name
+    assert load_state(tmp_path).progress["step"] == 3
+
+
+def test_a_disk_that_has_become_read_only(finished, tmp_path, monkeypatch):
+    """Neither can the new file be made nor the attempt be removed: still one line."""
+    state = load_checkpoint(finished / "last.safetensors")
+
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    for name in ("touch", "unlink"):
+        monkeypatch.setattr(Path, name, read_only)
+    with pytest.raises(UserError, match="Read-only file system.*choose another --output"):
+        RunFolder(tmp_path).save_state(state.arrays, state.config, state.tokenizer, state.progress)
 
 
 def test_states_move_on_also_after_a_kill_between_two_renames(tmp_path, finished):
@@ -173,6 +202,12 @@ def test_a_dry_run_writes_nothing(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert "GB are free; lower train.keep" in fails(capsys, "train", "--config", config, "--output", output,
                                                     "--dry-run")
+
+
+def test_a_dry_run_of_a_finished_run(finished, config, capsys):
+    assert main(["train", "--config", str(config), "--resume", str(finished), "--dry-run", "train.steps=4",
+                 "train.save_every=1", "train.val_every=2", "train.keep=3"]) == 0
+    assert "nothing is left to train" in capsys.readouterr().out
 
 
 def test_a_dry_run_finds_a_missing_image(config, tmp_path, capsys):

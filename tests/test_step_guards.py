@@ -100,6 +100,13 @@ def test_an_overflow_halves_the_scale_and_skips(half):
     assert not same(everything(half), before)
 
 
+def test_a_state_without_a_scale_goes_on_in_half_precision(half):
+    """A run of a CPU, in float32, resumed on a device where auto is O2."""
+    counters = half.counters()
+    half.restore(lambda section: half.states()[section], {"updates": 3}, "test")
+    assert half.counters() == counters | {"updates": 3}
+
+
 @pytest.mark.parametrize("level", [pytest.param("O1", marks=pytest.mark.slow), "O2",
                                    pytest.param("O3", marks=pytest.mark.slow)])
 def test_half_precision_is_near_float32(level, plain):

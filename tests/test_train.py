@@ -256,11 +256,16 @@ def test_a_few_samples_are_learned_by_heart(tmp_path):
 class FakeStep:
     """In place of the jitted step, for tests of the loop: gives losses in order, then NaN for ever."""
 
-    ema_decay, scaler, compiled, statistics = 0.0, None, True, ()
+    ema_decay, scaler, compiled = 0.0, None, True
 
-    def __init__(self, losses):
-        self.losses, self.keys = list(losses), np.zeros(1)
-        self.optimizer = SimpleNamespace(params=())
+    def __init__(self, losses, stop_in=0):
+        self.losses, self.keys, self.stop_in = list(losses), np.zeros(1), stop_in
+
+    def share_statistics(self, ranks):
+        pass
+
+    def restore(self, arrays_of, counters, source):
+        pass
 
     def states(self):
         return {}
@@ -270,17 +275,20 @@ class FakeStep:
 
     def __call__(self, image, ids, word_mask, mask, lr, keys, signals, last):
         loss = self.losses.pop(0) if self.losses else np.nan
+        self.stop_in -= 1
+        signals = (float(self.stop_in == 0), signals[1])  # another rank was asked to stop
         return ms.Tensor(np.array([loss] * 6 + [np.isfinite(loss), 1, *signals], np.float32))
 
 
 @pytest.fixture
 def loop(config, tmp_path, monkeypatch):
     """``loop(losses, *overrides)``: the command with a FakeStep and without computing any score."""
-    def run(losses, *overrides):
-        monkeypatch.setattr(build, "build_train_step", lambda *_: FakeStep(losses))
+    def run(losses, *overrides, stop_in=0, output="run", resume=""):
+        monkeypatch.setattr(build, "build_train_step", lambda *_: FakeStep(losses, stop_in))
         monkeypatch.setattr(train, "evaluate_samples", lambda model, data, samples, *_, **__: {
             "sample": samples, "image": np.ones((len(samples), 2), int), "input": np.ones((len(samples), 2), int)})
-        return main(["train", "--config", str(config), "--output", str(tmp_path / "run"), *overrides])
+        resumed = ["--resume", str(tmp_path / resume)] if resume else []
+        return main(["train", "--config", str(config), *resumed, "--output", str(tmp_path / output), *overrides])
 
     return run
 
@@ -297,6 +305,36 @@ def test_the_log_is_the_mean_since_the_last_line(loop, tmp_path):
     losses, scores = log_of(tmp_path / "run")
     assert [(line["step"], line["loss"]) for line in losses] == [(3, 3.0), (5, 6.0)]
     assert {line["val"]["sentences"] for line in scores} == {2}
+
+
+@pytest.mark.parametrize("stop_in", [2, 3, 4, 6])
+def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not_been(loop, tmp_path, stop_in):
+    """In the middle of a line of the log, at its end, where a validation is due, and at the last step."""
+    losses, settings = [1.0, 2.0, 6.0, 5.0, 7.0, 3.0], ["train.steps=6", "train.log_every=3", "train.val_every=4"]
+    assert loop(losses, *settings, output="whole") == 0
+    assert loop(losses, *settings, stop_in=stop_in) == 143
+    assert loop(losses[stop_in:], *settings, resume="run") == 0
+    logs = [log_of(tmp_path / name) for name in ("whole", "run")]
+    assert [(x["step"], x["loss"]) for x in logs[1][0]] == [(x["step"], x["loss"]) for x in logs[0][0]]
+    assert logs[1][1] == logs[0][1] and len(logs[0][1]) == 2
+    best = [load_checkpoint(tmp_path / name / "best.safetensors").progress["step"] for name in ("whole", "run")]
+    assert best[0] == best[1]
+
+
+def test_a_resumed_run_elsewhere(loop, tmp_path, capsys):
+    """It takes the best weights along, spoils no other run, and forgets a score that was judged otherwise."""
+    def best(name):
+        return load_checkpoint(tmp_path / name / "best.safetensors").progress["step"]
+
+    assert loop([1.0] * 2, "train.steps=2") == 0 and loop([1.0] * 2, "train.steps=2", output="other") == 0
+    other = (tmp_path / "other" / "last.safetensors").read_bytes()
+    assert loop([1.0], "train.steps=3", resume="run", output="other") == 2
+    assert "other: holds a run already" in capsys.readouterr().err
+    assert (tmp_path / "other" / "last.safetensors").read_bytes() == other
+    assert loop([1.0], "train.steps=3", resume="run", output="new") == 0
+    assert best("new") == best("run") == 2  # step 3 was no better
+    assert loop([1.0], "train.steps=3", "eval.threshold=0.4", resume="run", output="another") == 0
+    assert best("another") == 3
 
 
 def test_steps_without_a_number_in_a_row_stop_the_run(loop, capsys, tmp_path, root):
