@@ -2,12 +2,13 @@
 
     python benchmarks/refshapes_rows.py            # about three hours on two cores; a second start goes on
     python benchmarks/refshapes_rows.py --wpa-rows # all seven sets of aligned stages as well
-    python benchmarks/refshapes_rows.py --table    # only print what there is
+    python benchmarks/refshapes_rows.py --table --scores docs/refshapes_rows.json --steps 350   # what was published
 
 Every row is configs/refshapes_tiny.yaml with the overrides of ROWS, trained by the command train on one core and one
 thread, as many runs at a time as there are cores. First the training steps of all rows are timed in turn in one
 process; a row that is slower or faster than CoupAlign then gets fewer or more steps for the comparison at equal time.
-Files: <output>/times.json, and a folder per run with the usual files of train and results.json of evaluate.
+Files: <output>/scores.json, all that the table needs, so that it can be finished on another machine (--scores), and a
+folder per run with the usual files of train and results.json of evaluate.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,12 +120,13 @@ def equal_time(name: str, times: dict, steps: int) -> int:
     return round(steps * times["coupalign"] / times[name])
 
 
-def folder_of(output: Path, name: str, steps: int, seed: int) -> Path:
-    return output / f"{name}-{steps}-seed{seed}"
+def name_of(name: str, steps: int, seed: int) -> str:
+    return f"{name}-{steps}-seed{seed}"
 
 
-def table(output: Path, rows: dict, times: dict, steps: int, seeds: list) -> str:
+def table(scores: dict, rows: dict, steps: int, seeds: list) -> str:
     """Markdown; oIoU and mIoU are means of the three splits: median of the seeds (smallest to largest)."""
+    times, runs = scores["times"], scores["runs"]
     lines = [f"| | step | oIoU, {steps} steps | mIoU | val / testA / testB | steps in equal time | oIoU | mIoU |",
              "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for name, (title, _) in rows.items():
@@ -133,8 +136,7 @@ def table(output: Path, rows: dict, times: dict, steps: int, seeds: list) -> str
         count = equal_time(name, times, steps)
         cells = [title, f"{times[name] / times['coupalign']:.2f}"]
         for n in (steps, count):
-            found = [read_results(folder_of(output, name, n, seed)) for seed in seeds]
-            found = [result for result in found if result]
+            found = [runs[key] for key in (name_of(name, n, seed) for seed in seeds) if key in runs]
             missing = f" [{len(found)} of {len(seeds)}]" if len(found) < len(seeds) else ""
             if n == count and len(cells) > 2:
                 cells.append(str(count))
@@ -146,11 +148,10 @@ def table(output: Path, rows: dict, times: dict, steps: int, seeds: list) -> str
     return "\n".join(lines)
 
 
-def read_results(folder: Path) -> dict | None:
-    path = folder / "results.json"
-    if not path.exists():
-        return None
-    return {split: result["image"] for split, result in json.loads(path.read_text())["splits"].items()}
+def read_results(path: Path) -> dict:
+    """split -> metric -> value at the image's own size, of a results.json."""
+    splits = json.loads(path.read_text())["splits"]
+    return {split: {metric: result["image"][metric] for metric in ("oIoU", "mIoU")} for split, result in splits.items()}
 
 
 def spread(found: list, metric: str) -> str:
@@ -165,6 +166,7 @@ def main():
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--wpa-rows", action="store_true", help="also word-pixel alignment at one stage alone")
+    parser.add_argument("--scores", type=Path, help="where the scores are kept (default: <output>/scores.json)")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -172,40 +174,54 @@ def main():
         print(json.dumps(timed_rows(json.loads(args.measure))))
         return
     rows = ROWS | (WPA_ROWS if args.wpa_rows else {})
-    args.output.mkdir(parents=True, exist_ok=True)
-    timing = args.output / "times.json"
-    times = json.loads(timing.read_text()) if timing.exists() else {}
+    file = args.scores or args.output / "scores.json"
+    scores = json.loads(file.read_text()) if file.exists() else {"times": {}, "runs": {}}
     if not args.table:
-        new = {name: row for name, row in rows.items() if name not in times or name == "coupalign"}
-        if len(new) > 1:
-            print("timing the training step of each row in turn", flush=True)
-            measured = measure_steps(new)
-            # rows that were timed before keep their numbers of steps: the new ones are put in proportion to CoupAlign
-            unit = times.get("coupalign", measured["coupalign"]) / measured["coupalign"]
-            times = {name: unit * seconds for name, seconds in measured.items()} | times
-            timing.write_text(json.dumps(times, indent=1))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if time_rows(rows, scores["times"]):
+            file.write_text(json.dumps(scores, indent=1))
         if not (args.data / "refshapes").exists():
             subprocess.run([sys.executable, "-m", "mindspore_coupalign", "make-shapes", "--output", args.data],
                            cwd=ROOT, check=True)
-        run_all(args.output, args.data.resolve(), rows, plan(rows, times, args.steps, args.seeds))
-    print(table(args.output, rows, times, args.steps, args.seeds))
+        wanted = plan(rows, scores["times"], args.steps, args.seeds)
+        run_all(args.output, args.data.resolve(), rows, wanted, scores, file)
+    print(table(scores, rows, args.steps, args.seeds))
 
 
-def run_all(output: Path, data: Path, rows: dict, wanted: list):
-    """The runs that have no results yet, one per core at a time."""
-    free = queue.SimpleQueue()
+def time_rows(rows: dict, times: dict) -> bool:
+    """Add what is missing to ``times``; whether there was something.
+
+    Rows that were timed before keep their numbers of steps: the new ones are put in proportion to CoupAlign.
+    """
+    new = {name: row for name, row in rows.items() if name not in times or name == "coupalign"}
+    if new.keys() <= times.keys():
+        return False
+    print("timing the training step of each row in turn", flush=True)
+    measured = measure_steps(new)
+    unit = times.get("coupalign", measured["coupalign"]) / measured["coupalign"]
+    times |= {name: unit * seconds for name, seconds in measured.items() if name not in times}
+    return True
+
+
+def run_all(output: Path, data: Path, rows: dict, wanted: list, scores: dict, file: Path):
+    """The runs that have no scores yet, one per core at a time."""
+    free, lock = queue.SimpleQueue(), threading.Lock()
     for core in cores():
         free.put(core)
-    left = [run for run in wanted if not (folder_of(output, *run) / "results.json").exists()]
+    left = [run for run in wanted if name_of(*run) not in scores["runs"]]
 
     def go(run):
         name, steps, seed = run
-        core, start = free.get(), time.perf_counter()
+        core, start, folder = free.get(), time.perf_counter(), output / name_of(*run)
         try:
-            one_run(folder_of(output, *run), data, rows[name][1], steps, seed, core)
+            one_run(folder, data, rows[name][1], steps, seed, core)
         finally:
             free.put(core)
-        score = spread([read_results(folder_of(output, *run))], "oIoU").split()[0]
+        found = read_results(folder / "results.json")
+        with lock:
+            scores["runs"][name_of(*run)] = found
+            file.write_text(json.dumps(scores, indent=1))
+        score = spread([found], "oIoU").split()[0]
         print(f"{name}, {steps} steps, seed {seed}: oIoU {score} ({time.perf_counter() - start:.0f} s)", flush=True)
 
     print(f"{len(left)} of {len(wanted)} runs to do", flush=True)
