@@ -94,7 +94,7 @@ def main() -> int:
         start_up, counts, cut = (time.perf_counter() - start) / 2, dict.fromkeys(WAYS, 0), 0
         for number in range(args.kills):
             way, state = WAYS[number % 4], killed / "last.safetensors"
-            process = train(data, killed, steps, state.exists())
+            process = train(data, killed, steps, bool(states(killed)))
             was_killed, lived = kill_once(process, killed, way, start_up, draw)
             process.wait()
             if not was_killed:
@@ -105,7 +105,7 @@ def main() -> int:
                 state.write_bytes(state.read_bytes()[:draw.randrange(1, state.stat().st_size)])
                 cut += 1
             print(f"kill {number + 1}: {way} after {lived:.1f} s, {newest_step(killed)} steps logged", flush=True)
-        if train(data, killed, steps, (killed / "last.safetensors").exists()).wait():
+        if train(data, killed, steps, bool(states(killed))).wait():
             sys.exit(Path(f"{killed}.txt").read_text())
         different = differences(whole, killed)
         same_curve = losses(whole) == losses(killed)
