@@ -35,7 +35,7 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
     vision = build_vision(model.image, size)
     bert = build_text(config, vocab_size)
     if model.name == "lavt":
-        encoder = LavtEncoder(vision, bert)
+        encoder = LavtEncoder(vision, bert, model.wpa_gate_opening)
     else:
         encoder = FusedEncoder(vision, bert, model.wpa_stages, model.wpa_heads, model.wpa_gate_zero,
                                model.wpa_gate_opening)

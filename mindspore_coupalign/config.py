@@ -70,7 +70,7 @@ class ModelConfig:
     wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # stages with word-pixel alignment (Table 3 of the supplement)
     wpa_heads: tuple[int, ...] = (4, 8, 16, 32)
     wpa_gate_zero: bool = False  # zero-initialised W2: with an opening of 0, pretrained encoders start unchanged
-    wpa_gate_opening: float = 0.0  # initial bias of the gates; 1 lets the words in from the first step
+    wpa_gate_opening: float = 0.0  # initial bias of the gates, LAVT's too; 1 lets the words in at once
     decoder_dim: int = 256
     queries: int = 100
     query_layers: int = 3

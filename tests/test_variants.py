@@ -3,11 +3,13 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from numpy_layers import randomize
+from numpy_layers import linear, randomize, relu, softmax, weights
 from tiny_network import VOCABULARY, tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
 from mindspore_coupalign.models import cnn
+from mindspore_coupalign.models.bert import padding_bias
+from mindspore_coupalign.models.lavt import LanguageGate, PixelWordAttention
 
 CNN = ("model.image.depths=[1,2,1,1]", "model.wpa_stages=[2,4]", "model.text.groups=[1,0,0,1]")
 VARIANTS = {
@@ -95,3 +97,32 @@ def test_batch_norm_over_the_ranks_where_there_is_one(monkeypatch, ranks, target
         monkeypatch.setattr(cnn.nn, name, lambda *_, name=name, **__: made.append(name))
     cnn.batch_norm(8, frozen)
     assert made == [layer]
+
+
+def instance_norm(x):
+    return (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+
+
+def test_pixel_word_attention_is_that_of_lavts_paper():
+    """Its section 3.1 for one sample: v (P, C), l (T, D); the third word is padding."""
+    cell = randomize(PixelWordAttention(8, 6))
+    w, random = weights(cell), np.random.default_rng(0)
+    v, l = random.normal(size=(9, 8)), random.normal(size=(3, 6))  # noqa: E741
+    scores = instance_norm(linear(w, "w_q", v)) @ linear(w, "w_k", l[:2]).T / np.sqrt(8)
+    gathered = instance_norm(linear(w, "w_w", softmax(scores) @ linear(w, "w_v", l[:2])))
+    expected = relu(linear(w, "w_o", relu(linear(w, "w_m", v)) * gathered))
+    bias = padding_bias(ms.Tensor([[1, 1, 0]], ms.int32), ms.float32)
+    fused, over_words = cell(ms.Tensor(v[None], ms.float32), ms.Tensor(l[None], ms.float32), bias)
+    np.testing.assert_allclose(fused.asnumpy()[0], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(over_words.asnumpy()[0, 0], np.pad(softmax(scores), ((0, 0), (0, 1))), atol=1e-5)
+
+
+@pytest.mark.parametrize("opening", [0.0, 1.0])
+def test_the_language_gate_is_that_of_lavts_paper(opening):
+    """Its section 3.2, and the opening that training from scratch gives it."""
+    cell = LanguageGate(8, opening)
+    assert (cell.w2.bias.asnumpy() == opening).all()
+    randomize(cell)
+    w, x = weights(cell), np.random.default_rng(0).normal(size=(1, 5, 8))
+    expected = np.tanh(linear(w, "w2", relu(linear(w, "w1", x))))
+    np.testing.assert_allclose(cell(ms.Tensor(x, ms.float32)).asnumpy(), expected, rtol=1e-4, atol=1e-5)

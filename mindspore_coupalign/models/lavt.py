@@ -10,6 +10,7 @@ Shapes: image (B, 3, H, W); ids, word_mask (B, T); V_i, F_i (B, P_i, C_i); words
 import math
 
 from mindspore import nn, ops
+from mindspore.common.initializer import Constant
 
 from mindspore_coupalign.models.bert import padding_bias
 from mindspore_coupalign.models.layers import Product, dense
@@ -45,11 +46,12 @@ class PixelWordAttention(nn.Cell):
 
 
 class LanguageGate(nn.Cell):
-    """tanh(W2 relu(W1 x)): (B, P, C) -> (B, P, C)."""
+    """tanh(W2 relu(W1 x) + b): (B, P, C) -> (B, P, C); b starts at ``opening`` (0 in the paper)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, opening: float):
         super().__init__()
-        self.w1, self.w2 = dense(dim, dim), dense(dim, dim)
+        self.w1 = dense(dim, dim)
+        self.w2 = nn.Dense(dim, dim, weight_init="XavierUniform", bias_init=Constant(opening))
 
     def construct(self, x):
         return ops.tanh(self.w2(ops.relu(self.w1(x))))
@@ -58,12 +60,12 @@ class LanguageGate(nn.Cell):
 class LavtEncoder(nn.Cell):
     """Returns (F_1..F_4), the words, and the word attention of each stage: FusedEncoder's protocol."""
 
-    def __init__(self, vision, text):
+    def __init__(self, vision, text, gate_opening: float = 0.0):
         super().__init__()
         self.vision = vision
         self.text = text
         self.attend = nn.CellList([PixelWordAttention(c, text.hidden) for c in vision.channels])
-        self.gates = nn.CellList([LanguageGate(c) for c in vision.channels[:3]])  # nothing follows the fourth stage
+        self.gates = nn.CellList([LanguageGate(c, gate_opening) for c in vision.channels[:3]])  # none follows
 
     def construct(self, image, ids, word_mask):
         v = self.vision.embed(image)
