@@ -40,7 +40,12 @@ def main(argv: list | None = None) -> int:
             implementation = importlib.import_module(f"mindspore_coupalign.{module}")
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run)
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if hasattr(args, "overrides"):  # argparse takes key=value in one place alone: what stands elsewhere is left over
+        args.overrides = [*args.overrides, *(a for a in rest if "=" in a and not a.startswith("-"))]
+        rest = [a for a in rest if "=" not in a or a.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return args.run(args) or 0
     except UserError as exc:

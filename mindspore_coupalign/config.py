@@ -163,7 +163,7 @@ def _apply(values: dict, overrides: typing.Sequence[str]):
             raise UserError(f"override {text!r}: expected section.key=value, for example train.lr=1e-4")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as exc:
+        except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: 2012-13-45, a date that is none
             raise UserError(f"override {text!r}: the value is not valid YAML ({_first_line(exc)})") from exc
         _merge(values, _nest(key.split("."), parsed))
 
@@ -197,7 +197,7 @@ def _read_yaml(path: Path, seen: tuple) -> dict:
         raise UserError(f"{path}: cannot be read as a YAML text file ({_first_line(exc)})") from exc
     try:
         values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise UserError(f"{path}: not valid YAML ({_first_line(exc)})") from exc
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected 'section: values' at the top level, found {type(values).__name__}")
@@ -317,7 +317,8 @@ def _validate(config: Config, source: str):
     check(min(model.queries, model.query_layers, model.query_heads, model.query_ffn, model.decoder_dim) >= 1,
           "model.queries, query_layers, query_heads, query_ffn and decoder_dim must be at least 1")
     check(model.decoder_dim % model.query_heads == 0, "model.query_heads must divide model.decoder_dim")
-    check(model.decoder_dim % 8 == 0, "model.decoder_dim must be a multiple of 8 (its group norms)")
+    check(model.decoder_dim % (8 if model.decoder_dim <= 256 else 32) == 0,
+          "model.decoder_dim must be a multiple of 8, above 256 of 32 (its group norms)")
     check(min(loss.bce, loss.dice, loss.contrast, loss.stages) >= 0 and loss.bce + loss.dice > 0,
           "loss.bce, dice, contrast and stages must not be negative, and bce or dice must be on")
     check(loss.temperature > 0 and loss.negatives >= 1, "loss.temperature and loss.negatives must be positive")

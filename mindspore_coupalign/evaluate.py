@@ -22,6 +22,7 @@ from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.figures import write_file
 from mindspore_coupalign.metrics import THRESHOLDS, logit, overlap, summarize
 from mindspore_coupalign.ranks import add_up
 from mindspore_coupalign.watch import Watch, folder
@@ -49,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
     names = [name for name in args.split if "=" not in name]  # argparse gives --split what follows it
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     samples = {name: data.split(name) for name in names}  # an unknown split fails before the model is built
+    for name in names:
+        if not len(samples[name]):
+            raise UserError(f"{data.source}: split '{name}' has no sentences to score")
     model, tokenizer = build.restore_model(checkpoint, config)
     results, watch = {}, Watch(folder() if here.ranks > 1 else None, here.rank)
     for name in names:
@@ -69,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                     "split_by": config.data.split_by, "input_size": config.data.image_size,
                     "threshold": config.eval.threshold, "shuffled_sentences": args.shuffle_sentences,
                     "step": checkpoint.progress.get("step"), "splits": results, "references": references}
-        Path(args.output).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_file(args.output, (json.dumps(document, indent=1) + "\n").encode())
         print(f"wrote {args.output}")
     return 0
 
@@ -98,7 +102,7 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
     """I and U of every sample: {"sample": (S,), "image": (S, 2), "input": (S, 2)}, the same on every rank.
 
     Args:
-        shuffle: every sample gets the sentence of another ref's sample.
+        shuffle: every sample gets the sentence of another image's sample.
         progress: label of the progress bar; empty for none.
     """
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
@@ -124,9 +128,11 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
 
 
 def _derange(data: ReferData, samples: np.ndarray) -> np.ndarray:
-    """For each sample another one, of another ref: the samples turned by the largest number of sentences a ref has."""
-    most = int(np.bincount(data.sentence_ref[samples]).max()) if len(samples) else 0
-    return np.roll(samples, most)
+    """For each sample another one, of another image as long as no image holds more than half of all."""
+    by_image = np.argsort(data.ref_image[data.sentence_ref[samples]], kind="stable")
+    others = np.empty_like(samples)
+    others[by_image] = samples[np.roll(by_image, len(samples) // 2)]
+    return others
 
 
 def report(data: ReferData, scores: dict) -> dict:

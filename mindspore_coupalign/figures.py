@@ -4,6 +4,7 @@ Shapes: rgb (h, w, 3) uint8; mask, truth (h, w) bool; values (h, w) float. Small
 factor, so that a 64-pixel image is still readable; every function returns a new (h', w', 3) uint8 picture.
 """
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -92,14 +93,20 @@ def write_png(path: str | Path, picture: np.ndarray):
     Raises:
         UserError: the file cannot be written.
     """
-    path = Path(path)
     data = cv2.imencode(".png", picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    write_file(path, data.tobytes())
+
+
+def write_file(path: str | Path, content: bytes):
+    """Whole or not at all. Raises UserError when it cannot be written."""
+    path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(data.tobytes())
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({exc.strerror}); choose another --output") from exc
 
 

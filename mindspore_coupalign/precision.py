@@ -16,7 +16,6 @@ from mindspore_coupalign.models.guided_filter import GuidedFilter
 from mindspore_coupalign.models.lavt import InstanceNorm
 from mindspore_coupalign.models.layers import Product
 
-LEVELS = ("auto", "O0", "O1", "O2", "O3")
 DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16}
 PRODUCTS = (nn.Dense, nn.Conv2d, Product)
 SENSITIVE = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm, InstanceNorm, nn.Softmax)

@@ -5,7 +5,8 @@ from mindspore_coupalign.config import Config, config_to_dict
 from mindspore_coupalign.errors import UserError
 
 # Everything else decides what is learned: a run that changes it is another run.
-MAY_CHANGE = ("data.root", "data.images", "data.workers", "data.val_split", "model.image_weights", "model.text_weights",
+MAY_CHANGE = ("data.root", "data.images", "data.workers", "data.val_split", "data.tokenizer",  # the state holds it
+              "model.image_weights", "model.text_weights",
               "train.epochs", "train.steps", "train.minutes", "train.val_every", "train.val_samples",
               "train.save_every", "train.keep", "train.max_skipped", "train.hang_seconds", "train.log_every",
               "eval.batch_size", "eval.threshold")

@@ -64,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
         for line in changes:
             print(line)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
-    tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
+    if state:  # its words keep their numbers, wherever its files have gone
+        tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))
+    else:
+        tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
     trainer = Trainer(config, data, tokenizer, output, here, state)
     if args.dry_run:
         from mindspore_coupalign.dry_run import dry_run
@@ -100,9 +103,9 @@ class Trainer:
         self.config, self.data, self.tokenizer, self.here, self.state = config, data, tokenizer, here, state
         train, names = config.train, config.data
         self.run = RunFolder(output, train.keep, here.rank == 0)
-        refs = len(data.refs_of(names.train_split))
+        refs = len(data.refs_to_train(names.train_split))
         if refs == 0:
-            raise UserError(f"{data.source}: split '{names.train_split}' has no refs to train on")
+            raise UserError(f"{data.source}: split '{names.train_split}' has no refs with sentences to train on")
         self.total = train.steps or math.ceil(train.epochs * refs / train.batch_size)
         self.val_every = train.val_every or math.ceil(refs / train.batch_size)
         self.val_samples = data.split(names.val_split)

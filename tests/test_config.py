@@ -11,7 +11,7 @@ from mindspore_coupalign.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
-AT_LEAST = 11  # shipped configurations; raise it with every new one
+AT_LEAST = 20  # shipped configurations; raise it with every new one
 
 
 def write(folder, text, name="some.yaml"):
@@ -149,7 +149,8 @@ def test_wrong_types_name_file_field_and_value(tmp_path, text, words):
     ("model.wpa_stages=[1, 1]", "model.wpa_stages"), ("model.wpa_heads=[4, 8, 16]", "model.wpa_heads"),
     ("model.wpa_heads=[4, 8, 16, 33]", "model.wpa_heads[3]=33"), ("model.query_stage=0", "model.query_stage"),
     ("model.query_heads=7", "model.query_heads"), ("model.queries=0", "model.queries"),
-    ("model.query_layers=0", "query_layers"), ("model.decoder_dim=20", "model.decoder_dim"),
+    ("model.query_layers=0", "query_layers"), ("model.decoder_dim=264", "above 256 of 32"),
+    ("model.decoder_dim=20", "model.decoder_dim"),
     ("loss.bce=-1", "loss.bce"), ("loss.contrast=-0.1", "contrast"), ("loss.temperature=0", "loss.temperature"),
     ("loss.negatives=0", "loss.negatives"), ("train.schedule=step", "train.schedule"),
     ("train.batch_size=0", "batch_size"), ("eval.batch_size=0", "batch_size"), ("train.epochs=0", "train.epochs"),
@@ -182,7 +183,8 @@ def test_overrides_that_are_none(text):
 
 
 @pytest.mark.parametrize("text,words", [
-    ("train.lr=[1", "not valid YAML"), ("train=3", "train must be a section"), ("lr=3", "unknown key lr"),
+    ("train.lr=[1", "not valid YAML"), ("data.split_by=2012-13-45", "not valid YAML"),
+    ("train=3", "train must be a section"), ("lr=3", "unknown key lr"),
     ("train.lr.x=3", "train.lr"), ("train.=3", "unknown key train."), ("data.root=", "data.root"),
 ])
 def test_overrides_with_bad_keys_or_values(text, words):
@@ -194,7 +196,8 @@ def test_files_that_are_none(tmp_path):
     assert f"{missing}: no such configuration file" in error(load_config, missing)
     assert str(tmp_path) in error(load_config, tmp_path)
     for text, words in (("a: [1, ", "not valid YAML"), ("- 1\n- 2\n", "top level"), ("hello", "top level"),
-                        ("a: !!python/object:os.system x", "not valid YAML"), ("\ta: 1", "not valid YAML")):
+                        ("a: !!python/object:os.system x", "not valid YAML"),
+                        ("a: 2012-13-45", "not valid YAML"), ("\ta: 1", "not valid YAML")):
         path = write(tmp_path, text)
         message = error(load_config, path)
         assert str(path) in message and words in message
@@ -218,4 +221,4 @@ def test_every_field_is_read_by_the_package():
     fields = leaves()
     assert len(fields) > 50
     dead = [name for name in fields if not re.search(rf"\.{name.rpartition('.')[2]}\b", source)]
-    assert set(dead) <= {"model.name", "model.image.name"}, dead  # checked in config.py: one network, one encoder yet
+    assert not dead

@@ -4,7 +4,7 @@ import multiprocessing
 
 import numpy as np
 import pytest
-from refer_files import SPLITS, write_refer, write_vocabulary
+from refer_files import SPLITS, refs_and_instances, write_refer, write_vocabulary
 
 from mindspore_coupalign.data.loader import EvalSource, Tokens, TrainSource, batches
 from mindspore_coupalign.data.refer import read_refer
@@ -170,6 +170,15 @@ def test_no_samples_no_batches(tiny, tokenizer, transform):
     data = read_refer(tiny, "tiny", "unc")
     none = data.split("val")[:0]
     assert len(EvalSource(data, none, Tokens(data, none, tokenizer), transform, 4)) == 0
+
+
+def test_refs_without_sentences_have_no_place_in_the_order(tmp_path, tokenizer, transform):
+    refs, _ = refs_and_instances()
+    refs[1]["sentences"] = []
+    data = read_refer(write_refer(tmp_path, refs), "tiny", "unc")
+    source = TrainSource(data, "train", tokenizer, transform, 0, 1, 0.0, (0, 6), 0, 1)
+    seen = [int(data.sentence_ref[sample[0]]) for *_, sample in batches(source, 1, workers=1)]
+    assert sorted(seen[:2]) == sorted(seen[2:4]) == sorted(seen[4:]) == [0, 2]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])

@@ -52,7 +52,7 @@ def test_every_sentence_is_in_one_split_once(tiny):
     assert np.concatenate(parts).tolist() == list(range(11))  # file order, each once
     assert [tiny.sentence(s)[-3:] for s in tiny.split("val")] == ["3 0", "3 1", "4 0"]
     assert tiny.sentence_ids.tolist() == list(range(11)) and tiny.ref_ids[tiny.sentence_ref[10]] == 505
-    assert [list(tiny.sentences_of_ref(r)) for r in (0, 5)] == [[0, 1, 2], [9, 10]]
+    assert [tiny.ref_sentences[r:r + 2].tolist() for r in (0, 5)] == [[0, 3], [9, 11]]
     assert tiny.kind_names == () and (tiny.sentence_kind == -1).all()
 
 
@@ -179,7 +179,8 @@ def test_annotation_on_another_image(tmp_path):
     ({"instances": lambda i: i.pop("images")}, ("instances.json", "'images'", "missing")),
     ({"instances": lambda i: i["annotations"].append(5)}, ("instances.json", "annotations number 6", "'id'")),
     ({"instances": lambda i: i["images"][1].update(height="40")}, ("image 101", "'height'", "whole number")),
-    ({"instances": lambda i: i["images"][1].update(width=0)}, ("image 101", "positive")),
+    ({"instances": lambda i: i["images"][1].update(width=0)}, ("image 101", "between 1 and 65535")),
+    ({"instances": lambda i: i["images"][1].update(width=10**6)}, ("image 101", "between 1 and 65535")),
 ])
 def test_missing_and_mistyped_fields_are_named(tmp_path, edits, words):
     fails(tmp_path, *words, **edits)

@@ -225,16 +225,17 @@ def test_evaluate_repeats_the_validation(evaluated, whole):
         assert found[protocol]["oIoU"] == pytest.approx(logged[protocol]["oIoU"], abs=0.05)
 
 
-def test_shuffled_sentences_come_from_other_refs(whole, root, tmp_path, capsys):
+def test_shuffled_sentences_come_from_other_images(whole, root, tmp_path, capsys):
     file = tmp_path / "shuffled.json"
     assert main(["evaluate", "--checkpoint", str(whole.output / "last.safetensors"), "--split", "val", "--output",
                  str(file), "--shuffle-sentences", "--device-target", "CPU"]) == 0
     document = json.loads(file.read_text())
     data = read_refer(root, "refshapes", "shapes")
+    image_of = data.ref_image[data.sentence_ref]
     for split in ("train", "val"):
         samples = data.split(split)
         others = _derange(data, samples)
-        assert sorted(others) == sorted(samples) and (data.sentence_ref[others] != data.sentence_ref[samples]).all()
+        assert sorted(others) == sorted(samples) and (image_of[others] != image_of[samples]).all()
     assert document["shuffled_sentences"] is True
     assert document["splits"]["val"]["sentences"] == len(data.split("val"))
     assert "wrote" in capsys.readouterr().out
@@ -405,6 +406,9 @@ def test_resume_refuses(config, whole, tmp_path, capsys):
     assert f"{config}: not a checkpoint" in refused(config)
     line = refused(whole.output, *SHORT, "model.decoder_dim=24", "train.lr=0.5", "train.log_every=3")
     assert "model.decoder_dim was 16, now 24; train.lr was 0.001, now 0.5; set it back" in line
+    # the tokenizer is the state's own: where its files lie now does not matter
+    assert "decoder_dim" in (line := refused(whole.output, *SHORT, "model.decoder_dim=24", "data.tokenizer=gone/"))
+    assert "tokenizer" not in line
     line = refused(whole.output / "best.safetensors", *SHORT)
     assert "best.safetensors: holds weights without a training state" in line
 
@@ -452,3 +456,12 @@ def test_the_process_answers_with_code_two(config):
     done = subprocess.run(command("train", "--config", config, "train.lrr=3"), cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: {config} with its overrides: unknown key train.lrr; did you mean train.lr?")
+
+
+def test_overrides_may_stand_anywhere(config, tmp_path, capsys):
+    """argparse takes a list of words in one place alone."""
+    line = fails(capsys, "train", "--config", config, "train.lr=0.1", "--output", tmp_path / "run", "train.lrr=3")
+    assert "unknown key train.lrr" in line
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(config), "train.lr=0.1", "--outputs", "run", "words"])
+    assert "unrecognized arguments: --outputs" in capsys.readouterr().err

@@ -108,12 +108,14 @@ def _counts(data: ReferData, published: dict, report: Report) -> None:
 def _images(data: ReferData, workers: int, report: Report) -> None:
     def look(i: int) -> tuple[str, str] | None:
         path = data.image_dir / str(data.image_files[i])
-        if not path.is_file():
-            return "missing images", str(path)
         try:
+            if not path.is_file():
+                return "missing images", str(path)
             size = read_rgb(path).shape[:2]
         except UserError as exc:
             return "unreadable images", str(exc)
+        except OSError as exc:  # a name that is too long for the file system
+            return "unreadable images", f"{str(path)[:100]}: {exc.strerror}"
         if size != tuple(data.image_sizes[i]):
             height, width = data.image_sizes[i]
             return ("images of another size than instances.json says",

@@ -55,7 +55,7 @@ class TrainSource(_Source):
         samples = data.split(split)
         self.data, self.split, self.transform, self.seed, self.flip = data, split, transform, seed, flip
         self.tokens = [Tokens(data, samples, tokenizer, flipped) for flipped in ((False, True) if flip else (False,))]
-        self.per_epoch = len(data.refs_of(split))
+        self.per_epoch = len(data.refs_to_train(split))
         self.batch_size, self.local, self.rank = batch_size, batch_size // ranks, rank
         self.start, self.stop = steps
         self.order = (-1, None)

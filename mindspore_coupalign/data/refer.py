@@ -18,6 +18,8 @@ from mindspore_coupalign.data.masks import rle_area, rle_to_mask, segmentation_t
 from mindspore_coupalign.data.pickles import load_plain_pickle
 from mindspore_coupalign.errors import UserError
 
+LARGEST_SIDE = 65535  # pixels, JPEG's limit
+
 
 @dataclass(frozen=True, eq=False)
 class ReferData:
@@ -44,10 +46,6 @@ class ReferData:
 
     def sentence(self, s: int) -> str:
         return self.text[self.text_at[s] : self.text_at[s + 1]].decode("utf-8")
-
-    def sentences_of_ref(self, r: int) -> range:
-        """Sentence indices of ref r."""
-        return range(int(self.ref_sentences[r]), int(self.ref_sentences[r + 1]))
 
     def refs_of(self, split: str) -> np.ndarray:
         """Indices of a split's refs, (n,) int64, in file order.
@@ -76,15 +74,20 @@ class ReferData:
         wanted[self.refs_of(name)] = True
         return np.flatnonzero(wanted[self.sentence_ref])
 
+    def refs_to_train(self, split: str) -> np.ndarray:
+        """The refs of a split that have a sentence, (n,) int64, in file order."""
+        refs = self.refs_of(split)
+        return refs[self.ref_sentences[refs + 1] > self.ref_sentences[refs]]
+
     def epoch_samples(self, split: str, seed: int, epoch: int) -> np.ndarray:
         """The samples of one training epoch: one random sentence per ref, shuffled; (n,) int64 sentence indices.
 
         Depends on nothing but the arguments, so that every rank and a resumed run draw the same. A ref without
         sentences is left out.
         """
-        refs = self.refs_of(split)
-        first, end = self.ref_sentences[refs], self.ref_sentences[refs + 1]
-        first, count = first[end > first], (end - first)[end > first]
+        refs = self.refs_to_train(split)
+        first = self.ref_sentences[refs]
+        count = self.ref_sentences[refs + 1] - first
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
         return random.permutation(first + random.integers(0, count))
 
@@ -173,8 +176,9 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
             index[image_id] = len(files)
             files.append(_field(image, "file_name", (str,), source, "image", image_id))
             sizes.append([_field(image, side, (int,), source, "image", image_id) for side in ("height", "width")])
-            if min(sizes[-1]) < 1:
-                raise UserError(f"{source}: image {image_id}: height and width must be positive, found {sizes[-1]}")
+            if not 1 <= min(sizes[-1]) <= max(sizes[-1]) <= LARGEST_SIDE:
+                raise UserError(f"{source}: image {image_id}: height and width must be between 1 and {LARGEST_SIDE}, "
+                                f"found {sizes[-1]}")
         ref_image.append(index[image_id])
         segmentation = _field(annotation, "segmentation", (list, dict), source, "annotation", ann_id)
         try:
