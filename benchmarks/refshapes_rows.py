@@ -53,7 +53,7 @@ def command(arguments: list, core: int, log: Path):
 def one_run(folder: Path, data: Path, overrides: list, steps: int, seed: int, core: int):
     """Train and evaluate, from where an earlier start was stopped."""
     folder.mkdir(parents=True, exist_ok=True)
-    resume = ["--resume", folder] if (folder / "last.safetensors").exists() else []
+    resume = ["--resume", folder] if any(folder.glob("last*.safetensors")) else []
     settings = [f"data.root={data}", "data.workers=1", "train.minutes=0", f"train.steps={steps}",
                 f"train.val_every={max(1, steps // 2)}", "train.val_samples=50", f"train.seed={seed}", *overrides]
     command(["train", "--config", CONFIG, "--output", folder, *resume, *settings], core, folder / "output.txt")

@@ -13,7 +13,7 @@ echo "== 1/6 RefShapes: draw the embedded data set"
 coupalign make-shapes --output "$data"
 echo "== 2/6 train from scratch"
 resume=()
-[ -e "$run/last.safetensors" ] && resume=(--resume "$run") # a second start goes on where the first one stopped
+compgen -G "$run/last*.safetensors" > /dev/null && resume=(--resume "$run") # a second start goes on where the first one stopped
 coupalign train --config configs/refshapes_tiny.yaml --output "$run" "${resume[@]}" train.seed="$seed" "$@"
 echo "== 3/6 evaluate, then once more with the sentences shuffled among the samples"
 coupalign evaluate --checkpoint "$run/best.safetensors" --split val testA testB --output "$run/results.json"
