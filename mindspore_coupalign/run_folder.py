@@ -46,25 +46,29 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            elsewhere = resumed is not None and not resumed.parent.samefile(self.path)
             (self.path / "config.yaml").write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
             for name in ("log.jsonl", "skipped.jsonl"):
-                self._cut(self.path / name, done)
+                self._cut(self.path / name, 0 if elsewhere else done)
             if resumed is not None:
-                self._take_over(resumed)
+                self._take_over(resumed, elsewhere)
             for forgotten in self.path.glob(".*.tmp"):  # of a run that was killed while it saved
                 forgotten.unlink()
         except OSError as exc:
             raise UserError(f"{self.path}: cannot be written ({exc.strerror}); choose another --output") from exc
 
-    def _take_over(self, resumed: Path):
-        if not resumed.parent.samefile(self.path):
+    def _take_over(self, resumed: Path, elsewhere: bool):
+        if elsewhere:
             best = resumed.parent / "best.safetensors"
             if best.exists():
                 fresh = self.path / ".best.tmp"
                 shutil.copyfile(best, fresh)
                 fresh.replace(self.path / best.name)
             return
-        for state in _states(self.path):
+        states = _states(self.path)
+        if resumed.name not in [state.name for state in states]:  # a copy of the user's: nothing tells what is newer
+            return
+        for state in states:
             if state.name == resumed.name:
                 break
             state.replace(self.path / f"aside-{state.name}")

@@ -131,10 +131,11 @@ class Trainer:
         load_parameters(self.model.get_parameters(), state.section("model"), source)
         self.step.restore(state.section, progress, source)
         self.done, self.best, self.spent = (progress[key] for key in ("step", "best", "seconds"))
-        self.validated, self.window, self.skipped = (progress[key] for key in ("validated", "window", "skipped"))
+        self.validated, self.window = progress["validated"], progress["window"]
+        self.skipped, self.skipped_in_row = progress["skipped"], progress["skipped_in_row"]
         if _judged_by(state.config) != _judged_by(self.config):
             self.best = -1.0
-        self.clock = self._own_clock()
+        self.clock = self._share(self.spent)  # the same on every rank, however long each has loaded
 
     def say(self, line: str, bar=None):
         if self.here.rank == 0:
@@ -158,11 +159,14 @@ class Trainer:
             with self.stop, self._progress_bar() as bar:
                 stops, result = self._loop(watch, bar)
         except UserError as exc:
-            watch.enter(f"rank {self.here.rank}: {exc}", self.done, code=2)
+            if not watch.state.get("phase", "").startswith("rank "):  # else it names the rank that failed first
+                watch.enter(f"rank {self.here.rank}: {exc}", self.done, code=2)
             raise
         ranks.wait(self.here.ranks)  # msrun ends all ranks when the first one leaves, and rank 0 may still be saving
         watch.enter("stopped" if stops else "done", self.done)
-        if stops:
+        if not stops:
+            self.stop.received = 0  # too late: the run has come to its end
+        else:
             self.stop.received = self.stop.received or signal.SIGTERM  # another rank was asked
             self.say(f"asked to stop: the state of step {self.done} is saved; go on with --resume {self.run.path}")
         return result
@@ -220,7 +224,7 @@ class Trainer:
             keys = draw_keys(self.step.keys.size, train.seed, self.here.rank, self.done, micro)
             last = micro == train.accumulate - 1
             results = self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(np.float32(rate)), keys,
-                                (self.stop.received > 0, self._own_clock()), last)
+                                (self.stop.received > 0, self._share(self._seconds())), last)
             found.append(results.asnumpy())
         self.done += 1
         results = dict(zip(RESULTS, map(float, found[-1]), strict=True))
@@ -255,10 +259,10 @@ class Trainer:
     def _seconds(self) -> float:
         return self.spent + time.perf_counter() - self.started
 
-    def _own_clock(self) -> float:
-        """Share of the time budget that is used; 0 without a budget."""
+    def _share(self, seconds: float) -> float:
+        """Of the time budget, at most 1; 0 without a budget."""
         budget = 60 * self.config.train.minutes
-        return min(1.0, self._seconds() / budget) if budget else 0.0
+        return min(1.0, seconds / budget) if budget else 0.0
 
     def validate(self, bar=None) -> dict | None:
         """Score the validation samples with the averaged weights where there are any; keep the best."""
@@ -283,7 +287,8 @@ class Trainer:
         arrays = named_arrays(self.model.get_parameters(), "model")
         for section, state in self.step.states().items():
             arrays |= {f"{section}.{name}": array for name, array in state.items()}
-        unlogged = {"validated": self.validated, "window": self.window, "skipped": self.skipped}
+        unlogged = {"validated": self.validated, "window": self.window, "skipped": self.skipped,
+                    "skipped_in_row": self.skipped_in_row}
         self.run.save_state(arrays, *self._about(self.step.counters() | unlogged))
 
     def _about(self, counters: dict | None = None) -> tuple:

@@ -145,7 +145,7 @@ def serve_as_scheduler() -> int:
     scheduler = subprocess.Popen([sys.executable, "-c", "from mindspore import communication; communication.init()"])
     while scheduler.poll() is None:
         time.sleep(0.5)
-        states = read_states(place)
+        states = [s for s in read_states(place) if s["host"] == socket.gethostname()]
         if len(states) >= workers and not any(_lives(s["pid"]) for s in states):
             scheduler.kill()
             return 0 if all(s["phase"] == "done" for s in states) else 1
@@ -155,10 +155,9 @@ def serve_as_scheduler() -> int:
 def summary(folder: Path, status: int) -> tuple[int, str]:
     """(exit code, line for the user) after msrun has ended with ``status``: which rank failed, and how."""
     states = read_states(folder)
-    stopped = [s for s in states if s["phase"] == "stopped"]
     if status == 0 or not states:
         return status, ""
-    if len(stopped) == len(states):
+    if any(s["phase"] == "stopped" for s in states):  # said only after all ranks have saved
         return 143, "all ranks have saved and stopped, as they were asked to"
     # a rank that ended with a message has written it down, and one whose watch found another's failure; message first
     for state in sorted(states, key=lambda s: -s.get("code", 1)):
@@ -181,7 +180,8 @@ def stop_ranks(folder: Path):
     """Ask the ranks of this machine to save and stop; the others learn it from them in the next step."""
     for state in read_states(folder):
         if state["host"] == socket.gethostname() and _lives(state["pid"]):
-            os.kill(state["pid"], signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(state["pid"], signal.SIGTERM)
 
 
 if __name__ == "__main__":

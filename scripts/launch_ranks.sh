@@ -24,12 +24,12 @@ launch_ranks() {
     exit "${PIPESTATUS[0]}"
   ) &
   local job=$!
-  trap 'python -m mindspore_coupalign.watch --stop "$logs"' TERM INT
+  trap 'python -m mindspore_coupalign.watch --stop "$logs" || true' TERM INT HUP
   while :; do
     status=0
     wait "$job" || status=$?
     kill -0 "$job" 2>/dev/null || break # else it was the signal that ended the wait
   done
-  trap - TERM INT
+  trap - TERM INT HUP
   python -m mindspore_coupalign.watch "$logs" "$status"
 }

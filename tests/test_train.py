@@ -338,6 +338,22 @@ def test_a_resumed_run_elsewhere(loop, tmp_path, capsys):
     assert best("another") == 3
 
 
+def test_a_copy_of_a_state_sets_nothing_aside(loop, tmp_path):
+    """Nothing tells whether the states in the rotation are newer than a file of the user's."""
+    assert loop([1.0] * 2, "train.steps=2", "train.save_every=1") == 0
+    shutil.copyfile(tmp_path / "run" / "last-1.safetensors", tmp_path / "run" / "kept.safetensors")
+    assert loop([1.0] * 2, "train.steps=3", "train.save_every=1", resume="run/kept.safetensors") == 0
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 3
+    assert not list((tmp_path / "run").glob("aside-*"))
+
+
+def test_steps_without_a_number_are_counted_across_a_stop(loop, capsys):
+    settings = ["train.steps=9", "train.val_every=9", "train.max_skipped=3"]
+    assert loop([1.0, np.nan, np.nan], *settings, stop_in=3) == 143
+    assert loop([], *settings, resume="run") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: step 4: the loss (nan)")
+
+
 def test_steps_without_a_number_in_a_row_stop_the_run(loop, capsys, tmp_path, root):
     """Their batches are written down: what is in them is what the source gave."""
     losses = [1.0, np.nan, np.nan, 1.0]  # two in a row are not yet three
