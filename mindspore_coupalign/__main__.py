@@ -8,8 +8,9 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 
-from mindspore_coupalign import __version__
+from mindspore_coupalign import __version__, watch
 from mindspore_coupalign.errors import UserError
 
 COMMANDS = {
@@ -42,14 +43,15 @@ def main(argv: list | None = None) -> int:
             command.set_defaults(run=implementation.run)
     args, rest = parser.parse_known_args(argv)
     if hasattr(args, "overrides"):  # argparse takes key=value in one place alone: what stands elsewhere is left over
-        args.overrides = [*args.overrides, *(a for a in rest if "=" in a and not a.startswith("-"))]
-        rest = [a for a in rest if "=" not in a or a.startswith("-")]
+        settings = [a for a in rest if "=" in a and not a.startswith("-")]
+        args.overrides, rest = [*args.overrides, *settings], [a for a in rest if a not in settings]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return args.run(args) or 0
     except UserError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        if not watch.tell(str(exc), 2):
+            print(f"error: {exc}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -59,13 +61,29 @@ def main(argv: list | None = None) -> int:
         return 0
 
 
-if __name__ == "__main__":
-    if os.environ.get("COUPALIGN_RANKS") and os.environ.get("MS_ROLE") == "MS_SCHED":
-        from mindspore_coupalign.watch import serve_as_scheduler
-        sys.exit(serve_as_scheduler())
-    code = main()
-    if os.environ.get("COUPALIGN_RANKS"):  # a rank: MindSpore's teardown crashes when another has left before it
+def run_rank():
+    """``main`` as one of several ranks, which never returns: MindSpore's teardown crashes when another rank has left
+    before it."""
+    watch.begin()
+    code = 1
+    try:
+        code = main()
+    except SystemExit as exc:  # argparse has printed why
+        code = exc.code
+        watch.tell("the command line was not understood; see its log", code)
+    except BaseException as exc:
+        traceback.print_exc()
+        watch.tell(f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}", code)
+    finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    sys.exit(code)
+
+
+if __name__ == "__main__":
+    if not watch.folder():
+        sys.exit(main())
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        from mindspore_coupalign.job import serve_as_scheduler
+        sys.exit(serve_as_scheduler())
+    run_rank()

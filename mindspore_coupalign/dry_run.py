@@ -11,7 +11,6 @@ import mindspore as ms
 from mindspore_coupalign import build, ranks
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.watch import Watch
 
 
 def dry_run(trainer) -> int:
@@ -31,11 +30,11 @@ def dry_run(trainer) -> int:
     if wanted > free:
         raise UserError(f"{trainer.run.path}: the checkpoints need {wanted / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
                         "; lower train.keep, free some space or choose another --output")
-    ranks.broadcast(trainer.model.get_parameters(), trainer.here.ranks)
-    stream, seconds, watch = trainer.micro_batches(), [], Watch(None, trainer.here.rank)
+    ranks.broadcast(trainer.model.get_parameters(), trainer.here)
+    stream, seconds = trainer.micro_batches(), []
     for _ in range(min(2, trainer.total - trainer.done)):
         start = time.perf_counter()
-        results = trainer.one_step(stream, build.learning_rate(config, trainer.done, trainer.total), watch)
+        results = trainer.one_step(stream, build.learning_rate(config, trainer.done, trainer.total))
         seconds.append(time.perf_counter() - start)
         skipped = "" if results["finite"] else " (no number, left out)"
         say(f"step {trainer.done}: loss {results['loss']:.3f}{skipped}, {seconds[-1]:.1f} s"

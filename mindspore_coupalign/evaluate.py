@@ -7,7 +7,6 @@ Shapes: logits (B, 1, H, W) at the network's input size.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import mindspore as ms
@@ -22,10 +21,10 @@ from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.figures import write_file
 from mindspore_coupalign.metrics import THRESHOLDS, logit, overlap, summarize
+from mindspore_coupalign.outputs import check_writable, write_file
 from mindspore_coupalign.ranks import add_up
-from mindspore_coupalign.watch import Watch, folder
+from mindspore_coupalign.watch import Watch
 
 PROTOCOLS = ("image", "input")
 
@@ -46,7 +45,11 @@ def run(args: argparse.Namespace) -> int:
     config = configuration(args.config, args.overrides + [name for name in args.split if "=" in name], checkpoint)
     if args.output:
         check_writable(Path(args.output))
-    here = runtime.setup(args.device_target, config.train.seed)
+    with Watch.of_job() as watch:
+        return score(args, checkpoint, config, runtime.setup(args.device_target, config.train.seed, watch))
+
+
+def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here: runtime.Runtime) -> int:
     names = [name for name in args.split if "=" not in name]  # argparse gives --split what follows it
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     samples = {name: data.split(name) for name in names}  # an unknown split fails before the model is built
@@ -54,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
         if not len(samples[name]):
             raise UserError(f"{data.source}: split '{name}' has no sentences to score")
     model, tokenizer = build.restore_model(checkpoint, config)
-    results, watch = {}, Watch(folder() if here.ranks > 1 else None, here.rank)
+    here.watch.enter("evaluating", 0, compiles=True)
+    results = {}
     for name in names:
         scores = evaluate_samples(model, data, samples[name], tokenizer, config, shuffle=args.shuffle_sentences,
-                                  progress=name if here.rank == 0 else "", rank=here.rank, ranks=here.ranks)
+                                  progress=name if here.rank == 0 else "", here=here)
         results[name] = report(data, scores)
-    watch.enter("done", 0)
     if here.rank > 0:
         return 0
     references = read_references(data, names)
@@ -85,32 +88,22 @@ def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> 
     return with_overrides(checkpoint.config, overrides, f"{checkpoint.path}'s configuration with the overrides")
 
 
-def check_writable(path: Path):
-    """Fail before the work, not after it.
-
-    Raises:
-        UserError: the file's folder is missing or not writable.
-    """
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: its folder {path.parent} does not exist; create it or choose another --output")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{path}: not writable; choose another --output")
-
-
 def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
-                     shuffle: bool = False, progress: str = "", rank: int = 0, ranks: int = 1) -> dict:
+                     shuffle: bool = False, progress: str = "", here: runtime.Runtime | None = None) -> dict:
     """I and U of every sample: {"sample": (S,), "image": (S, 2), "input": (S, 2)}, the same on every rank.
 
     Args:
         shuffle: every sample gets the sentence of another image's sample.
         progress: label of the progress bar; empty for none.
+        here: of several ranks, each of which takes its share; None: this process is alone.
     """
+    here = here or runtime.Runtime("CPU", 0, 1)
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
     tokens = Tokens(data, samples, tokenizer)
     if shuffle:
         tokens.row[samples] = tokens.row[_derange(data, samples)]
     batch, cut = config.eval.batch_size, logit(config.eval.threshold)
-    source = EvalSource(data, samples, tokens, transform, batch, rank, ranks)
+    source = EvalSource(data, samples, tokens, transform, batch, here.rank, here.ranks)
     place = {int(s): k for k, s in enumerate(samples)}
     found = np.zeros((len(samples), len(PROTOCOLS), 2), np.int32)
     model.set_train(False)
@@ -123,7 +116,7 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
                 found[place[int(sample[i])]] = (overlap(transform.inverse(logits[i], truth.shape) > cut, truth),
                                                 overlap(logits[i] > cut, transform.mask(truth)))
                 bar.update()
-    found = add_up(found, ranks).astype(np.int64)  # every sample was counted by one rank, the others have zeros there
+    found = add_up(found, here).astype(np.int64)  # every sample was counted by one rank, the others have zeros there
     return {"sample": np.array(samples), **{name: found[:, k] for k, name in enumerate(PROTOCOLS)}}
 
 

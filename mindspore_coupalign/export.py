@@ -22,7 +22,7 @@ from mindspore_coupalign import build, runtime
 from mindspore_coupalign.checkpoint import Checkpoint, load_checkpoint
 from mindspore_coupalign.config import config_to_dict
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluate import check_writable
+from mindspore_coupalign.outputs import check_writable
 
 FORMAT = "coupalign-mindir-1"
 TOLERANCE = 1e-5  # largest difference, relative to the logits' largest absolute value

@@ -4,15 +4,12 @@ Shapes: rgb (h, w, 3) uint8; mask, truth (h, w) bool; values (h, w) float. Small
 factor, so that a 64-pixel image is still readable; every function returns a new (h', w', 3) uint8 picture.
 """
 
-import contextlib
-import os
-import uuid
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.outputs import write_file
 
 MASK_COLOUR = (255, 64, 96)  # RGB
 TRUTH_COLOUR = (64, 224, 128)
@@ -95,35 +92,6 @@ def write_png(path: str | Path, picture: np.ndarray):
     """
     data = cv2.imencode(".png", picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
     write_file(path, data.tobytes())
-
-
-def write_file(path: str | Path, content: bytes):
-    """Whole or not at all. Raises UserError when it cannot be written."""
-    path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as exc:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({exc.strerror}); choose another --output") from exc
-
-
-def make_folder(path: str | Path) -> Path:
-    """The output folder, made where it is missing.
-
-    Raises:
-        UserError: it cannot be made or written.
-    """
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise UserError(f"{path}: not a folder that can be made ({exc.strerror}); choose another --output") from exc
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: not writable; choose another --output")
-    return path
 
 
 def _factor(shape: tuple, short: int) -> int:

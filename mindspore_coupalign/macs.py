@@ -14,7 +14,7 @@ from mindspore_coupalign.models.cnn import CnnStage, ConvNorm
 from mindspore_coupalign.models.coupalign import CoupAlign
 from mindspore_coupalign.models.encoder import FusedEncoder
 from mindspore_coupalign.models.guided_filter import GuidedFilter, Separable
-from mindspore_coupalign.models.lavt import LanguageGate, LavtEncoder, PixelWordAttention
+from mindspore_coupalign.models.lavt import LavtEncoder, PixelWordAttention
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import Gate, WordPixelAlignment
 
@@ -73,7 +73,7 @@ def bert_group(cell: BertGroup, words: int) -> int:
     return sum(attention(layer.attention, words, words) + mlp(layer.mlp, words) for layer in cell.layers)
 
 
-def gate(cell: Gate | LanguageGate, rows: int) -> int:
+def gate(cell: Gate, rows: int) -> int:
     return dense(cell.w1, rows) + dense(cell.w2, rows)
 
 

@@ -24,6 +24,7 @@ from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.export import load_mindir
 from mindspore_coupalign.metrics import logit
+from mindspore_coupalign.outputs import make_folder
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
@@ -193,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
     if args.attention and args.mindir:
         raise UserError("--attention needs --checkpoint: a MINDIR holds the mask alone")
     image = read_rgb(args.image, upright=True)
-    output = figures.make_folder(args.output)
+    output = make_folder(args.output)
     started = time.perf_counter()
     runtime.setup(args.device_target, 0)
     predictor = (Predictor.from_mindir(args.mindir) if args.mindir

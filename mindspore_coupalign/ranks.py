@@ -1,41 +1,49 @@
-"""What the ranks of one job compute together."""
+"""What the ranks of one job compute together, outside of the compiled step. They meet before each collective: see
+Watch.meet.
+"""
 
 import mindspore as ms
 import numpy as np
 from mindspore import ops
 
+from mindspore_coupalign.runtime import Runtime
 
-def broadcast(parameters, ranks: int):
+
+def broadcast(parameters, here: Runtime):
     """Rank 0's values for everyone, before anything is compiled."""
-    if ranks == 1:
+    if here.ranks == 1:
         return
+    here.watch.meet()
     send = ops.Broadcast(0)
     for parameter in parameters:
         parameter.set_data(send((ms.Tensor(parameter.asnumpy()),))[0])
 
 
-def average(parameters, ranks: int):
+def average(parameters, here: Runtime):
     """The mean over the ranks, by ops.assign: graphs that are compiled already see it."""
-    if ranks == 1:
+    if here.ranks == 1:
         return
+    here.watch.meet()
     total = ops.AllReduce()
     for parameter in parameters:
-        ops.assign(parameter, total(ms.Tensor(parameter.asnumpy())) / ranks)
+        ops.assign(parameter, total(ms.Tensor(parameter.asnumpy())) / here.ranks)
 
 
-def add_up(array: np.ndarray, ranks: int) -> np.ndarray:
+def add_up(array: np.ndarray, here: Runtime) -> np.ndarray:
     """The exact sum over the ranks of an array of whole numbers from 0 to 2^31.
 
     On CPU, AllReduce knows float32 alone, which is exact to 2^24: the numbers go as two halves.
     """
-    if ranks == 1:
+    if here.ranks == 1:
         return array
+    here.watch.meet()
     halves = np.stack((array >> 16, array & 0xFFFF)).astype(np.float32)
     high, low = ops.AllReduce()(ms.Tensor(halves)).asnumpy().astype(np.int64)
     return (high << 16) + low
 
 
-def wait(ranks: int):
-    """Until every rank has come here."""
-    if ranks > 1:
+def wait(here: Runtime):
+    """Until every rank has come here, those of other machines included, whose files may be out of reach."""
+    here.watch.meet()
+    if here.ranks > here.watch.workers:
         ops.AllReduce()(ms.Tensor(np.zeros(1, np.float32))).asnumpy()

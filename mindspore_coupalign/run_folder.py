@@ -4,10 +4,11 @@
 ``log.jsonl``               one line per logged step or validation
 ``skipped.jsonl``           one line per step whose loss or gradient was no number: its samples and sentences
 ``last.safetensors``        everything that --resume needs; the ones before it are last-1, last-2, …; those that a
-                            resumed run has passed over, damaged, become aside-last, …
+                            resumed run has passed over, damaged, become aside-last, aside-1-last, …
 ``best.safetensors``        the weights that scored best
 """
 
+import itertools
 import json
 import math
 import shutil
@@ -66,12 +67,12 @@ class RunFolder:
                 fresh.replace(self.path / best.name)
             return
         states = _states(self.path)
-        if resumed.name not in [state.name for state in states]:  # a copy of the user's: nothing tells what is newer
+        names = [state.name for state in states]
+        if resumed.name not in names:  # a copy of the user's: nothing tells what is newer
             return
-        for state in states:
-            if state.name == resumed.name:
-                break
-            state.replace(self.path / f"aside-{state.name}")
+        for state in states[:names.index(resumed.name)]:
+            aside = (self.path / f"aside-{f'{count}-' if count else ''}{state.name}" for count in itertools.count())
+            state.replace(next(path for path in aside if not path.exists()))
 
     def _cut(self, file: Path, done: int):
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if done and file.exists() else []

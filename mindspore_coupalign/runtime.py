@@ -1,13 +1,13 @@
 """Device, graph mode, ranks and seed: what has to be set before the first kernel runs."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mindspore as ms
 import numpy as np
 
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.watch import LOCAL_WORKERS
+from mindspore_coupalign.watch import LOCAL_WORKERS, Watch
 
 TARGETS = ("auto", "CPU", "GPU", "Ascend")
 
@@ -17,6 +17,7 @@ class Runtime:
     target: str  # CPU, GPU or Ascend
     rank: int
     ranks: int
+    watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 def add_device_argument(parser):
@@ -24,7 +25,7 @@ def add_device_argument(parser):
                         help="where to run; auto takes an Ascend NPU, else a GPU, else the CPU (default: auto)")
 
 
-def setup(target: str, seed: int) -> Runtime:
+def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:
     """Choose the device, graph mode and random seed; join the other ranks when started by msrun.
 
     Raises:
@@ -49,7 +50,7 @@ def setup(target: str, seed: int) -> Runtime:
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     ms.set_seed(seed)
     np.random.seed(seed)
-    return Runtime(target, rank, ranks)
+    return Runtime(target, rank, ranks, watch or Watch(None))
 
 
 def _local_workers() -> int:

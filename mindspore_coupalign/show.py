@@ -14,6 +14,7 @@ from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import configuration, evaluate_samples
 from mindspore_coupalign.metrics import iou, overlap
+from mindspore_coupalign.outputs import make_folder
 from mindspore_coupalign.predict import Predictor
 
 _COLUMNS = 4
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at least {least}, found {getattr(args, name)}")
     checkpoint = load_checkpoint(args.checkpoint)
     config = configuration(None, args.overrides, checkpoint)
-    output = figures.make_folder(args.output)
+    output = make_folder(args.output)
     runtime.setup(args.device_target, args.seed)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     random = np.random.default_rng(args.seed)

@@ -25,7 +25,7 @@ from mindspore_coupalign.models.noise import draw_keys
 from mindspore_coupalign.resume import check_resumable
 from mindspore_coupalign.run_folder import RunFolder, holds_a_run, load_state
 from mindspore_coupalign.train_step import LOSSES, RESULTS
-from mindspore_coupalign.watch import Watch, folder
+from mindspore_coupalign.watch import Watch
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -56,20 +56,25 @@ def run(args: argparse.Namespace) -> int:
     if not continues and holds_a_run(output) and not args.dry_run:
         raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
     changes = check_resumable(state, config) if state else []
-    here = runtime.setup(args.device_target, config.train.seed)
+    with Watch.of_job(config.train.hang_seconds) as watch:
+        here = runtime.setup(args.device_target, config.train.seed, watch)
+        if here.rank == 0:
+            for line in changes:
+                print(line)
+        return start(config, state, output, here, args.dry_run)
+
+
+def start(config: Config, state: Checkpoint | None, output: Path, here: runtime.Runtime, dry: bool) -> int:
     if config.train.batch_size % (here.ranks * config.train.accumulate):
         raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
                         f"{here.ranks} ranks times train.accumulate={config.train.accumulate}")
-    if here.rank == 0:
-        for line in changes:
-            print(line)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     if state:  # its words keep their numbers, wherever its files have gone
         tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))
     else:
         tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
     trainer = Trainer(config, data, tokenizer, output, here, state)
-    if args.dry_run:
+    if dry:
         from mindspore_coupalign.dry_run import dry_run
         return dry_run(trainer)
     trainer.train()
@@ -77,10 +82,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 class StopRequest:
-    """While entered, a SIGTERM or SIGINT is noted in ``received`` and does not end the process; a second one does."""
+    """While entered, a SIGTERM or SIGINT is noted in ``received`` and does not end the process; a second one does.
 
-    def __init__(self):
-        self.received = 0
+    Args:
+        patient: a second one does not either: a rank may get one from its cluster and one from its launcher, which
+            knows when to lose patience.
+    """
+
+    def __init__(self, patient: bool = False):
+        self.received, self.patient = 0, patient
 
     def __enter__(self):
         self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -92,7 +102,8 @@ class StopRequest:
 
     def _note(self, number, _):
         self.received = int(number)
-        self.__exit__()
+        if not self.patient:
+            self.__exit__()
 
 
 class Trainer:
@@ -121,7 +132,7 @@ class Trainer:
         self.window = []  # results of the steps since the last line of the log
         self.skipped = self.skipped_in_row = 0  # steps without a number since that line; in a row
         self.clock = 0.0  # share of the time budget that is used, the same on every rank
-        self.stop = StopRequest()
+        self.stop = StopRequest(patient=here.ranks > 1)
         self.started = time.perf_counter()
         if state is not None:
             self._restore(state)
@@ -154,38 +165,26 @@ class Trainer:
                      "train.minutes to go on")
             return None
         self._open()
-        watch = Watch(folder() if self.here.ranks > 1 else None, self.here.rank, self.config.train.hang_seconds)
-        try:
-            with self.stop, self._progress_bar() as bar:
-                stops, result = self._loop(watch, bar)
-        except UserError as exc:
-            if not watch.state.get("phase", "").startswith("rank "):  # else it names the rank that failed first
-                watch.enter(f"rank {self.here.rank}: {exc}", self.done, code=2)
-            raise
-        ranks.wait(self.here.ranks)  # msrun ends all ranks when the first one leaves, and rank 0 may still be saving
-        watch.enter("stopped" if stops else "done", self.done)
-        if not stops:
-            self.stop.received = 0  # too late: the run has come to its end
-        else:
-            self.stop.received = self.stop.received or signal.SIGTERM  # another rank was asked
-            self.say(f"asked to stop: the state of step {self.done} is saved; go on with --resume {self.run.path}")
+        with self.stop, self._progress_bar() as bar:
+            stops, result = self._loop(bar)
+            if stops:
+                self.say(f"asked to stop: the state of step {self.done} is saved; go on with --resume {self.run.path}",
+                         bar)
+                self.here.watch.ending = "stopped"
+            ranks.wait(self.here)  # rank 0 may still be saving
+        # another rank was asked; or it was too late: the run has come to its end
+        self.stop.received = (self.stop.received or int(signal.SIGTERM)) if stops else 0
         return result
 
-    def _loop(self, watch: Watch, bar) -> tuple:
+    def _loop(self, bar) -> tuple:
         """Steps, lines of the log, validations and saved states until the end: (was it asked to stop, last report)."""
         train, stream, stops = self.config.train, self.micro_batches(), False
         # asked to stop just before a validation, the earlier run has left it to this one
-        result = self._save(watch, bar, validates=True) if self._is_due() else None
+        result = self._save(bar, validates=True) if self._is_due() else None
         timed, started = 0, time.perf_counter()
         while not (stops or self.is_over()):
             rate = build.learning_rate(self.config, self.done, self.total, self.clock)
-            try:
-                results = self.one_step(stream, rate, watch)
-            except RuntimeError as exc:  # MindSpore may notice a lost rank first
-                culprit = watch.explain()
-                if not culprit:
-                    raise
-                raise UserError(f"{culprit}; the job ends, go on with --resume") from exc
+            results = self.one_step(stream, rate)
             bar.update()
             self._judge(results)
             timed, stops = timed + 1, results["stop"] > 0
@@ -195,13 +194,13 @@ class Trainer:
             validates = self._is_due() and not stops
             if validates or stops or (train.save_every and self.done % train.save_every == 0):
                 paused = time.perf_counter()
-                result = self._save(watch, bar, validates) or result
+                result = self._save(bar, validates) or result
                 started += time.perf_counter() - paused
         return stops, result
 
-    def _save(self, watch: Watch, bar, validates: bool) -> dict | None:
-        watch.enter("saving", self.done, compiles=True)
-        self.step.share_statistics(self.here.ranks)
+    def _save(self, bar, validates: bool) -> dict | None:
+        self.here.watch.enter("saving", self.done, compiles=True)
+        self.step.share_statistics(self.here)
         result = self.validate(bar) if validates else None
         self._save_state()
         return result
@@ -214,15 +213,17 @@ class Trainer:
                                   names.flip, (self.done, self.total), self.here.rank, self.here.ranks)
         return batches(self.source, self.source.local // train.accumulate, names.workers)
 
-    def one_step(self, stream, rate: float, watch) -> dict:
+    def one_step(self, stream, rate: float) -> dict:
         """One update from ``train.accumulate`` micro-batches; RESULTS by name, losses as means."""
-        train, found = self.config.train, []
+        train, found, watch = self.config.train, [], self.here.watch
         for micro in range(train.accumulate):
             watch.enter("loading", self.done)
             image, ids, word_mask, mask, _ = next(stream)
             watch.enter("step", self.done, compiles=not self.step.compiled)
             keys = draw_keys(self.step.keys.size, train.seed, self.here.rank, self.done, micro)
             last = micro == train.accumulate - 1
+            if self.here.target == "CPU":  # elsewhere collectives wait for much longer
+                watch.meet()
             results = self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(np.float32(rate)), keys,
                                 (self.stop.received > 0, self._share(self._seconds())), last)
             found.append(results.asnumpy())
@@ -271,7 +272,7 @@ class Trainer:
             result = None
             if len(self.val_samples):
                 scores = evaluate_samples(self.model, self.data, self.val_samples, self.tokenizer, self.config,
-                                          rank=self.here.rank, ranks=self.here.ranks)
+                                          here=self.here)
                 result = report(self.data, scores)
                 score = result["image"]["oIoU"]
                 self.run.log({"step": self.done, "val": result})
@@ -298,7 +299,7 @@ class Trainer:
 
     def _open(self):
         self.run.open(self.config, self.done, self.state.path if self.state else None)
-        ranks.broadcast(self.model.get_parameters(), self.here.ranks)
+        ranks.broadcast(self.model.get_parameters(), self.here)
         train = self.config.train
         parameters = sum(p.size for p in self.model.trainable_params())
         length = f"{train.minutes:g} minutes, at most " if train.minutes else ""

@@ -10,6 +10,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore_coupalign.checkpoint import check_arrays
 from mindspore_coupalign.models.noise import connect
 from mindspore_coupalign.ranks import average
+from mindspore_coupalign.runtime import Runtime
 
 LOSSES = ("loss", "bce", "dice", "contrast", "stages")
 RESULTS = (*LOSSES, "grad_norm", "finite", "scale", "stop", "clock")
@@ -156,9 +157,9 @@ class TrainStep:
         statistics = {p.name: a.asnumpy() for p, a in zip(self.statistics, self.average_statistics, strict=True)}
         return self.optimizer.packing.arrays(self.averages) | statistics
 
-    def share_statistics(self, ranks: int):
+    def share_statistics(self, here: Runtime):
         """Give every rank the mean of the ranks' batch norm statistics, where batch norm saw a share of the batch."""
-        average((*self.statistics, *self.average_statistics), ranks)
+        average((*self.statistics, *self.average_statistics), here)
         for backup, statistic in zip(self.kept, self.statistics, strict=True):
             ops.assign(backup, statistic)
 

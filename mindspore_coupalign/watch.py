@@ -1,52 +1,101 @@
 """A watch over the ranks of a job, which ends the job when one of them dies or hangs. Needs no MindSpore.
 
 Every rank writes ``rank_<n>.json`` into a folder that all ranks of its machine (or of all machines, where it is shared)
-can read: its process, what it is doing since when, and a beat every second. A rank that waits for another in a
-collective cannot know why; its watch thread can, from the other's file.
+can read: its process, what it is doing since when, how often it has met the others, and a beat every second. A rank
+that waits for another in a collective cannot know why; its watch thread can, from the other's file. job.py reads the
+files for the launcher.
 """
 
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+
+from mindspore_coupalign.errors import UserError
 
 LEAST_LIMIT = 20.0  # seconds that a step may always take, and that a rank may give no sign of life
 SHORT_LIMIT = 5.0  # the same once it is known that something is wrong
 SILENCE_LIMIT = 120.0  # seconds without a beat in a phase that compiles: the compiler keeps the interpreter for long
 FOLDER = "COUPALIGN_RANKS"  # environment, from launch_ranks.sh: the folder of the ranks' files
 LOCAL_WORKERS = "COUPALIGN_LOCAL_WORKERS"  # the same: ranks on this machine
+ASKED = "asked_to_stop"  # a file in that folder: the job was asked to stop, before some of its ranks had started maybe
+ENDS = ("done", "stopped")
 
 
 def folder() -> Path | None:
     return Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None
 
 
+def own_rank() -> int:
+    return int(os.environ.get("RANK_ID", "0"))  # from msrun
+
+
+def begin():
+    """The first thing that a rank of a job does. Ends it where the job was asked to stop before it could hear that."""
+    if place := folder():
+        place.mkdir(parents=True, exist_ok=True)
+        _write(place, _state(own_rank(), "starting", 0, compiles=True))
+        if (place / ASKED).exists():
+            os._exit(128 + signal.SIGTERM)
+
+
+def tell(message: str, code: int) -> bool:
+    """Leave a rank's last message and exit code to job.py, which prints it; False where there is no job to tell."""
+    if not (place := folder()):
+        return False
+    own = next((s for s in read_states(place) if s["rank"] == own_rank()), {"phase": "", "step": 0})
+    if not own["phase"].startswith("rank "):  # else it names the rank that failed first
+        _write(place, _state(own_rank(), f"rank {own_rank()}: {message}", own["step"], code=code))
+    return True
+
+
 class Watch:
-    """Writes this rank's file and, in a thread of its own, reads the others'.
+    """Writes this rank's file and, in a thread of its own, reads the others'. A context manager: the end that it
+    enters is "done" or what ``ending`` says, and a RuntimeError, by which MindSpore may notice a lost rank first, is
+    explained where the files explain it.
 
     Args:
         folder: of the ranks' files; None watches nothing.
         limit: seconds that a step may take; 0: ten times the longest so far, at least LEAST_LIMIT.
+        workers: ranks of this machine.
     """
 
-    def __init__(self, folder: Path | None, rank: int, limit: float = 0.0):
-        self.folder, self.rank, self.fixed = folder, rank, limit
-        self.longest, self.state, self.waits = 0.0, {}, False
+    def __init__(self, folder: Path | None, rank: int = 0, limit: float = 0.0, workers: int = 1):
+        self.folder, self.rank, self.fixed, self.workers = folder, rank, limit, workers
+        self.longest, self.state, self.waits, self.met = 0.0, {}, False, 0
+        self.ending, self.ended = "done", threading.Event()
         self.lock = threading.Lock()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self.enter("starting", 0, compiles=True)
             threading.Thread(target=self._run, daemon=True).start()
 
-    def enter(self, phase: str, step: int, compiles: bool = False, code: int = 1):
-        """``phase``: starting, loading, step, saving, stopped, done, or a failure: "rank …", with its exit code."""
+    @classmethod
+    def of_job(cls, limit: float = 0.0):
+        """That of the job whose rank this process is; outside of a job one that does nothing."""
+        return cls(folder(), own_rank(), limit, int(os.environ.get(LOCAL_WORKERS, "1")))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, exc, _):
+        if self.folder is None:
+            return
+        if exc is None:
+            self.meet()  # msrun ends all ranks when the first one leaves
+            self.enter(self.ending, self.state["step"])
+        with self.lock:
+            self.ended.set()
+        if isinstance(exc, RuntimeError) and (culprit := self.explain()):
+            raise UserError(f"{culprit}; the job ends, go on with --resume") from exc
+
+    def enter(self, phase: str, step: int, compiles: bool = False):
+        """``phase``: starting, loading, step, saving, evaluating, stopped, done, or a failure: "rank …"."""
         if self.folder is None:
             return
         now = time.time()
@@ -56,9 +105,25 @@ class Watch:
             self.waits = False
         self.waits |= phase == "saving"
         with self.lock:
-            self.state = {"rank": self.rank, "pid": os.getpid(), "host": socket.gethostname(), "phase": phase,
-                          "step": step, "compiles": compiles, "since": now, "code": code}
+            self.state = _state(self.rank, phase, step, compiles)
             self._write()
+
+    def meet(self):
+        """Wait until every rank of this machine has come as far: a collective that is entered long before the others
+        gives up (on CPU after 30 s), however well they are."""
+        if self.folder is None:
+            return
+        with self.lock:
+            self.met += 1
+            self._write()
+        pause = 0.001
+        while not self._all_here():
+            time.sleep(pause)
+            pause = min(0.1, 1.5 * pause)
+
+    def _all_here(self) -> bool:
+        states = read_states(self.folder)
+        return len(states) >= self.workers and all(s["met"] >= self.met or s["phase"] in ENDS for s in states)
 
     def limit(self) -> float:
         return self.fixed or max(LEAST_LIMIT, 10 * self.longest)
@@ -74,15 +139,13 @@ class Watch:
         return culprit
 
     def _write(self):
-        path = self.folder / f"rank_{self.rank}.json"
-        temporary = path.with_suffix(".tmp")
-        with contextlib.suppress(OSError):  # a full disk: the one who saves says so
-            temporary.write_text(json.dumps(self.state | {"beat": time.time()}))
-            temporary.replace(path)
+        _write(self.folder, self.state | {"met": self.met})
 
     def _run(self):
-        while self.state["phase"] not in ("done", "stopped"):
+        while True:
             with self.lock:
+                if self.ended.is_set():
+                    return
                 self._write()
             others = [s for s in read_states(self.folder) if s["rank"] != self.rank]
             culprit = find_culprit(self.state, others, self.limit(), time.time())
@@ -90,7 +153,21 @@ class Watch:
                 print(f"error: {culprit}; the job ends, go on with --resume", file=sys.stderr, flush=True)
                 self.enter(culprit, self.state["step"])
                 os._exit(3)  # the main thread is inside a collective and cannot be asked; msrun ends the others
-            time.sleep(1)
+            self.ended.wait(1)
+
+
+def _state(rank: int, phase: str, step: int, compiles: bool = False, code: int = 1) -> dict:
+    """``code``: the exit code of a failure."""
+    return {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "phase": phase, "step": step,
+            "compiles": compiles, "since": time.time(), "code": code, "met": 0}
+
+
+def _write(folder: Path, state: dict):
+    path = folder / f"rank_{state['rank']}.json"
+    temporary = path.with_suffix(".tmp")
+    with contextlib.suppress(OSError):  # a full disk: the one who saves says so
+        temporary.write_text(json.dumps(state | {"beat": time.time()}))
+        temporary.replace(path)
 
 
 def find_culprit(own: dict, others: list, limit: float, now: float, silence: float = LEAST_LIMIT) -> str:
@@ -101,10 +178,12 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
         silence: seconds without a beat; SILENCE_LIMIT while it compiles.
     """
     for other in others:
-        if other["phase"] in ("done", "stopped"):
+        if other["phase"] in ENDS:
             continue
+        if other["phase"].startswith("rank "):  # it has failed, and says how
+            return other["phase"]
         name = f"rank {other['rank']} (process {other['pid']} on {other['host']})"
-        if other["host"] == own["host"] and not _lives(other["pid"]):
+        if other["host"] == own["host"] and not lives(other["pid"]):
             return f"{name} died in step {other['step']} ({other['phase']})"
         if now - other["beat"] > (SILENCE_LIMIT if other["compiles"] else silence):
             return f"{name} has given no sign of life for {now - other['beat']:.0f} s in step {other['step']}"
@@ -119,7 +198,7 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
     return ""
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -134,61 +213,3 @@ def read_states(folder: Path) -> list:
         except (OSError, ValueError):
             continue
     return states
-
-
-def serve_as_scheduler() -> int:
-    """msrun's scheduler in a process of its own, ended with the last worker of this machine and not 40 s after it.
-
-    Returns the exit code: 0 when every worker of this machine is done.
-    """
-    place, workers = folder(), int(os.environ[LOCAL_WORKERS])
-    scheduler = subprocess.Popen([sys.executable, "-c", "from mindspore import communication; communication.init()"])
-    while scheduler.poll() is None:
-        time.sleep(0.5)
-        states = [s for s in read_states(place) if s["host"] == socket.gethostname()]
-        if len(states) >= workers and not any(_lives(s["pid"]) for s in states):
-            scheduler.kill()
-            return 0 if all(s["phase"] == "done" for s in states) else 1
-    return scheduler.returncode
-
-
-def summary(folder: Path, status: int) -> tuple[int, str]:
-    """(exit code, line for the user) after msrun has ended with ``status``: which rank failed, and how."""
-    states = read_states(folder)
-    if status == 0 or not states:
-        return status, ""
-    if any(s["phase"] == "stopped" for s in states):  # said only after all ranks have saved
-        return 143, "all ranks have saved and stopped, as they were asked to"
-    # a rank that ended with a message has written it down, and one whose watch found another's failure; message first
-    for state in sorted(states, key=lambda s: -s.get("code", 1)):
-        if state["phase"].startswith("rank "):
-            return state.get("code", 1), f"{state['phase']}; go on with --resume"
-    log = folder / "msrun.log"
-    ended = re.findall(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)",
-                       log.read_text(errors="replace") if log.exists() else "")
-    for pid, code in ended:
-        for state in states:
-            if state["pid"] == int(pid):
-                how = f"was killed by signal {-int(code)}" if int(code) < 0 else f"ended with exit code {code}"
-                return (1 if int(code) < 0 else int(code),
-                        f"rank {state['rank']} (process {pid} on {state['host']}) {how} in step {state['step']} "
-                        f"({state['phase']}); see {folder}/worker_{state['rank']}.log; go on with --resume")
-    return 1, f"the job failed; see the ranks' logs in {folder}"
-
-
-def stop_ranks(folder: Path):
-    """Ask the ranks of this machine to save and stop; the others learn it from them in the next step."""
-    for state in read_states(folder):
-        if state["host"] == socket.gethostname() and _lives(state["pid"]):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(state["pid"], signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "--stop":
-        stop_ranks(Path(sys.argv[2]))
-        sys.exit()
-    code, line = summary(Path(sys.argv[1]), int(sys.argv[2]))
-    if line:
-        print(f"error: {line}" if code != 143 else line, file=sys.stderr)
-    sys.exit(code)

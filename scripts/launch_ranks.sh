@@ -1,7 +1,8 @@
 # launch_ranks WORKER_NUM COMMAND ...: `python -m mindspore_coupalign COMMAND ...` on that many devices, by msrun.
-# Sourced. Each rank's log is in LOG_DIR (default runs/msrun_log), rank 0's on the screen as well. A rank that dies or
-# hangs ends the job, and the last line names it. SIGTERM or Ctrl-C to the script: the ranks of this machine save and
-# stop, and with them all others. The ports of one job must not be used by another.
+# Sourced. Each rank's log is in LOG_DIR (default runs/msrun_log), with msrun's own; rank 0's is on the screen as well.
+# A rank that dies or hangs ends the job, and the last line names it. SIGTERM or Ctrl-C to the script: the ranks of this
+# machine save and stop, and with them all others; a second one, later than 2 s, kills them. The ports of one job must
+# not be used by another.
 # Several machines: run the script on each of them with WORKER_NUM the number of all devices and, in the environment,
 #   LOCAL_WORKERS  devices of this machine (default: WORKER_NUM, one machine)
 #   NODE_RANK      0 on the machine that the others connect to, 1, 2, … on the others
@@ -10,26 +11,22 @@ launch_ranks() {
   local workers="$1" logs="${LOG_DIR:-runs/msrun_log}" status=0 nodes=()
   shift
   mkdir -p "$logs"
-  rm -f "$logs"/rank_*.json
+  rm -f "$logs"/rank_*.json "$logs/asked_to_stop"
   export COUPALIGN_RANKS="$logs" COUPALIGN_LOCAL_WORKERS="${LOCAL_WORKERS:-$workers}"
   if [ "$COUPALIGN_LOCAL_WORKERS" != "$workers" ]; then
     nodes=(--master_addr="${MASTER_ADDR:?address of machine 0}" --node_rank="${NODE_RANK:?number of this machine}")
   fi
   # msrun kills its ranks when it is interrupted: it gets a session of its own, and they are asked to save and stop
-  (
-    set +e
-    setsid msrun --worker_num="$workers" --local_worker_num="$COUPALIGN_LOCAL_WORKERS" "${nodes[@]}" \
-      --master_port="${MASTER_PORT:-8118}" --join=True --cluster_time_out=60 --log_dir="$logs" --tail_worker_log=0 \
-      python -m mindspore_coupalign "$@" 2>&1 | tee -i "$logs/msrun.log"
-    exit "${PIPESTATUS[0]}"
-  ) &
+  setsid msrun --worker_num="$workers" --local_worker_num="$COUPALIGN_LOCAL_WORKERS" "${nodes[@]}" \
+    --master_port="${MASTER_PORT:-8118}" --join=True --cluster_time_out=60 --log_dir="$logs" --tail_worker_log=0 \
+    python -m mindspore_coupalign "$@" 2>"$logs/msrun.log" &
   local job=$!
-  trap 'python -m mindspore_coupalign.watch --stop "$logs" || true' TERM INT HUP
+  trap 'python -m mindspore_coupalign.job --stop "$logs" || true' TERM INT HUP
   while :; do
     status=0
     wait "$job" || status=$?
     kill -0 "$job" 2>/dev/null || break # else it was the signal that ended the wait
   done
   trap - TERM INT HUP
-  python -m mindspore_coupalign.watch "$logs" "$status"
+  python -m mindspore_coupalign.job "$logs" "$status"
 }

@@ -15,14 +15,27 @@ echo "== 2/6 train from scratch"
 resume=()
 compgen -G "$run/last*.safetensors" > /dev/null && resume=(--resume "$run") # a second start goes on where the first one stopped
 coupalign train --config configs/refshapes_tiny.yaml --output "$run" "${resume[@]}" train.seed="$seed" "$@"
-echo "== 3/6 evaluate, then once more with the sentences shuffled among the samples"
+# Side by side with the scores: what loads and compiles on one core leaves the other idle
+products() {
+  echo "== 4/6 pictures of the best, worst and random predictions"
+  coupalign show --checkpoint "$run/best.safetensors" --split val --output "$run/pictures"
+  echo "== 5/6 export"
+  coupalign export --checkpoint "$run/best.safetensors" --output "$run/coupalign.mindir"
+  echo "== 6/6 one prediction from the MINDIR file"
+  image="$(ls "$data"/images/refshapes/*.png | tail -n 1)"
+  coupalign predict --mindir "$run/coupalign.mindir" --image "$image" --text "the object on the left" \
+    --output "$run/prediction"
+}
+echo "== 3/6 evaluate, then once more with the sentences shuffled among the samples (4 to 6 meanwhile)"
+set -m # a process group of its own, to end all of it
+products > "$run/products.txt" 2>&1 &
+set +m
+trap 'kill -- -$! 2> /dev/null || true' EXIT
 coupalign evaluate --checkpoint "$run/best.safetensors" --split val testA testB --output "$run/results.json"
 coupalign evaluate --checkpoint "$run/best.safetensors" --split val --shuffle-sentences --output "$run/shuffled.json"
-echo "== 4/6 pictures of the best, worst and random predictions"
-coupalign show --checkpoint "$run/best.safetensors" --split val --output "$run/pictures"
-echo "== 5/6 export"
-coupalign export --checkpoint "$run/best.safetensors" --output "$run/coupalign.mindir"
-echo "== 6/6 one prediction from the MINDIR file"
-image="$(ls "$data"/images/refshapes/*.png | tail -n 1)"
-coupalign predict --mindir "$run/coupalign.mindir" --image "$image" --text "the object on the left" --output "$run/prediction"
+status=0
+wait $! || status=$?
+trap - EXIT
+cat "$run/products.txt"
+[ "$status" = 0 ] || exit "$status"
 echo "Done in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s after the install. Look into $run"

@@ -6,6 +6,8 @@ import re
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import numpy as np
 import pytest
 from test_train import log_of, run_command, write_config
 
-from mindspore_coupalign import watch
+from mindspore_coupalign import job, watch
 from mindspore_coupalign.checkpoint import load_checkpoint
 from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 # Noise is drawn by each rank for itself: none here, so that two ranks can equal one
@@ -31,7 +34,6 @@ def free_port() -> int:
 
 def environment(tmp_path, **more) -> dict:
     """For the project's scripts: the tests' own Python in place of a virtual environment, a port of their own."""
-    import sys
     venv = tmp_path / "venv"
     if not venv.exists():
         (venv / "bin").mkdir(parents=True)
@@ -148,7 +150,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_job(setting, tmp_path, way):
 
 
 def test_a_job_that_is_asked_to_stop_saves_first(setting, tmp_path):
-    """SIGTERM to the script, as a cluster's scheduler sends it."""
+    """SIGTERM as a cluster's scheduler sends it: to every process, those of the script's group and the ranks."""
     _, config = setting
     process = start(tmp_path, 2, config, "CPU", "--output", tmp_path / "run", "train.steps=100000",
                     "train.val_every=100000")
@@ -156,17 +158,109 @@ def test_a_job_that_is_asked_to_stop_saves_first(setting, tmp_path):
     while [s["rank"] for s in watch.read_states(tmp_path / "logs") if s["step"] >= 3] != [0, 1]:
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    for state in watch.read_states(tmp_path / "logs"):
+        os.kill(state["pid"], signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and out.strip().splitlines()[-1].startswith("all ranks have saved"), out
     step = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"]
     assert step >= 3 and f"the state of step {step} is saved" in out
-    assert not [s for s in watch.read_states(tmp_path / "logs") if watch._lives(s["pid"])]
+    assert not [s for s in watch.read_states(tmp_path / "logs") if watch.lives(s["pid"])]
+
+
+def test_a_job_that_is_asked_to_stop_before_it_has_started(setting, tmp_path):
+    process = start(tmp_path, 2, setting[1], "CPU", "--output", tmp_path / "run")
+    while not (tmp_path / "logs" / "worker_0.log").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 143 and out.strip().splitlines()[-1].startswith("stopped before the first step"), out
+    assert not (tmp_path / "run").exists() and not job._living(tmp_path / "logs")
+
+
+@pytest.mark.parametrize("arguments, error", [
+    (["train.batch=4"], "train.batch"),  # before the ranks know of each other
+    (["train.batch_size=5"], "multiple of the 2 ranks"),
+    pytest.param(["--no-such-option"], "the command line was not understood; see its log", marks=pytest.mark.slow),
+])
+def test_bad_input_is_said_in_one_line(setting, tmp_path, arguments, error):
+    process = start(tmp_path, 2, setting[1], "CPU", "--output", tmp_path / "run", *arguments)
+    out, _ = process.communicate(timeout=100)
+    last = out.strip().splitlines()[-1]
+    assert process.returncode == 2 and last.startswith("error: rank ") and error in last, out
+    assert "Traceback" not in out and "--resume" not in last and out.count("error: rank") == 1, out
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--resume"], "trained to its end at step 20"),
+    pytest.param(["--dry-run", "--output"], "nothing was written", marks=pytest.mark.slow),
+])
+def test_ranks_with_nothing_to_train_end_well(one_and_two, setting, arguments, said):
+    process = start(setting[0], 2, setting[1], "CPU", *arguments, one_and_two[1], "train.steps=20",
+                    "train.val_every=10")
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0 and said in out, out
+
+
+LATE = """
+import time
+from pathlib import Path
+import numpy as np
+from mindspore_coupalign import ranks, runtime
+from mindspore_coupalign.watch import Watch, begin
+begin()
+with Watch.of_job() as watch:
+    here = runtime.setup("CPU", 0, watch)
+    time.sleep(45 * here.rank)
+    assert ranks.add_up(np.array([70000 + here.rank]), here).tolist() == [140001]
+    ranks.wait(here)
+    time.sleep(35 * (1 - here.rank))
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_comes_late_is_waited_for(tmp_path):
+    """Longer than the 30 s after which MindSpore's collectives on CPU give up, and at the end as well."""
+    (tmp_path / "late.py").write_text(LATE)
+    place = {watch.FOLDER: str(tmp_path / "ranks"), watch.LOCAL_WORKERS: "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["msrun", "--worker_num=2", "--local_worker_num=2", f"--master_port={free_port()}",
+                           "--join=True", f"--log_dir={tmp_path}", "python", tmp_path / "late.py"], cwd=tmp_path,
+                          env=environment(tmp_path) | place | {"PATH": f"{tmp_path}/venv/bin:{os.environ['PATH']}"},
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [s["phase"] for s in watch.read_states(tmp_path / "ranks")] == ["done", "done"]
+
+
+def test_ranks_meet(tmp_path):
+    """The first waits for the second, then both go on; and at the end."""
+    first, second = (watch.Watch(tmp_path, rank, workers=2) for rank in (0, 1))
+    came = []
+
+    def go():
+        with first:
+            first.meet()
+            came.append("met")
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    time.sleep(0.5)
+    assert came == [] and thread.is_alive()
+    second.enter("loading", 1)  # what it does since does not change how often it has met
+    second.meet()
+    time.sleep(0.5)
+    assert came == ["met"] and thread.is_alive()  # it waits at its end
+    with second:
+        pass
+    thread.join(10)
+    assert not thread.is_alive() and [s["phase"] for s in watch.read_states(tmp_path)] == ["done", "done"]
+    with watch.Watch(None) as nobody:
+        nobody.meet()
 
 
 def state(rank, step, phase, since=0.0, beat=100.0, **more):
     return {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "step": step, "phase": phase,
-            "since": since, "beat": beat, "compiles": False, **more}
+            "since": since, "beat": beat, "compiles": False, "code": 1, "met": 0, **more}
 
 
 def test_who_is_to_blame():
@@ -182,35 +276,63 @@ def test_who_is_to_blame():
     assert watch.find_culprit(own, [state(1, 7, "step", beat=70.0, compiles=True)], 20, 100.0) == ""
     assert "died in step 7" in watch.find_culprit(own, [state(1, 7, "step", pid=2**22 + 1)], 20, 100.0)
     assert watch.find_culprit(own, [state(1, 7, "done", pid=2**22 + 1)], 20, 100.0) == ""
+    failed = state(1, 7, "rank 1: x.jpg: no", pid=2**22 + 1)
+    assert watch.find_culprit(own, [failed], 20, 100.0) == "rank 1: x.jpg: no"
 
 
-def test_a_collective_that_fails_first_is_explained(tmp_path):
-    """MindSpore's own timeout may come before the watch's limit."""
-    own = watch.Watch(tmp_path, 0)
+def test_a_collective_that_fails_first_is_explained(tmp_path, monkeypatch):
+    """MindSpore's own timeout may come before the watch's limit, wherever the rank is."""
+    monkeypatch.setenv(watch.FOLDER, str(tmp_path))
+    own = watch.Watch.of_job()
     own.enter("step", 7)
     mate = tmp_path / "rank_1.json"
     mate.write_text(json.dumps(state(1, 7, "step", beat=time.time())))
     assert own.explain() == "" and own.state["phase"] == "step"
     mate.write_text(json.dumps(state(1, 7, "step", beat=time.time() - 12)))
-    culprit = own.explain()
-    assert "rank 1" in culprit and "no sign of life for 12 s" in culprit
-    assert watch.summary(tmp_path, 1) == (1, f"{culprit}; go on with --resume")
-    own.enter("done", 7)  # ends its thread
-    assert watch.Watch(None, 0).explain() == ""
+    with pytest.raises(UserError, match="rank 1 .* no sign of life for 12 s .*--resume"), own:
+        raise RuntimeError("Launch kernel failed")
+    assert watch.tell("what it says itself comes second", 2)
+    culprit = watch.read_states(tmp_path)[0]["phase"]
+    assert culprit.startswith("rank 1 (")
+    assert job.summary(tmp_path, 1) == (1, f"{culprit}; go on with --resume")
+    with pytest.raises(RuntimeError, match="kernel"), watch.Watch(None):
+        raise RuntimeError("Launch kernel failed")
+
+
+def test_the_last_message_of_a_rank(tmp_path, monkeypatch):
+    assert not watch.tell("nobody hears it", 2)
+    monkeypatch.setenv(watch.FOLDER, str(tmp_path / "new"))
+    monkeypatch.setenv("RANK_ID", "3")
+    watch.begin()
+    assert watch.tell("a.yaml: no such key", 2)
+    assert job.summary(tmp_path / "new", 1) == (2, "rank 3: a.yaml: no such key")
+
+
+def test_a_second_signal_kills(tmp_path, monkeypatch):
+    """But not within the patience: it is the first one's echo."""
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(number))
+    (tmp_path / "rank_0.json").write_text(json.dumps(state(0, 7, "step")))
+    job.stop_ranks(tmp_path)
+    job.stop_ranks(tmp_path)
+    assert sent == [signal.SIGTERM]
+    os.utime(tmp_path / watch.ASKED, (time.time() - 10,) * 2)
+    job.stop_ranks(tmp_path)
+    assert sent == [signal.SIGTERM, signal.SIGKILL]
 
 
 def test_summaries(tmp_path):
     for rank, phase in enumerate(("step", "loading")):
         (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase, pid=500 + rank)))
     (tmp_path / "msrun.log").write_text("x\nWorker process 501 exit with exception. Error code: -9.\n")
-    code, line = watch.summary(tmp_path, 1)
+    code, line = job.summary(tmp_path, 1)
     assert code == 1 and "rank 1 (process 501" in line and "killed by signal 9 in step 3 (loading)" in line
     (tmp_path / "msrun.log").write_text("Worker process 500 exit with exception. Error code: 2.\n")
-    code, line = watch.summary(tmp_path, 1)
+    code, line = job.summary(tmp_path, 1)
     assert code == 2 and "rank 0" in line and "exit code 2" in line and "worker_0.log" in line
-    assert watch.summary(tmp_path, 0) == (0, "")
+    assert job.summary(tmp_path, 0) == (0, "")
     for rank, (phase, exit_code) in enumerate((("rank 1 (process 501 on here) died", 1), ("rank 1: x.jpg: no", 2))):
         (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase, code=exit_code)))
-    assert watch.summary(tmp_path, 1) == (2, "rank 1: x.jpg: no; go on with --resume")
+    assert job.summary(tmp_path, 1) == (2, "rank 1: x.jpg: no; go on with --resume")
 
 

@@ -125,6 +125,11 @@ def test_a_damaged_state_never_pushes_a_good_one_out(finished, tmp_path):
     run = RunFolder(tmp_path, keep=2)
     run.open(state.config, 3, state.path)
     assert (tmp_path / "aside-last.safetensors").read_bytes() == damaged
+    again = (finished / "last.safetensors").read_bytes()[:-2000]
+    (tmp_path / "last.safetensors").write_bytes(again)
+    run.open(state.config, 3, state.path)
+    assert (tmp_path / "aside-last.safetensors").read_bytes() == damaged
+    assert (tmp_path / "aside-1-last.safetensors").read_bytes() == again
     run._move_on()  # and now a kill, before the new state has its name
     assert load_state(tmp_path).progress["step"] == 3
 

@@ -262,7 +262,7 @@ class FakeStep:
     def __init__(self, losses, stop_in=0):
         self.losses, self.keys, self.stop_in = list(losses), np.zeros(1), stop_in
 
-    def share_statistics(self, ranks):
+    def share_statistics(self, here):
         pass
 
     def restore(self, arrays_of, counters, source):

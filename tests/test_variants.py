@@ -9,7 +9,8 @@ from tiny_network import VOCABULARY, tiny_batch, tiny_config, tiny_model
 from mindspore_coupalign import build
 from mindspore_coupalign.models import cnn
 from mindspore_coupalign.models.bert import padding_bias
-from mindspore_coupalign.models.lavt import LanguageGate, PixelWordAttention
+from mindspore_coupalign.models.lavt import PixelWordAttention
+from mindspore_coupalign.models.word_pixel import Gate
 
 CNN = ("model.image.depths=[1,2,1,1]", "model.wpa_stages=[2,4]", "model.text.groups=[1,0,0,1]")
 VARIANTS = {
@@ -120,7 +121,7 @@ def test_pixel_word_attention_is_that_of_lavts_paper():
 @pytest.mark.parametrize("opening", [0.0, 1.0])
 def test_the_language_gate_is_that_of_lavts_paper(opening):
     """Its section 3.2, and the opening that training from scratch gives it."""
-    cell = LanguageGate(8, opening)
+    cell = Gate(8, False, opening, bias=True)
     assert (cell.w2.bias.asnumpy() == opening).all()
     randomize(cell)
     w, x = weights(cell), np.random.default_rng(0).normal(size=(1, 5, 8))

@@ -10,10 +10,10 @@ Shapes: image (B, 3, H, W); ids, word_mask (B, T); V_i, F_i (B, P_i, C_i); words
 import math
 
 from mindspore import nn, ops
-from mindspore.common.initializer import Constant
 
 from mindspore_coupalign.models.bert import padding_bias
 from mindspore_coupalign.models.layers import Product, dense
+from mindspore_coupalign.models.word_pixel import Gate
 
 
 class InstanceNorm(nn.Cell):
@@ -45,18 +45,6 @@ class PixelWordAttention(nn.Cell):
         return fused, ops.expand_dims(over_words, 1)
 
 
-class LanguageGate(nn.Cell):
-    """tanh(W2 relu(W1 x) + b): (B, P, C) -> (B, P, C); b starts at ``opening`` (0 in the paper)."""
-
-    def __init__(self, dim: int, opening: float):
-        super().__init__()
-        self.w1 = dense(dim, dim)
-        self.w2 = nn.Dense(dim, dim, weight_init="XavierUniform", bias_init=Constant(opening))
-
-    def construct(self, x):
-        return ops.tanh(self.w2(ops.relu(self.w1(x))))
-
-
 class LavtEncoder(nn.Cell):
     """Returns (F_1..F_4), the words, and the word attention of each stage: FusedEncoder's protocol."""
 
@@ -65,7 +53,7 @@ class LavtEncoder(nn.Cell):
         self.vision = vision
         self.text = text
         self.attend = nn.CellList([PixelWordAttention(c, text.hidden) for c in vision.channels])
-        self.gates = nn.CellList([LanguageGate(c, gate_opening) for c in vision.channels[:3]])  # none follows
+        self.gates = nn.CellList([Gate(c, False, gate_opening, bias=True) for c in vision.channels[:3]])  # none follows
 
     def construct(self, image, ids, word_mask):
         v = self.vision.embed(image)

@@ -14,12 +14,13 @@ from mindspore_coupalign.models.layers import MergeHeads, Product, SplitHeads, d
 class Gate(nn.Cell):
     """tanh(W2 relu(W1 x) + b): how much of the other modality is let in, per channel. (B, P, C) -> (B, P, C).
 
-    b starts at ``opening``. With ``zero``, W2 starts at 0: together with an opening of 0 the gate starts shut.
+    b starts at ``opening``. With ``zero``, W2 starts at 0: together with an opening of 0 the gate starts shut. W1 has
+    a ``bias`` in LAVT alone.
     """
 
-    def __init__(self, dim: int, zero: bool, opening: float):
+    def __init__(self, dim: int, zero: bool, opening: float, bias: bool = False):
         super().__init__()
-        self.w1 = dense(dim, dim, bias=False)
+        self.w1 = dense(dim, dim, bias=bias)
         self.w2 = nn.Dense(dim, dim, weight_init="zeros" if zero else "XavierUniform", bias_init=Constant(opening))
 
     def construct(self, x):

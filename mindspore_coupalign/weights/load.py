@@ -81,9 +81,8 @@ def load_text_weights(text, config: TextConfig, path: str | Path) -> Loaded:
 
 def unseen(architecture: str, config: ImageConfig | TextConfig) -> dict:
     """The settings that the weights depend on and that no array's shape shows; convert-weights writes them down."""
-    return {"swin": lambda: {"activation": config.activation}, "resnet": dict,
-            "darknet": lambda: {"slope": config.slope},
-            "bert": lambda: {"heads": config.heads, "activation": config.activation}}[architecture]()
+    names = {"swin": ("activation",), "resnet": (), "darknet": ("slope",), "bert": ("heads", "activation")}
+    return {name: getattr(config, name) for name in names[architecture]}
 
 
 def _read(file: Path, architecture: str, wanted: dict, groups: tuple = ()) -> Loaded:

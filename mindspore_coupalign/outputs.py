@@ -1,0 +1,49 @@
+"""Files and folders that the user names with --output."""
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+from mindspore_coupalign.errors import UserError
+
+
+def check_writable(path: Path):
+    """Fail before the work, not after it.
+
+    Raises:
+        UserError: the file's folder is missing or not writable.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: its folder {path.parent} does not exist; create it or choose another --output")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path}: not writable; choose another --output")
+
+
+def write_file(path: str | Path, content: bytes):
+    """Whole or not at all. Raises UserError when it cannot be written."""
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({exc.strerror}); choose another --output") from exc
+
+
+def make_folder(path: str | Path) -> Path:
+    """The output folder, made where it is missing.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UserError(f"{path}: not a folder that can be made ({exc.strerror}); choose another --output") from exc
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: not writable; choose another --output")
+    return path
