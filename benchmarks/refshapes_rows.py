@@ -1,8 +1,8 @@
 """CoupAlign, CoupAlign without its parts, and LAVT on RefShapes: equal steps and equal time, three seeds each.
 
-    python benchmarks/refshapes_rows.py            # about three hours on two cores; a second start goes on
+    python benchmarks/refshapes_rows.py            # two to three hours on two cores; a second start goes on
     python benchmarks/refshapes_rows.py --wpa-rows # all seven sets of aligned stages as well
-    python benchmarks/refshapes_rows.py --table --scores docs/refshapes_rows.json --steps 350   # what was published
+    python benchmarks/refshapes_rows.py --table --scores docs/refshapes_rows.json   # what was published
 
 Every row is configs/refshapes_tiny.yaml with the overrides of ROWS, trained by the command train on one core and one
 thread, as many runs at a time as there are cores. First the training steps of all rows are timed in turn in one
@@ -163,7 +163,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/rows"))
     parser.add_argument("--data", type=Path, default=Path("data/refshapes"), help="drawn here when it is not there")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=350)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--wpa-rows", action="store_true", help="also word-pixel alignment at one stage alone")
     parser.add_argument("--scores", type=Path, help="where the scores are kept (default: <output>/scores.json)")
