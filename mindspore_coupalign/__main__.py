@@ -5,6 +5,7 @@ so that ``--help`` answers at once. Exit codes: 0 done, 1 a check failed or a bu
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -68,15 +69,17 @@ def run_rank():
     code = 1
     try:
         code = main()
-    except SystemExit as exc:  # argparse has printed why
+    except SystemExit as exc:  # argparse has printed why, or its help
         code = exc.code
-        watch.tell("the command line was not understood; see its log", code)
+        if code:
+            watch.tell("the command line was not understood; see its log", code)
     except BaseException as exc:
         traceback.print_exc()
         watch.tell(f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}", code)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a full disk
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from mindspore_coupalign.watch import ASKED, LOCAL_WORKERS, folder, lives, read_states
+from mindspore_coupalign.watch import ASKED, ENDS, LOCAL_WORKERS, folder, lives, read_states
 
 PATIENCE = 2.0  # seconds in which a second signal is the first one's echo: a cluster may send it to every process
 
@@ -25,10 +25,11 @@ def serve_as_scheduler() -> int:
     while scheduler.poll() is None:
         time.sleep(0.5)
         states = [s for s in read_states(place) if s["host"] == socket.gethostname()]
-        failed = any(s["phase"].startswith("rank ") for s in states)  # the others may not have got as far as a file
-        if (failed or len(states) >= workers) and not any(lives(s["pid"]) for s in states):
+        failed = any(s["phase"] not in ENDS for s in states)  # then others may never get as far as a file
+        if (failed or len(states) >= workers) and states and not any(lives(s["pid"]) for s in states):
             scheduler.kill()
-            return 0 if all(s["phase"] == "done" for s in states) else 1
+            states = read_states(place)  # once more: they may have been read just before the end of a rank
+            return 0 if all(s["phase"] == "done" for s in states if s["host"] == socket.gethostname()) else 1
     return scheduler.returncode
 
 
@@ -37,17 +38,19 @@ def summary(folder: Path, status: int) -> tuple[int, str]:
     states = read_states(folder)
     if any(s["phase"] == "stopped" for s in states):  # said only after all ranks have saved
         return 143, "all ranks have saved and stopped, as they were asked to"
-    if status == 0:
+    if status == 0 and all(s["phase"] in ("done", "starting") for s in states):
         return 0, ""
-    if (folder / ASKED).exists() and all(s["phase"] == "starting" for s in states):
-        return 143, "stopped before the first step, as it was asked to"
+    if states and all(s["phase"] == "done" for s in states):  # asked to stop too late
+        return 0, ""
+    told = any(s["phase"].startswith(f"rank {s['rank']}: ") for s in states)
+    if (folder / ASKED).exists() and not told:
+        return 143, "stopped, as it was asked to, with no step to save"
     # a rank that ended with a message has written it down, and one whose watch found another's failure; message first
     for state in sorted(states, key=lambda s: -s["code"]):
         if state["phase"].startswith("rank "):
             return state["code"], state["phase"] + ("; go on with --resume" if state["step"] else "")
-    log = folder / "msrun.log"
-    ended = re.findall(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)",
-                       log.read_text(errors="replace") if log.exists() else "")
+    logs = "".join(log.read_text(errors="replace") for log in sorted(folder.glob("msrun*.log")))
+    ended = re.findall(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)", logs)
     for pid, code in ended:
         for state in states:
             if state["pid"] == int(pid):
@@ -55,7 +58,7 @@ def summary(folder: Path, status: int) -> tuple[int, str]:
                 return (1 if int(code) < 0 else int(code),
                         f"rank {state['rank']} (process {pid} on {state['host']}) {how} in step {state['step']} "
                         f"({state['phase']}); see {folder}/worker_{state['rank']}.log; go on with --resume")
-    return 1, f"the job failed; see the ranks' logs in {folder}"
+    return status or 1, f"the job failed; see the ranks' logs in {folder}"
 
 
 def stop_ranks(folder: Path):
@@ -63,11 +66,12 @@ def stop_ranks(folder: Path):
 
     Those that have not started read it in the folder. Asked again, they are killed.
     """
-    asked = folder / ASKED
-    again = asked.exists()
-    if again and time.time() - asked.stat().st_mtime < PATIENCE:
+    asked_here = folder / f"{ASKED}_{socket.gethostname()}"
+    again = asked_here.exists()
+    if again and time.time() - asked_here.stat().st_mtime < PATIENCE:
         return
-    asked.touch()
+    (folder / ASKED).touch()
+    asked_here.touch()
     for state in _living(folder):
         with contextlib.suppress(ProcessLookupError):
             os.kill(state["pid"], signal.SIGKILL if again else signal.SIGTERM)

@@ -78,7 +78,7 @@ def start(config: Config, state: Checkpoint | None, output: Path, here: runtime.
         from mindspore_coupalign.dry_run import dry_run
         return dry_run(trainer)
     trainer.train()
-    return 128 + trainer.stop.received if trainer.stop.received else 0
+    return trainer.code
 
 
 class StopRequest:
@@ -97,13 +97,14 @@ class StopRequest:
         return self
 
     def __exit__(self, *_):
+        if self.patient:  # the process ends next, and the last thing it does is to wait for the others
+            return
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def _note(self, number, _):
         self.received = int(number)
-        if not self.patient:
-            self.__exit__()
+        self.__exit__()
 
 
 class Trainer:
@@ -132,7 +133,7 @@ class Trainer:
         self.window = []  # results of the steps since the last line of the log
         self.skipped = self.skipped_in_row = 0  # steps without a number since that line; in a row
         self.clock = 0.0  # share of the time budget that is used, the same on every rank
-        self.stop = StopRequest(patient=here.ranks > 1)
+        self.stop, self.code = StopRequest(patient=here.watch.folder is not None), 0  # of the process, at its end
         self.started = time.perf_counter()
         if state is not None:
             self._restore(state)
@@ -172,8 +173,8 @@ class Trainer:
                          bar)
                 self.here.watch.ending = "stopped"
             ranks.wait(self.here)  # rank 0 may still be saving
-        # another rank was asked; or it was too late: the run has come to its end
-        self.stop.received = (self.stop.received or int(signal.SIGTERM)) if stops else 0
+        if stops:  # else it was not asked, or too late; without a signal of its own, another rank was asked
+            self.code = 128 + (self.stop.received or int(signal.SIGTERM))
         return result
 
     def _loop(self, bar) -> tuple:

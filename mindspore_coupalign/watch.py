@@ -20,6 +20,7 @@ from mindspore_coupalign.errors import UserError
 
 LEAST_LIMIT = 20.0  # seconds that a step may always take, and that a rank may give no sign of life
 SHORT_LIMIT = 5.0  # the same once it is known that something is wrong
+MEETING_LIMIT = 1800.0  # seconds that ranks wait for one that saves or validates
 SILENCE_LIMIT = 120.0  # seconds without a beat in a phase that compiles: the compiler keeps the interpreter for long
 FOLDER = "COUPALIGN_RANKS"  # environment, from launch_ranks.sh: the folder of the ranks' files
 LOCAL_WORKERS = "COUPALIGN_LOCAL_WORKERS"  # the same: ranks on this machine
@@ -49,9 +50,9 @@ def tell(message: str, code: int) -> bool:
     if not (place := folder()):
         return False
     own = next((s for s in read_states(place) if s["rank"] == own_rank()), {"phase": "", "step": 0})
-    if not own["phase"].startswith("rank "):  # else it names the rank that failed first
-        _write(place, _state(own_rank(), f"rank {own_rank()}: {message}", own["step"], code=code))
-    return True
+    if own["phase"].startswith("rank "):  # it names the rank that failed first
+        return True
+    return _write(place, _state(own_rank(), f"rank {own_rank()}: {message}", own["step"], code=code))
 
 
 class Watch:
@@ -116,14 +117,19 @@ class Watch:
         with self.lock:
             self.met += 1
             self._write()
-        pause = 0.001
-        while not self._all_here():
+        pause, start = 0.001, time.time()
+        while late := self._late():
+            if time.time() - start > MEETING_LIMIT:
+                raise UserError(f"{late} has not come in {MEETING_LIMIT / 60:.0f} minutes; the job ends, go on with "
+                                "--resume")
             time.sleep(pause)
             pause = min(0.1, 1.5 * pause)
 
-    def _all_here(self) -> bool:
+    def _late(self) -> str:
+        """The name of a rank that has met the others less often than this one; empty when all have come."""
         states = read_states(self.folder)
-        return len(states) >= self.workers and all(s["met"] >= self.met or s["phase"] in ENDS for s in states)
+        late = [s for s in states if s["met"] < self.met and s["phase"] not in ENDS]
+        return _name(late[0]) if late else "" if len(states) >= self.workers else "a rank"
 
     def limit(self) -> float:
         return self.fixed or max(LEAST_LIMIT, 10 * self.longest)
@@ -132,10 +138,18 @@ class Watch:
         """Who it was, when a collective has failed by MindSpore's own timeout; empty when no rank is conspicuous."""
         if self.folder is None:
             return ""
-        others = [s for s in read_states(self.folder) if s["rank"] != self.rank]
-        culprit = find_culprit(self.state, others, SHORT_LIMIT, time.time(), SHORT_LIMIT)
+        culprit = self._culprit(SHORT_LIMIT, SHORT_LIMIT)
         if culprit:
             self.enter(culprit, self.state["step"])
+        return culprit
+
+    def _culprit(self, limit: float, silence: float) -> str:
+        culprit = ""
+        for _ in range(2):  # the file of a rank that is found dead may have been read just before its end was written
+            others = [s for s in read_states(self.folder) if s["rank"] != self.rank]
+            culprit = find_culprit(self.state, others, limit, time.time(), silence)
+            if not culprit:
+                break
         return culprit
 
     def _write(self):
@@ -147,9 +161,7 @@ class Watch:
                 if self.ended.is_set():
                     return
                 self._write()
-            others = [s for s in read_states(self.folder) if s["rank"] != self.rank]
-            culprit = find_culprit(self.state, others, self.limit(), time.time())
-            if culprit:
+            if culprit := self._culprit(self.limit(), LEAST_LIMIT):
                 print(f"error: {culprit}; the job ends, go on with --resume", file=sys.stderr, flush=True)
                 self.enter(culprit, self.state["step"])
                 os._exit(3)  # the main thread is inside a collective and cannot be asked; msrun ends the others
@@ -162,12 +174,21 @@ def _state(rank: int, phase: str, step: int, compiles: bool = False, code: int =
             "compiles": compiles, "since": time.time(), "code": code, "met": 0}
 
 
-def _write(folder: Path, state: dict):
-    path = folder / f"rank_{state['rank']}.json"
+def _write(folder: Path, state: dict) -> bool:
+    path, content = folder / f"rank_{state['rank']}.json", json.dumps(state | {"beat": time.time()})
     temporary = path.with_suffix(".tmp")
-    with contextlib.suppress(OSError):  # a full disk: the one who saves says so
-        temporary.write_text(json.dumps(state | {"beat": time.time()}))
+    with contextlib.suppress(OSError):
+        temporary.write_text(content)
         temporary.replace(path)
+        return True
+    with contextlib.suppress(OSError), path.open("r+") as file:  # a full disk: in the space that the file has already
+        file.write(content.ljust(path.stat().st_size))
+        return True
+    return False
+
+
+def _name(state: dict) -> str:
+    return f"rank {state['rank']} (process {state['pid']} on {state['host']})"
 
 
 def find_culprit(own: dict, others: list, limit: float, now: float, silence: float = LEAST_LIMIT) -> str:
@@ -182,7 +203,7 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
             continue
         if other["phase"].startswith("rank "):  # it has failed, and says how
             return other["phase"]
-        name = f"rank {other['rank']} (process {other['pid']} on {other['host']})"
+        name = _name(other)
         if other["host"] == own["host"] and not lives(other["pid"]):
             return f"{name} died in step {other['step']} ({other['phase']})"
         if now - other["beat"] > (SILENCE_LIMIT if other["compiles"] else silence):
@@ -190,11 +211,10 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
     if own["phase"] == "step" and not own["compiles"] and now - own["since"] > limit:
         for other in others:  # those that this rank waits for have not entered its step
             if (other["step"], other["phase"]) < (own["step"], "step") and other["phase"] in ("loading", "step"):
-                return (f"rank {other['rank']} (process {other['pid']} on {other['host']}) hangs in step "
-                        f"{other['step']} ({other['phase']}) for {now - other['since']:.0f} s")
+                return (f"{_name(other)} hangs in step {other['step']} ({other['phase']}) for "
+                        f"{now - other['since']:.0f} s")
         if others and now - own["since"] > 3 * limit and all(o["phase"] == "step" for o in others):
-            return (f"rank {own['rank']} (process {own['pid']} on {own['host']}) hangs with all others in step "
-                    f"{own['step']} for {now - own['since']:.0f} s")
+            return f"{_name(own)} hangs with all others in step {own['step']} for {now - own['since']:.0f} s"
     return ""
 
 

@@ -11,7 +11,12 @@ launch_ranks() {
   local workers="$1" logs="${LOG_DIR:-runs/msrun_log}" status=0 nodes=()
   shift
   mkdir -p "$logs"
-  rm -f "$logs"/rank_*.json "$logs/asked_to_stop"
+  exec 9>"$logs/lock-${NODE_RANK:-0}"
+  if ! flock -n 9; then
+    echo "error: $logs: another job has its logs here; set LOG_DIR and MASTER_PORT for this one" >&2
+    return 2
+  fi
+  [ "${NODE_RANK:-0}" != 0 ] || rm -f "$logs"/rank_*.json "$logs"/asked_to_stop*
   export COUPALIGN_RANKS="$logs" COUPALIGN_LOCAL_WORKERS="${LOCAL_WORKERS:-$workers}"
   if [ "$COUPALIGN_LOCAL_WORKERS" != "$workers" ]; then
     nodes=(--master_addr="${MASTER_ADDR:?address of machine 0}" --node_rank="${NODE_RANK:?number of this machine}")
@@ -19,7 +24,7 @@ launch_ranks() {
   # msrun kills its ranks when it is interrupted: it gets a session of its own, and they are asked to save and stop
   setsid msrun --worker_num="$workers" --local_worker_num="$COUPALIGN_LOCAL_WORKERS" "${nodes[@]}" \
     --master_port="${MASTER_PORT:-8118}" --join=True --cluster_time_out=60 --log_dir="$logs" --tail_worker_log=0 \
-    python -m mindspore_coupalign "$@" 2>"$logs/msrun.log" &
+    python -m mindspore_coupalign "$@" 2>"$logs/msrun${NODE_RANK:+_$NODE_RANK}.log" &
   local job=$!
   trap 'python -m mindspore_coupalign.job --stop "$logs" || true' TERM INT HUP
   while :; do
@@ -28,5 +33,6 @@ launch_ranks() {
     kill -0 "$job" 2>/dev/null || break # else it was the signal that ended the wait
   done
   trap - TERM INT HUP
+  wait "$job" && status=0 || status=$? # the true one, where a signal had ended the wait
   python -m mindspore_coupalign.job "$logs" "$status"
 }

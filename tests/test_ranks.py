@@ -175,7 +175,7 @@ def test_a_job_that_is_asked_to_stop_before_it_has_started(setting, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=100)
-    assert process.returncode == 143 and out.strip().splitlines()[-1].startswith("stopped before the first step"), out
+    assert process.returncode == 143 and out.strip().splitlines()[-1].startswith("stopped, as it was asked to"), out
     assert not (tmp_path / "run").exists() and not job._living(tmp_path / "logs")
 
 
@@ -308,6 +308,30 @@ def test_the_last_message_of_a_rank(tmp_path, monkeypatch):
     assert job.summary(tmp_path / "new", 1) == (2, "rank 3: a.yaml: no such key")
 
 
+def test_a_full_disk_does_not_lose_the_last_message(tmp_path, monkeypatch):
+    """No new file can be made; the one that is there has room in its block."""
+    monkeypatch.setenv(watch.FOLDER, str(tmp_path))
+    watch.begin()
+    write = Path.write_text
+
+    def refuse(path, text):
+        write(path, "")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert watch.tell("log.jsonl: cannot be written", 2)
+    assert job.summary(tmp_path, 1) == (2, "rank 0: log.jsonl: cannot be written")
+    (tmp_path / "rank_0.json").unlink()
+    assert not watch.tell("nobody hears it", 2)
+
+
+def test_a_rank_that_never_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "MEETING_LIMIT", 0.2)
+    (tmp_path / "rank_1.json").write_text(json.dumps(state(1, 7, "saving", beat=time.time() + 60)))
+    with pytest.raises(UserError, match="rank 1 .* has not come"), watch.Watch(tmp_path, 0, workers=2) as own:
+        own.meet()
+
+
 def test_a_second_signal_kills(tmp_path, monkeypatch):
     """But not within the patience: it is the first one's echo."""
     sent = []
@@ -316,7 +340,8 @@ def test_a_second_signal_kills(tmp_path, monkeypatch):
     job.stop_ranks(tmp_path)
     job.stop_ranks(tmp_path)
     assert sent == [signal.SIGTERM]
-    os.utime(tmp_path / watch.ASKED, (time.time() - 10,) * 2)
+    for mark in tmp_path.glob(f"{watch.ASKED}*"):
+        os.utime(mark, (time.time() - 10,) * 2)
     job.stop_ranks(tmp_path)
     assert sent == [signal.SIGTERM, signal.SIGKILL]
 
@@ -330,7 +355,13 @@ def test_summaries(tmp_path):
     (tmp_path / "msrun.log").write_text("Worker process 500 exit with exception. Error code: 2.\n")
     code, line = job.summary(tmp_path, 1)
     assert code == 2 and "rank 0" in line and "exit code 2" in line and "worker_0.log" in line
-    assert job.summary(tmp_path, 0) == (0, "")
+    assert job.summary(tmp_path, 0)[0] != 0  # msrun was interrupted, which it calls a success
+    (tmp_path / watch.ASKED).touch()
+    assert job.summary(tmp_path, 1)[0] == 143
+    for phase, status, expected in (("done", 0, (0, "")), ("done", 143, (0, "")), ("starting", 0, (0, ""))):
+        for rank in (0, 1):
+            (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase)))
+        assert job.summary(tmp_path, status) == expected
     for rank, (phase, exit_code) in enumerate((("rank 1 (process 501 on here) died", 1), ("rank 1: x.jpg: no", 2))):
         (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase, code=exit_code)))
     assert job.summary(tmp_path, 1) == (2, "rank 1: x.jpg: no; go on with --resume")
