@@ -4,6 +4,7 @@ import pytest
 
 from mindspore_coupalign import figures
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.outputs import make_folder
 
 
 @pytest.fixture
@@ -95,5 +96,5 @@ def test_what_cannot_be_written_is_named(tmp_path, scene):
     assert [p.name for p in tmp_path.iterdir()] == ["dir.png"]
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file.*choose another"):
-        figures.make_folder(tmp_path / "file")
-    assert figures.make_folder(tmp_path / "x" / "y").is_dir()
+        make_folder(tmp_path / "file")
+    assert make_folder(tmp_path / "x" / "y").is_dir()
