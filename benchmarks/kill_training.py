@@ -1,6 +1,6 @@
 """Kill a training run at random moments, go on with --resume each time, and compare its end with an undisturbed run.
 
-    python benchmarks/kill_training.py --kills 100
+    python benchmarks/kill_training.py --kills 100 [key=value ...]
 
 A small network with dropout and sampled negatives, on RefShapes, that saves after every step. The kills take turns:
 at any moment of the start (imports, compiling), twice among the steps, and while a checkpoint is being written. After
@@ -28,10 +28,10 @@ SETTINGS = [
 WAYS = ("at the start", "among the steps", "in a save", "among the steps")
 
 
-def train(data: Path, output: Path, steps: int, resume: bool) -> subprocess.Popen:
+def train(data: Path, output: Path, steps: int, resume: bool, overrides: list) -> subprocess.Popen:
     how = ["--resume", output] if resume else ["--config", ROOT / "configs" / "refshapes_tiny.yaml"]
     arguments = [*how, "--output", output, "--device-target", "CPU", f"data.root={data}", f"train.steps={steps}"]
-    command = [sys.executable, "-m", "mindspore_coupalign", "train", *map(str, arguments), *SETTINGS]
+    command = [sys.executable, "-m", "mindspore_coupalign", "train", *map(str, arguments), *SETTINGS, *overrides]
     with open(f"{output}.txt", "a") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
@@ -80,6 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="another network than the usual one")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from mindspore_coupalign.data.shapes import make_shapes
@@ -89,12 +90,12 @@ def main() -> int:
         data, whole, killed = (Path(folder) / name for name in ("data", "whole", "killed"))
         make_shapes(data, 1, train=6, val=1, testA=1, testB=1)
         start = time.perf_counter()
-        if train(data, whole, steps, resume=False).wait():
+        if train(data, whole, steps, False, args.overrides).wait():
             sys.exit(Path(f"{whole}.txt").read_text())
         start_up, counts, cut = (time.perf_counter() - start) / 2, dict.fromkeys(WAYS, 0), 0
         for number in range(args.kills):
             way, state = WAYS[number % 4], killed / "last.safetensors"
-            process = train(data, killed, steps, bool(states(killed)))
+            process = train(data, killed, steps, bool(states(killed)), args.overrides)
             was_killed, lived = kill_once(process, killed, way, start_up, draw)
             process.wait()
             if not was_killed:
@@ -105,7 +106,7 @@ def main() -> int:
                 state.write_bytes(state.read_bytes()[:draw.randrange(1, state.stat().st_size)])
                 cut += 1
             print(f"kill {number + 1}: {way} after {lived:.1f} s, {newest_step(killed)} steps logged", flush=True)
-        if train(data, killed, steps, bool(states(killed))).wait():
+        if train(data, killed, steps, bool(states(killed)), args.overrides).wait():
             sys.exit(Path(f"{killed}.txt").read_text())
         different = differences(whole, killed)
         same_curve = losses(whole) == losses(killed)

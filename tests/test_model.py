@@ -16,7 +16,7 @@ from mindspore_coupalign.models.layers import SubPixel
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import WordPixelAlignment
-from mindspore_coupalign.train_step import RESULTS
+from mindspore_coupalign.train_step import LOSSES
 
 GOLDEN = Path(__file__).parent / "golden" / "parameter_names.txt"
 GOLDEN_HEAD = "# The tests' network: parameter name and shape. tests/test_model.py says how to write it anew.\n"
@@ -105,9 +105,10 @@ def test_words_and_their_order_matter(model, batch, logits):
 
 
 def test_every_parameter_learns(batch):
-    """In the jitted step; and the step leaves no dropout behind for evaluation."""
-    config = tiny_config("model.text.dropout=0.1", "model.image.drop_path=0.1", "loss.contrast=1.0",
-                         "loss.stages=0.5")
+    """In the jitted step, also where windows of 5 cut maps of 16 and 8 unevenly and through the guided filter; and
+    the step leaves no dropout behind for evaluation."""
+    config = tiny_config("model.text.dropout=0.1", "model.image.drop_path=0.1", "model.image.window=5",
+                         "model.upsample=guided", "loss.contrast=1.0", "loss.stages=0.5")
     ms.set_seed(0)
     model = randomize(build.build_model(config, 30), scale=0.15)
     step = build.build_train_step(model, config)
@@ -119,7 +120,7 @@ def test_every_parameter_learns(batch):
     first = step.optimizer.packing.arrays(step.optimizer.first)
     moments = {name: np.abs(array).max() for name, array in first.items()}
     assert moments.keys() == before.keys()
-    silent = {name for name, size in moments.items() if not size > 1e-9 and not name.endswith(WITHOUT_GRADIENT)}
+    silent = {name for name, size in moments.items() if not size > 1e-11 and not name.endswith(WITHOUT_GRADIENT)}
     assert not silent
     still = {p.name for p in model.trainable_params() if (p.asnumpy() == before[p.name]).all()}
     assert not {name for name in still if not name.endswith(WITHOUT_GRADIENT)}
@@ -170,9 +171,12 @@ def test_stage_heads(batch):
     model = randomize(tiny_model("loss.stages=0.5"))
     early = eager(model.forward, *batch)[5]
     assert [e.shape for e in early] == [(2, 256, 1), (2, 64, 1)]
-    step = build.build_train_step(model, config)
-    arrays = [ms.Tensor(a) for a in batch]
-    losses = dict(zip(RESULTS, step(*arrays, ms.Tensor(0, ms.float32)).asnumpy(), strict=True))
+    objective = build.build_train_step(model, config).objective
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in objective(*map(ms.Tensor, batch))], strict=True))
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
     expected = 0
     for logits, side in zip(early, (16, 8), strict=True):
         p = 1 / (1 + np.exp(-logits.asnumpy().reshape(2, -1).astype(np.float64)))

@@ -164,15 +164,6 @@ def test_resume_without_output_goes_on_in_its_folder(whole, config, monkeypatch,
     assert [path.resolve() for path in outputs] == [whole.output.resolve()]
 
 
-def test_a_time_budget_ends_a_run_and_keeps_it(config, tmp_path):
-    budget = ["train.steps=100000", "train.minutes=0.01", "train.val_every=100000"]
-    run_command("train", "--config", config, "--output", tmp_path / "run", *budget)
-    state = load_checkpoint(tmp_path / "run/last.safetensors")
-    assert 1 <= state.progress["step"] < 100 and state.progress["seconds"] >= 0.6
-    again = run_command("train", "--config", config, "--resume", tmp_path / "run", *budget)
-    assert f"trained to its end at step {state.progress['step']}" in again.stdout
-
-
 @pytest.fixture(scope="module")
 def evaluated(whole, root, tmp_path_factory):
     """The subcommand's answer on two splits: printed table and JSON."""
@@ -259,8 +250,8 @@ class FakeStep:
 
     ema_decay, scaler, compiled = 0.0, None, True
 
-    def __init__(self, losses, stop_in=0):
-        self.losses, self.keys, self.stop_in = list(losses), np.zeros(1), stop_in
+    def __init__(self, losses, stop_in=0, pause=0.0):
+        self.losses, self.keys, self.stop_in, self.pause = list(losses), np.zeros(1), stop_in, pause
 
     def share_statistics(self, here):
         pass
@@ -277,17 +268,23 @@ class FakeStep:
     def __call__(self, image, ids, word_mask, mask, lr, keys, signals, last):
         loss = self.losses.pop(0) if self.losses else np.nan
         self.stop_in -= 1
+        time.sleep(self.pause)
         signals = (float(self.stop_in == 0), signals[1])  # another rank was asked to stop
         return ms.Tensor(np.array([loss] * 6 + [np.isfinite(loss), 1, *signals], np.float32))
 
 
+def compute_nothing(monkeypatch, losses, **settings):
+    """The command train takes FakeSteps and gives every sample the same score."""
+    monkeypatch.setattr(build, "build_train_step", lambda *_: FakeStep(losses, **settings))
+    monkeypatch.setattr(train, "evaluate_samples", lambda model, data, samples, *_, **__: {
+        "sample": samples, "image": np.ones((len(samples), 2), int), "input": np.ones((len(samples), 2), int)})
+
+
 @pytest.fixture
 def loop(config, tmp_path, monkeypatch):
-    """``loop(losses, *overrides)``: the command with a FakeStep and without computing any score."""
-    def run(losses, *overrides, stop_in=0, output="run", resume=""):
-        monkeypatch.setattr(build, "build_train_step", lambda *_: FakeStep(losses, stop_in))
-        monkeypatch.setattr(train, "evaluate_samples", lambda model, data, samples, *_, **__: {
-            "sample": samples, "image": np.ones((len(samples), 2), int), "input": np.ones((len(samples), 2), int)})
+    """``loop(losses, *overrides)``: the command without computing anything."""
+    def run(losses, *overrides, output="run", resume="", **settings):
+        compute_nothing(monkeypatch, losses, **settings)
         resumed = ["--resume", str(tmp_path / resume)] if resume else []
         return main(["train", "--config", str(config), *resumed, "--output", str(tmp_path / output), *overrides])
 
@@ -299,6 +296,15 @@ def test_steps_follow_from_the_epochs(loop, tmp_path):
     assert loop([0.5] * 8, "train.epochs=3", "train.log_every=4") == 0
     losses, scores = log_of(tmp_path / "run")
     assert [line["step"] for line in losses] == [4, 8] and [line["step"] for line in scores] == [3, 6, 8]
+
+
+def test_a_time_budget_ends_a_run_and_keeps_it(loop, tmp_path, capsys):
+    budget = ["train.steps=100000", "train.minutes=0.01", "train.val_every=100000"]
+    assert loop([1.0] * 100, *budget, pause=0.05) == 0
+    state = load_checkpoint(tmp_path / "run/last.safetensors")
+    assert 5 <= state.progress["step"] < 15 and state.progress["seconds"] >= 0.6
+    assert loop([1.0], *budget, resume="run") == 0
+    assert f"trained to its end at step {state.progress['step']}" in capsys.readouterr().out
 
 
 def test_the_log_is_the_mean_since_the_last_line(loop, tmp_path):
