@@ -53,20 +53,20 @@ def step(config_file, overrides):
 
 
 def export(config_file, overrides):
-    from mindspore_coupalign.checkpoint import named_arrays, save_checkpoint
+    from mindspore_coupalign.checkpoint import load_checkpoint, named_arrays, save_checkpoint
     from mindspore_coupalign.data.tokenizer import SentenceTokenizer
     from mindspore_coupalign.export import export_mindir
     config, model, _, built = prepare(config_file, overrides)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, words = Path(folder) / "model.safetensors", Path(folder) / "words"
         words.mkdir()
-        made_up = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] + [f"w{i}" for i in range(VOCABULARY - 4)]
+        made_up = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [f"w{i}" for i in range(VOCABULARY - 5)]
         (words / "vocab.txt").write_text("\n".join(made_up))
         tokenizer = SentenceTokenizer.from_name(str(words), config.data.max_tokens)
         save_checkpoint(checkpoint, named_arrays(model.get_parameters(), "model"), config, tokenizer.to_json(),
                         {"step": 0})
         start = time.perf_counter()
-        print("differences:", export_mindir(checkpoint, Path(folder) / "model.mindir"))
+        print("differences:", export_mindir(load_checkpoint(checkpoint), Path(folder) / "model.mindir"))
         return built, time.perf_counter() - start, 0.0
 
 

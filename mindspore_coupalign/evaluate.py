@@ -34,15 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--checkpoint", required=True, help="best.safetensors or last.safetensors of a run")
     parser.add_argument("--split", nargs="+", required=True, metavar="NAME", help="splits, for example val testA testB")
     parser.add_argument("--output", metavar="FILE", help="write the numbers as JSON")
-    parser.add_argument("--shuffle-sentences", action="store_true",
-                        help="give every sample another sample's sentence: what is scored then needs no words")
+    parser.add_argument("--shuffled", nargs="+", default=[], metavar="NAME",
+                        help="score these splits once more, every sample with another sample's sentence: what is then "
+                             "scored needs no words")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.root=/data/refer")
     runtime.add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
-    config = configuration(args.config, args.overrides + [name for name in args.split if "=" in name], checkpoint)
+    names = [*args.split, *args.shuffled]  # argparse gives an option of several values all that follows it
+    config = configuration(args.config, args.overrides + [name for name in names if "=" in name], checkpoint)
     if args.output:
         check_writable(Path(args.output))
     with Watch.of_job() as watch:
@@ -50,32 +52,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here: runtime.Runtime) -> int:
-    names = [name for name in args.split if "=" not in name]  # argparse gives --split what follows it
+    names, shuffled = ([name for name in given if "=" not in name] for given in (args.split, args.shuffled))
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
-    samples = {name: data.split(name) for name in names}  # an unknown split fails before the model is built
-    for name in names:
+    samples = {name: data.split(name) for name in (*names, *shuffled)}  # an unknown one fails before the model is built
+    for name in samples:
         if not len(samples[name]):
             raise UserError(f"{data.source}: split '{name}' has no sentences to score")
     model, tokenizer = build.restore_model(checkpoint, config)
     here.watch.enter("evaluating", 0, compiles=True)
-    results = {}
-    for name in names:
-        scores = evaluate_samples(model, data, samples[name], tokenizer, config, shuffle=args.shuffle_sentences,
-                                  progress=name if here.rank == 0 else "", here=here)
-        results[name] = report(data, scores)
+
+    def scored(name: str, shuffle: bool) -> dict:
+        return report(data, evaluate_samples(model, data, samples[name], tokenizer, config, shuffle=shuffle,
+                                             progress=name if here.rank == 0 else "", here=here))
+
+    results = {name: scored(name, shuffle=False) for name in names}
+    control = {name: scored(name, shuffle=True) for name in shuffled}
     if here.rank > 0:
         return 0
     references = read_references(data, names)
     label = f"{config.data.dataset} ({config.data.split_by})"
-    print(format_table(label, results))
+    print(format_table(label, results | {f"{name}, shuffled": result for name, result in control.items()}))
     for name, values in references.items():
         print(f"{name}: with perfect masks, all objects score {values['all_objects']} oIoU, a random object "
               f"{values['random_object']}, every object that fits the noun phrase {values['noun_phrase']}")
     if args.output:
         document = {"checkpoint": str(args.checkpoint), "dataset": config.data.dataset,
                     "split_by": config.data.split_by, "input_size": config.data.image_size,
-                    "threshold": config.eval.threshold, "shuffled_sentences": args.shuffle_sentences,
-                    "step": checkpoint.progress.get("step"), "splits": results, "references": references}
+                    "threshold": config.eval.threshold, "step": checkpoint.progress.get("step"), "splits": results,
+                    "shuffled": control, "references": references}
         write_file(args.output, (json.dumps(document, indent=1) + "\n").encode())
         print(f"wrote {args.output}")
     return 0

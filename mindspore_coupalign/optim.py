@@ -11,6 +11,7 @@ kernel ``AdamWeightDecay`` is ten times slower than ``Adam``.
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.common.initializer import initializer
 
 from mindspore_coupalign.checkpoint import check_arrays
 from mindspore_coupalign.muon import Muon, matrix_shape
@@ -27,14 +28,17 @@ class Packing:
 
     def state(self, prefix: str, values: dict | None = None) -> ParameterTuple:
         """A new packed state, zero or from arrays by parameter name."""
-        def of(p):
-            return np.zeros(p.shape, np.float32) if values is None else values[p.name]
+        def start(params, shape):
+            if values is None:  # made in place: arrays on the way would leave holes as large as the network
+                return initializer("zeros", shape or (max(1, sum(p.size for p in params)),), ms.float32)
+            joined = _joined(params, lambda p: values[p.name])
+            return Tensor(joined.reshape(shape) if shape else joined)
 
-        parts = {"packed": _joined(self.small, of)} | {p.name: of(p) for p in self.large}
+        parts = {"packed": start(self.small, None)} | {p.name: start([p], p.shape) for p in self.large}
         if len(self.matrices):
-            parts["matrices"] = _joined(self.matrices, of)
-        return ParameterTuple([Parameter(Tensor(array), name=f"{prefix}.{name}", requires_grad=False)
-                               for name, array in parts.items()])
+            parts["matrices"] = start(self.matrices, None)
+        return ParameterTuple([Parameter(data, name=f"{prefix}.{name}", requires_grad=False)
+                               for name, data in parts.items()])
 
     def arrays(self, state) -> dict:
         """Parameter name -> array of a packed state."""
@@ -79,7 +83,8 @@ class Optimizer(nn.Cell):
         self.small, self.matrices = packing.small, packing.matrices
         self.small_places, self.matrix_places = _places(packing.small), _places(packing.matrices)
         self.large = slice(len(packing.small), len(packing.small) + len(packing.large))
-        work = packing.state("adam_work")
+        joined = Packing(packing.small, [], packing.matrices)  # without the large ones: those are updated in place
+        work = joined.state("adam_work")
         self.vector, self.joined = work[0], work[-1]
         self.targets = ParameterTuple([self.vector, *packing.large, *([self.joined] if matrices else [])])
         self.adams = slice(0, 1 + len(packing.large))  # AdamW's part of a packed state
@@ -89,7 +94,7 @@ class Optimizer(nn.Cell):
         self.moved = ParameterTuple([self.vector, *packing.large])
         if any(rate[p.name] != 1 for p in packing.small):  # the kernel knows one rate: it moves zeros, which are scaled
             self.small_rates = _spread(packing.small, rate)
-            self.moves = packing.state("adam_moves")[0]
+            self.moves = joined.state("adam_moves")[0]
             self.moved = ParameterTuple([self.moves, *packing.large])
         self.decays = ()
         if any(decay.values()):

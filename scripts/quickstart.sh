@@ -18,7 +18,7 @@ coupalign train --config configs/refshapes_tiny.yaml --output "$run" "${resume[@
 # Side by side with the scores: what loads and compiles on one core leaves the other idle
 products() {
   echo "== 4/6 pictures of the best, worst and random predictions"
-  coupalign show --checkpoint "$run/best.safetensors" --split val --output "$run/pictures"
+  coupalign show --checkpoint "$run/best.safetensors" --split val --samples 400 --output "$run/pictures"
   echo "== 5/6 export"
   coupalign export --checkpoint "$run/best.safetensors" --output "$run/coupalign.mindir"
   echo "== 6/6 one prediction from the MINDIR file"
@@ -26,13 +26,12 @@ products() {
   coupalign predict --mindir "$run/coupalign.mindir" --image "$image" --text "the object on the left" \
     --output "$run/prediction"
 }
-echo "== 3/6 evaluate, then once more with the sentences shuffled among the samples (4 to 6 meanwhile)"
+echo "== 3/6 evaluate, val once more with the sentences shuffled among the samples (4 to 6 meanwhile)"
 set -m # a process group of its own, to end all of it
 products > "$run/products.txt" 2>&1 &
 set +m
 trap 'kill -- -$! 2> /dev/null || true' EXIT
-coupalign evaluate --checkpoint "$run/best.safetensors" --split val testA testB --output "$run/results.json"
-coupalign evaluate --checkpoint "$run/best.safetensors" --split val --shuffle-sentences --output "$run/shuffled.json"
+coupalign evaluate --checkpoint "$run/best.safetensors" --split val testA testB --shuffled val --output "$run/results.json"
 status=0
 wait $! || status=$?
 trap - EXIT

@@ -169,7 +169,7 @@ def evaluated(whole, root, tmp_path_factory):
     """The subcommand's answer on two splits: printed table and JSON."""
     file = tmp_path_factory.mktemp("scores") / "scores.json"
     done = run_command("evaluate", "--checkpoint", whole.output / "best.safetensors", "--split", "val", "train",
-                       "--output", file)
+                       "--shuffled", "val", "--output", file)
     return SimpleNamespace(out=done.stdout, document=json.loads(file.read_text()))
 
 
@@ -177,7 +177,7 @@ def test_evaluate_scores_every_sentence_under_both_protocols(evaluated, root):
     data = read_refer(root, "refshapes", "shapes")
     document = evaluated.document
     assert document["dataset"] == "refshapes" and document["split_by"] == "shapes" and document["input_size"] == 64
-    assert document["shuffled_sentences"] is False and list(document["splits"]) == ["val", "train"]
+    assert list(document["splits"]) == ["val", "train"] and list(document["shuffled"]) == ["val"]
     for name, result in document["splits"].items():
         samples = data.split(name)
         refs = data.refs_of(name)
@@ -216,20 +216,16 @@ def test_evaluate_repeats_the_validation(evaluated, whole):
         assert found[protocol]["oIoU"] == pytest.approx(logged[protocol]["oIoU"], abs=0.05)
 
 
-def test_shuffled_sentences_come_from_other_images(whole, root, tmp_path, capsys):
-    file = tmp_path / "shuffled.json"
-    assert main(["evaluate", "--checkpoint", str(whole.output / "last.safetensors"), "--split", "val", "--output",
-                 str(file), "--shuffle-sentences", "--device-target", "CPU"]) == 0
-    document = json.loads(file.read_text())
+def test_shuffled_sentences_come_from_other_images(evaluated, root):
     data = read_refer(root, "refshapes", "shapes")
     image_of = data.ref_image[data.sentence_ref]
     for split in ("train", "val"):
         samples = data.split(split)
         others = _derange(data, samples)
         assert sorted(others) == sorted(samples) and (image_of[others] != image_of[samples]).all()
-    assert document["shuffled_sentences"] is True
-    assert document["splits"]["val"]["sentences"] == len(data.split("val"))
-    assert "wrote" in capsys.readouterr().out
+    usual, shuffled = (evaluated.document[key]["val"] for key in ("splits", "shuffled"))
+    assert shuffled["sentences"] == usual["sentences"] and shuffled["image"] != usual["image"]
+    assert sum(line.startswith("val, shuffled ") for line in evaluated.out.splitlines()) == 2
 
 
 def test_a_few_samples_are_learned_by_heart(tmp_path):
