@@ -28,15 +28,15 @@ class Packing:
 
     def state(self, prefix: str, values: dict | None = None) -> ParameterTuple:
         """A new packed state, zero or from arrays by parameter name."""
-        def start(params, shape):
-            if values is None:  # made in place: arrays on the way would leave holes as large as the network
-                return initializer("zeros", shape or (max(1, sum(p.size for p in params)),), ms.float32)
-            joined = _joined(params, lambda p: values[p.name])
-            return Tensor(joined.reshape(shape) if shape else joined)
+        def alone(p):  # zeros in place: large arrays on the way would leave holes as large as the network
+            return initializer("zeros", p.shape, ms.float32) if values is None else Tensor(values[p.name])
 
-        parts = {"packed": start(self.small, None)} | {p.name: start([p], p.shape) for p in self.large}
+        def of(p):
+            return np.zeros(p.shape, np.float32) if values is None else values[p.name]
+
+        parts = {"packed": Tensor(_joined(self.small, of))} | {p.name: alone(p) for p in self.large}
         if len(self.matrices):
-            parts["matrices"] = start(self.matrices, None)
+            parts["matrices"] = Tensor(_joined(self.matrices, of))
         return ParameterTuple([Parameter(data, name=f"{prefix}.{name}", requires_grad=False)
                                for name, data in parts.items()])
 

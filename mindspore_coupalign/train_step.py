@@ -82,8 +82,7 @@ class TrainStep:
                  accumulate: int = 1):
         self.objective, self.optimizer, self.ema_decay, self.scaler = objective, optimizer, ema, scaler
         params = optimizer.params
-        start = {p.name: p.asnumpy() for p in params} if ema else {}
-        self.averages = averages = optimizer.packing.state("ema", start) if ema else ()
+        self.averages = averages = optimizer.packing.state("ema", {p.name: p.asnumpy() for p in params}) if ema else ()
         self.keys = keys_parameter = connect(objective)
         # statistics that the forward pass has changed already when its gradient turns out to be no number
         self.statistics = statistics = ParameterTuple([p for p in objective.get_parameters()

@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="needs requirements-parity.txt")
 
 import foreign
 from safetensors.numpy import save_file
-from tiny_network import tiny_batch
+from tiny_network import eager, tiny_batch
 
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
@@ -128,11 +128,6 @@ def test_bert_base(tmp_path, kind):
     ids = ids * 500 % VOCABULARY
     found, expected = text(ms.Tensor(ids), ms.Tensor(word_mask)), foreign.text_features(original, ids, word_mask)
     words = word_mask > 0  # what stands at padded places is nobody's: nothing reads it
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    try:
-        eager = text(ms.Tensor(ids), ms.Tensor(word_mask))
-    finally:
-        ms.set_context(mode=ms.GRAPH_MODE)
-    for ours in (found, eager):
+    for ours in (found, eager(text, ids, word_mask)):
         difference = np.abs(ours.asnumpy() - expected)[words].max() / np.abs(expected).max()
         assert difference <= RELATIVE

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy_layers import assert_near, randomize
 from safetensors.numpy import load_file, save_file
-from tiny_network import tiny_config
+from tiny_network import eager, tiny_config
 
 from mindspore_coupalign import build
 from mindspore_coupalign.config import ImageConfig, TextConfig
@@ -42,14 +42,6 @@ def vision_of(image: ImageConfig, size: int = 96):
 def text_of(config: TextConfig = BERT, vocabulary: int = 12):
     return Bert(vocabulary, config.hidden, config.heads, config.ffn, config.groups, 512, 6,
                 config.dropout).set_train(False)
-
-
-def eager(cell, *arrays):
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    try:
-        return cell(*map(ms.Tensor, arrays))
-    finally:
-        ms.set_context(mode=ms.GRAPH_MODE)
 
 
 def values(cell) -> dict:

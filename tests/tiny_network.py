@@ -36,6 +36,15 @@ def tiny_model(*overrides: str, seed: int = 0):
     return build.build_model(tiny_config(*overrides), VOCABULARY).set_train(False)
 
 
+def eager(call, *arrays):
+    """``call`` on the arrays in PyNative mode: every variant's own graph would take seconds to compile."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        return call(*map(ms.Tensor, arrays))
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
+
+
 def tiny_batch(batch: int = 2, size: int = 64, tokens: int = 8, seed: int = 0) -> tuple:
     """image, ids, word_mask, mask as NumPy arrays; sample i has 3 + i words."""
     random = np.random.default_rng(seed)
