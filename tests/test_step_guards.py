@@ -147,7 +147,8 @@ def test_accumulated_micro_batches_equal_the_whole_batch(plain):
         if seed == 1:  # after the third step a few values have grown apart
             for name, array in everything(whole).items():
                 np.testing.assert_allclose(everything(parts)[name], array, rtol=1e-3, atol=2e-5, err_msg=name)
-    a, b = ({name: np.asarray(array, np.float64).ravel() for name, array in everything(step).items()} for step in (whole, parts))
+    a, b = ({name: np.asarray(array, np.float64).ravel() for name, array in everything(step).items()}
+            for step in (whole, parts))
     assert a.keys() == b.keys()
     for name in whole.states()["adam_m"]:  # the gradients
         far = np.abs(a[f"adam_m.{name}"] - b[f"adam_m.{name}"]).max()
