@@ -18,7 +18,7 @@ coupalign train --config configs/refshapes_tiny.yaml --output "$run" "${resume[@
 # Side by side with the scores: what loads and compiles on one core leaves the other idle
 products() {
   echo "== 4/6 pictures of the best, worst and random predictions"
-  coupalign show --checkpoint "$run/best.safetensors" --split val --samples 400 --output "$run/pictures"
+  coupalign show --checkpoint "$run/best.safetensors" --split val --samples 200 --output "$run/pictures"
   echo "== 5/6 export"
   coupalign export --checkpoint "$run/best.safetensors" --output "$run/coupalign.mindir"
   echo "== 6/6 one prediction from the MINDIR file"

@@ -38,7 +38,7 @@ from mindspore_coupalign.data.shape_sentences import ANY, SENTENCE_KINDS, claims
 from mindspore_coupalign.errors import UserError
 
 VERSION = 1  # of the generator; another version draws other scenes
-SPLITS = {"train": 16000, "val": 400, "testA": 400, "testB": 400}  # default number of scenes
+SPLITS = {"train": 12000, "val": 400, "testA": 400, "testB": 400}  # default number of scenes
 HELD_OUT = (("red", "circle"), ("green", "square"), ("blue", "triangle"), ("yellow", "star"), ("purple", "cross"),
             ("white", "circle"))
 
