@@ -200,7 +200,7 @@ class Trainer:
         return stops, result
 
     def _save(self, bar, validates: bool) -> dict | None:
-        self.here.watch.enter("saving", self.done, compiles=True)
+        self.here.watch.enter("saving", self.done, compiles=validates)
         self.step.share_statistics(self.here)
         result = self.validate(bar) if validates else None
         self._save_state()

@@ -294,6 +294,16 @@ def test_steps_follow_from_the_epochs(loop, tmp_path):
     assert [line["step"] for line in losses] == [4, 8] and [line["step"] for line in scores] == [3, 6, 8]
 
 
+def test_a_rank_that_only_saves_must_give_signs_of_life(loop, monkeypatch):
+    """The long silence of a phase that compiles is for validations alone: a rank stopped while it saved went unnoticed
+    for two minutes."""
+    phases = []
+    monkeypatch.setattr(train.Watch, "enter", lambda self, phase, step, compiles=False: phases.append(
+        (phase, step, compiles)))
+    assert loop([0.5] * 4, "train.steps=4", "train.val_every=4", "train.save_every=2") == 0
+    assert [phase for phase in phases if phase[0] == "saving"] == [("saving", 2, False), ("saving", 4, True)]
+
+
 def test_a_time_budget_ends_a_run_and_keeps_it(loop, tmp_path, capsys):
     budget = ["train.steps=100000", "train.minutes=0.01", "train.val_every=100000"]
     assert loop([1.0] * 100, *budget, pause=0.05) == 0
