@@ -25,13 +25,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "refshapes_tiny.yaml"
+WHOLE = ["model.wpa_stages=[1,2,3,4]"]
 ROWS = {
-    "coupalign": ("CoupAlign (word-pixel alignment at stages 1-4)", []),
+    "coupalign": ("CoupAlign (word-pixel alignment at stages 1-4)", WHOLE),
     "wpa-early": ("word-pixel alignment at stages 1, 2", ["model.wpa_stages=[1,2]"]),
     "wpa-late": ("word-pixel alignment at stages 3, 4", ["model.wpa_stages=[3,4]"]),
     "wpa-none": ("no word-pixel alignment", ["model.wpa_stages=[]"]),
-    "no-sma": ("no sentence-mask alignment", ["model.sentence_mask=false"]),
-    "no-contrast": ("no contrast loss", ["loss.contrast=0"]),
+    "no-sma": ("no sentence-mask alignment", [*WHOLE, "model.sentence_mask=false"]),
+    "no-contrast": ("no contrast loss", [*WHOLE, "loss.contrast=0"]),
     "lavt": ("LAVT (no contrast loss, as in its paper)", ["model.name=lavt", "loss.contrast=0"]),
 }
 WPA_ROWS = {f"wpa-{s}": (f"word-pixel alignment at stage {s}", [f"model.wpa_stages=[{s}]"]) for s in (1, 2, 3, 4)}

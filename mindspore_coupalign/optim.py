@@ -11,53 +11,11 @@ kernel ``AdamWeightDecay`` is ten times slower than ``Adam``.
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from mindspore.common.initializer import initializer
 
-from mindspore_coupalign.checkpoint import check_arrays
 from mindspore_coupalign.muon import Muon, matrix_shape
+from mindspore_coupalign.packing import Joined, Packing, join_arrays
 
 PACK_BELOW = 2**17  # values
-
-
-class Packing:
-    """The order of parameters in a packed state (vector, *large, matrices); without matrices it has no such part."""
-
-    def __init__(self, small: list, large: list, matrices: list = ()):
-        self.params = [*small, *large, *matrices]
-        self.small, self.large, self.matrices = (ParameterTuple(params) for params in (small, large, matrices))
-
-    def state(self, prefix: str, values: dict | None = None) -> ParameterTuple:
-        """A new packed state, zero or from arrays by parameter name."""
-        def alone(p):  # zeros in place: large arrays on the way would leave holes as large as the network
-            return initializer("zeros", p.shape, ms.float32) if values is None else Tensor(values[p.name])
-
-        def of(p):
-            return np.zeros(p.shape, np.float32) if values is None else values[p.name]
-
-        parts = {"packed": Tensor(_joined(self.small, of))} | {p.name: alone(p) for p in self.large}
-        if len(self.matrices):
-            parts["matrices"] = Tensor(_joined(self.matrices, of))
-        return ParameterTuple([Parameter(data, name=f"{prefix}.{name}", requires_grad=False)
-                               for name, data in parts.items()])
-
-    def arrays(self, state) -> dict:
-        """Parameter name -> array of a packed state."""
-        joined = [(self.small, state[0].asnumpy())]
-        if len(self.matrices):
-            joined.append((self.matrices, state[-1].asnumpy()))
-        arrays = {p.name: vector[part].reshape(p.shape) for params, vector in joined
-                  for p, part in zip(params, _slices(params), strict=True)}
-        return arrays | {p.name: s.asnumpy() for p, s in zip(self.large, state[1:1 + len(self.large)], strict=True)}
-
-    def load(self, state, arrays: dict, source: str):
-        """Fill a packed state from arrays by parameter name.
-
-        Raises:
-            UserError: a name is missing or left over, or a shape differs.
-        """
-        check_arrays({p.name: tuple(p.shape) for p in self.params}, arrays, source)
-        for target, filled in zip(state, self.state("filled", arrays), strict=True):
-            target.set_data(filled)
 
 
 class Optimizer(nn.Cell):
@@ -72,7 +30,7 @@ class Optimizer(nn.Cell):
 
     def __init__(self, groups: list, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
                  below: int = PACK_BELOW, momentum: float = 0.95):
-        super().__init__()
+        super().__init__(auto_prefix=False)  # else every parameter of the model would be renamed
         rate = {p.name: group.get("rate", 1.0) for group in groups for p in group["params"]}
         decay = {p.name: rate[p.name] * group["weight_decay"] for group in groups for p in group["params"]}
         matrices = [p for group in groups if group.get("muon") for p in group["params"]]
@@ -80,8 +38,7 @@ class Optimizer(nn.Cell):
         self.packing = packing = Packing([p for p in params if p.size < below], [p for p in params if p.size >= below],
                                          matrices)
         self.params = ParameterTuple(packing.params)
-        self.small, self.matrices = packing.small, packing.matrices
-        self.small_places, self.matrix_places = _places(packing.small), _places(packing.matrices)
+        self.small, self.matrices = Joined(packing.small), Joined(packing.matrices)
         self.large = slice(len(packing.small), len(packing.small) + len(packing.large))
         joined = Packing(packing.small, [], packing.matrices)  # without the large ones: those are updated in place
         work = joined.state("adam_work")
@@ -99,30 +56,26 @@ class Optimizer(nn.Cell):
         self.decays = ()
         if any(decay.values()):
             self.decays = (_spread(packing.small, decay), *(Tensor(decay[p.name], ms.float32) for p in packing.large),
-                           *([_spread(matrices, decay)] if matrices else []))
+                           *([_spread(packing.matrices, decay)] if matrices else []))
         self.steps = Parameter(Tensor(0, ms.float32), name="adam_steps")
         self.beta1, self.beta2, self.eps, self.momentum = beta1, beta2, eps, momentum
         self.kernel = ops.Adam()
         self.muon = None
         if matrices:
-            self.muon = Muon([matrix_shape(p) for p in matrices])
-            self.muon_rates = _spread(matrices, rate)
+            self.muon = Muon([matrix_shape(p) for p in packing.matrices])
+            self.muon_rates = _spread(packing.matrices, rate)
         self.map = ops.HyperMap()  # a Python loop over hundreds of parameters exceeds the compiler's call depth
 
     def pack(self, tensors):
         """Tensors in the order of ``params`` -> (vector, *large, matrices)."""
-        packed = (self._join(tensors[:self.large.start]), *tensors[self.large])
-        return packed if self.muon is None else (*packed, self._join(tensors[self.large.stop:]))
-
-    def _join(self, tensors):
-        return ops.concat(self.map(_flat, tensors)) if len(tensors) else ops.zeros((1,), ms.float32)
+        packed = (self.small(tensors[:self.large.start]), *tensors[self.large])
+        return packed if self.muon is None else (*packed, self.matrices(tensors[self.large.stop:]))
 
     def construct(self, gradients, lr):
         steps = ops.assign_add(self.steps, Tensor(1, ms.float32))
-        if len(self.small):
-            ops.assign(self.vector, self._join(self.small))
+        ops.assign(self.vector, self.small.read())
         if self.muon is not None:
-            ops.assign(self.joined, self._join(self.matrices))
+            ops.assign(self.joined, self.matrices.read())
         if self.decays:
             self.map(ops.partial(_decay, lr), self.decays, self.targets)
         self._adam(gradients[self.adams], lr, steps)
@@ -139,49 +92,23 @@ class Optimizer(nn.Cell):
                  self.first[self.adams], self.second[self.adams], gradients)
         if self.small_rates is not None:
             ops.assign_add(self.vector, self.moves * self.small_rates)
-        if len(self.small):
-            self.map(ops.partial(_assign_part, self.vector), self.small, self.small_places)
+        self.small.write(self.vector)
 
     def _muon(self, gradient, lr):
         fresh = (1 - self.momentum) * gradient
         average = ops.assign(self.first[-1], self.momentum * self.first[-1] + fresh)
         move = self.muon(self.momentum * average + fresh)
         ops.assign_sub(self.joined, lr * self.muon_rates * move)
-        self.map(ops.partial(_assign_part, self.joined), self.matrices, self.matrix_places)
+        self.matrices.write(self.joined)
 
     def _update(self, power1, power2, lr, eps, rate, parameter, first, second, gradient):
         return self.kernel(parameter, first, second, power1, power2, lr * rate, self.beta1, self.beta2, eps, gradient)
 
 
-def _joined(params, of) -> np.ndarray:
-    """The arrays ``of`` the parameters in one vector; a single zero for none, which the kernels need."""
-    return np.concatenate([of(p).reshape(-1) for p in params] or [np.zeros(1, np.float32)])
-
-
 def _spread(params, values: dict) -> Tensor:
     """A value per parameter name, repeated for each of the joined parameters' values."""
-    return Tensor(_joined(params, lambda p: np.full(p.shape, values[p.name], np.float32)))
-
-
-def _slices(params) -> list:
-    """The part of each parameter in the joined vector."""
-    ends = np.cumsum([p.size for p in params]).tolist()
-    return [slice(end - p.size, end) for p, end in zip(params, ends, strict=True)]
-
-
-def _places(params) -> tuple:
-    """The same as indices: slices or a split of hundreds compile for minutes, a gather of constants does not."""
-    return tuple(Tensor(np.arange(part.start, part.stop, dtype=np.int32).reshape(p.shape))
-                 for p, part in zip(params, _slices(params), strict=True))
-
-
-def _flat(tensor):
-    return tensor.reshape((-1,))
+    return Tensor(join_arrays(params, lambda p: np.full(p.shape, values[p.name], np.float32)))
 
 
 def _decay(lr, decay, parameter):
     return ops.assign(parameter, parameter * (1 - lr * decay))
-
-
-def _assign_part(vector, parameter, place):
-    return ops.assign(parameter, ops.gather(vector, place, 0))

@@ -25,30 +25,32 @@ def dense(inputs: int, outputs: int, bias: bool = True) -> nn.Dense:
 
 
 class _Normalise(nn.Cell):
-    """Layer norm of the last axis with a gradient of plain products and sums.
+    """Layer norm of the last axis: the stock kernel forward, a gradient of plain products and sums backward.
 
-    On CPU it takes 0.4 (24 channels) to 0.6 (96) of the time of the stock kernels, whose gradient calls pow per value.
+    On CPU the stock gradient calls pow per value; and means of rows are much faster as matrix products, sums over rows
+    much faster in two dimensions than in three.
     """
 
-    def __init__(self, eps: float):
+    def __init__(self, dim: int, eps: float):
         super().__init__()
-        self.eps = eps
-
-    def _standard(self, x):
-        x = x - x.mean(-1, keep_dims=True)
-        scale = ops.rsqrt((x * x).mean(-1, keep_dims=True) + self.eps)
-        return x * scale, scale
+        self.dim, self.eps = dim, eps
+        self.normalise = ops.LayerNorm(-1, -1, eps)
+        self.product = ops.MatMul()
+        self.centre = Tensor((np.eye(dim) - 1 / dim).astype(np.float32))  # takes a row's mean away
+        self.mean = Tensor(np.full((dim, 1), 1 / dim, np.float32))
 
     def construct(self, x, gamma, beta):
-        return self._standard(x)[0] * gamma + beta
+        """(normalised, mean, variance)"""
+        return self.normalise(x, gamma, beta)
 
     def bprop(self, x, gamma, beta, out, dout):
-        standard, scale = self._standard(x)
-        axes = tuple(range(x.ndim - 1))
+        scale = ops.rsqrt(out[2].reshape((-1, 1)) + self.eps)
+        standard = (x.reshape((-1, self.dim)) - out[1].reshape((-1, 1))) * scale
+        dout = dout[0].reshape((-1, self.dim))
         product = dout * standard
-        dx = dout * gamma
-        dx = dx - dx.mean(-1, keep_dims=True) - standard * (dx * standard).mean(-1, keep_dims=True)
-        return dx * scale, product.sum(axes), dout.sum(axes)
+        column = gamma.reshape((-1, 1))
+        dx = self.product(dout, column * self.centre) - standard * self.product(product, column * self.mean)
+        return (dx * scale).reshape(x.shape), product.sum(0), dout.sum(0)
 
 
 class FastLayerNorm(nn.LayerNorm):
@@ -56,10 +58,10 @@ class FastLayerNorm(nn.LayerNorm):
 
     def __init__(self, dim: int, eps: float):
         super().__init__((dim,), epsilon=eps)
-        self.normalise = _Normalise(eps)
+        self.normalise = _Normalise(dim, eps)
 
     def construct(self, x):
-        return self.normalise(x, self.gamma, self.beta)
+        return self.normalise(x, self.gamma, self.beta)[0]
 
 
 def layer_norm(dim: int, eps: float = 1e-5) -> nn.LayerNorm:
