@@ -115,6 +115,7 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
               disable=None if progress else True) as bar:  # None: off where stderr is not a terminal
         for image, ids, word_mask, sample in batches(source, batch, config.data.workers):
             logits = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0].astype(np.float32)
+            here.watch.compiled()
             for i in np.flatnonzero(sample >= 0):
                 truth = data.mask(int(data.sentence_ref[sample[i]]))
                 found[place[int(sample[i])]] = (overlap(transform.inverse(logits[i], truth.shape) > cut, truth),

@@ -109,6 +109,12 @@ class Watch:
             self.state = _state(self.rank, phase, step, compiles)
             self._write()
 
+    def compiled(self):
+        """What this phase had to compile is compiled: from here on a rank without a beat hangs."""
+        if self.folder is not None:
+            with self.lock:
+                self.state["compiles"] = False
+
     def meet(self):
         """Wait until every rank of this machine has come as far: a collective that is entered long before the others
         gives up (on CPU after 30 s), however well they are."""
@@ -196,7 +202,7 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
 
     Args:
         limit: seconds that a step may take; three times as long, and it counts as hanging on all ranks.
-        silence: seconds without a beat; SILENCE_LIMIT while it compiles.
+        silence: seconds without a beat; SILENCE_LIMIT while it compiles, unless its process is stopped.
     """
     for other in others:
         if other["phase"] in ENDS:
@@ -206,7 +212,8 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
         name = _name(other)
         if other["host"] == own["host"] and not lives(other["pid"]):
             return f"{name} died in step {other['step']} ({other['phase']})"
-        if now - other["beat"] > (SILENCE_LIMIT if other["compiles"] else silence):
+        compiles = other["compiles"] and not (other["host"] == own["host"] and _status(other["pid"]) == "T")
+        if now - other["beat"] > (SILENCE_LIMIT if compiles else silence):
             return f"{name} has given no sign of life for {now - other['beat']:.0f} s in step {other['step']}"
     if own["phase"] == "step" and not own["compiles"] and now - own["since"] > limit:
         for other in others:  # those that this rank waits for have not entered its step
@@ -219,10 +226,15 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
 
 
 def lives(pid: int) -> bool:
+    return _status(pid) not in ("Z", "")
+
+
+def _status(pid: int) -> str:
+    """R running, S sleeping, T stopped, Z ended …; "" for no such process, "?" without /proc: nothing is known."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return not Path("/proc/self").exists()  # without /proc nothing is known
+        return "" if Path("/proc/self").exists() else "?"
 
 
 def read_states(folder: Path) -> list:

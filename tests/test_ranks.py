@@ -274,8 +274,26 @@ def test_who_is_to_blame():
     assert watch.find_culprit(own, [state(1, 7, "step", beat=70.0, compiles=True)], 20, 100.0) == ""
     assert "died in step 7" in watch.find_culprit(own, [state(1, 7, "step", pid=2**22 + 1)], 20, 100.0)
     assert watch.find_culprit(own, [state(1, 7, "done", pid=2**22 + 1)], 20, 100.0) == ""
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        silent = state(1, 7, "step", beat=70.0, compiles=True, pid=sleeper.pid)
+        assert watch.find_culprit(own, [silent], 20, 100.0) == ""
+        sleeper.send_signal(signal.SIGSTOP)
+        while watch._status(sleeper.pid) != "T":
+            time.sleep(0.01)
+        assert "no sign of life for 30 s" in watch.find_culprit(own, [silent], 20, 100.0)
+        assert watch.find_culprit(own, [silent | {"host": "elsewhere"}], 20, 100.0) == ""  # nothing is known of it
+        sleeper.kill()
     failed = state(1, 7, "rank 1: x.jpg: no", pid=2**22 + 1)
     assert watch.find_culprit(own, [failed], 20, 100.0) == "rank 1: x.jpg: no"
+
+
+def test_what_is_compiled_may_no_longer_be_silent_for_long(tmp_path):
+    one = watch.Watch(tmp_path, rank=1)
+    one.enter("evaluating", 0, compiles=True)
+    one.compiled()
+    one.meet()  # writes
+    assert not watch.read_states(tmp_path)[0]["compiles"]
+    watch.Watch(None).compiled()
 
 
 def test_a_collective_that_fails_first_is_explained(tmp_path, monkeypatch):

@@ -44,13 +44,14 @@ class _Normalise(nn.Cell):
         return self.normalise(x, gamma, beta)
 
     def bprop(self, x, gamma, beta, out, dout):
-        scale = ops.rsqrt(out[2].reshape((-1, 1)) + self.eps)
-        standard = (x.reshape((-1, self.dim)) - out[1].reshape((-1, 1))) * scale
-        dout = dout[0].reshape((-1, self.dim))
+        rows = (-1, self.dim)
+        dout, column = dout[0].reshape(rows).astype(ms.float32), gamma.reshape((-1, 1)).astype(ms.float32)
+        scale = ops.rsqrt(out[2].reshape((-1, 1)).astype(ms.float32) + self.eps)
+        standard = (x.reshape(rows).astype(ms.float32) - out[1].reshape((-1, 1)).astype(ms.float32)) * scale
         product = dout * standard
-        column = gamma.reshape((-1, 1))
         dx = self.product(dout, column * self.centre) - standard * self.product(product, column * self.mean)
-        return (dx * scale).reshape(x.shape), product.sum(0), dout.sum(0)
+        dx = (dx * scale).reshape(x.shape).astype(x.dtype)
+        return dx, product.sum(0).astype(gamma.dtype), dout.sum(0).astype(beta.dtype)
 
 
 class FastLayerNorm(nn.LayerNorm):
