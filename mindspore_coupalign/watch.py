@@ -26,6 +26,7 @@ FOLDER = "COUPALIGN_RANKS"  # environment, from launch_ranks.sh: the folder of t
 LOCAL_WORKERS = "COUPALIGN_LOCAL_WORKERS"  # the same: ranks on this machine
 ASKED = "asked_to_stop"  # a file in that folder: the job was asked to stop, before some of its ranks had started maybe
 ENDS = ("done", "stopped")
+GONE = ("Z", "")  # what _status says of a process that has ended
 
 
 def folder() -> Path | None:
@@ -210,10 +211,10 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
         if other["phase"].startswith("rank "):  # it has failed, and says how
             return other["phase"]
         name = _name(other)
-        if other["host"] == own["host"] and not lives(other["pid"]):
+        status = _status(other["pid"]) if other["host"] == own["host"] else "?"
+        if status in GONE:
             return f"{name} died in step {other['step']} ({other['phase']})"
-        compiles = other["compiles"] and not (other["host"] == own["host"] and _status(other["pid"]) == "T")
-        if now - other["beat"] > (SILENCE_LIMIT if compiles else silence):
+        if now - other["beat"] > (SILENCE_LIMIT if other["compiles"] and status != "T" else silence):
             return f"{name} has given no sign of life for {now - other['beat']:.0f} s in step {other['step']}"
     if own["phase"] == "step" and not own["compiles"] and now - own["since"] > limit:
         for other in others:  # those that this rank waits for have not entered its step
@@ -226,7 +227,7 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
 
 
 def lives(pid: int) -> bool:
-    return _status(pid) not in ("Z", "")
+    return _status(pid) not in GONE
 
 
 def _status(pid: int) -> str:
