@@ -63,7 +63,7 @@ class Joined(nn.Cell):
     """
 
     def __init__(self, params: ParameterTuple):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.params = params
         self.neighbours = _neighbours(params)
         self.map = ops.HyperMap()  # a Python loop over hundreds of parameters exceeds the compiler's call depth
@@ -75,15 +75,15 @@ class Joined(nn.Cell):
     def read(self):
         """The parameters' values in one vector."""
         stacks = ()
-        for _, members, _ in self.neighbours:
+        for _, _, members, _ in self.neighbours:
             stacks += (ops.stack(self.params[members]),)
         return self.construct(stacks)
 
     def write(self, vector):
         """Give the parameters their values in a vector."""
         values = ()
-        for part, _, shape in self.neighbours:
-            values += ops.unstack(ops.slice(vector, (part.start,), (part.stop - part.start,)).reshape(shape))
+        for start, length, _, shape in self.neighbours:
+            values += ops.unstack(ops.slice(vector, (start,), (length,)).reshape(shape))
         if len(values):
             self.map(ops.assign, self.params, values)
 
@@ -100,12 +100,13 @@ def _slices(params) -> list:
 
 
 def _neighbours(params) -> list:
-    """(part of the vector, members, shape of their stack) of each run of parameters of one shape."""
-    found, parts, first = [], _slices(params), 0
-    for shape, run in groupby(p.shape for p in params):
-        last = first + len(list(run))
-        found.append((slice(parts[first].start, parts[last - 1].stop), slice(first, last), (last - first, *shape)))
-        first = last
+    """(start, length, members, shape of their stack) of each run of parameters of one shape in the joined vector."""
+    found, start, first = [], 0, 0
+    for shape, run in groupby(params, lambda p: p.shape):
+        run = list(run)
+        length = sum(p.size for p in run)
+        found.append((start, length, slice(first, first + len(run)), (len(run), *shape)))
+        start, first = start + length, first + len(run)
     return found
 
 
