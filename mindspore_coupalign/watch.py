@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -169,8 +168,7 @@ class Watch:
                     return
                 self._write()
             if culprit := self._culprit(self.limit(), LEAST_LIMIT):
-                print(f"error: {culprit}; the job ends, go on with --resume", file=sys.stderr, flush=True)
-                self.enter(culprit, self.state["step"])
+                self.enter(culprit, self.state["step"])  # job.py says it, once for all ranks
                 os._exit(3)  # the main thread is inside a collective and cannot be asked; msrun ends the others
             self.ended.wait(1)
 

@@ -315,6 +315,24 @@ def test_a_collective_that_fails_first_is_explained(tmp_path, monkeypatch):
         raise RuntimeError("Launch kernel failed")
 
 
+def test_what_another_rank_has_said_is_not_said_again(tmp_path, monkeypatch, capfd):
+    """Both ranks meet the same error, and one reads the other's message before it has come to its own."""
+    exits = []
+
+    def leave(code):
+        exits.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "_exit", leave)
+    (tmp_path / "rank_1.json").write_text(json.dumps(state(1, 0, "rank 1: x.jpg: no", beat=time.time(), code=2)))
+    watch.Watch(tmp_path)
+    deadline = time.time() + 10
+    while not exits and time.time() < deadline:
+        time.sleep(0.01)
+    assert exits == [3] and capfd.readouterr() == ("", "")
+    assert job.summary(tmp_path, 1) == (2, "rank 1: x.jpg: no")
+
+
 def test_the_last_message_of_a_rank(tmp_path, monkeypatch):
     assert not watch.tell("nobody hears it", 2)
     monkeypatch.setenv(watch.FOLDER, str(tmp_path / "new"))
