@@ -13,6 +13,7 @@ import traceback
 
 from mindspore_coupalign import __version__, watch
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.outputs import silence
 
 COMMANDS = {
     "make-shapes": ("data.shapes", "draw the embedded data set RefShapes in REFER's layout"),
@@ -51,15 +52,23 @@ def main(argv: list | None = None) -> int:
     try:
         return args.run(args) or 0
     except UserError as exc:
-        if not watch.tell(str(exc), 2):
-            print(f"error: {exc}", file=sys.stderr)
-        return 2
+        return refuse(str(exc))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `coupalign … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 0
+    except OSError as exc:
+        if exc.filename is None:
+            raise
+        return refuse(f"{exc.filename}: {exc.strerror}; check the path and its permissions")
+
+
+def refuse(message: str) -> int:
+    if not watch.tell(message, 2):
+        print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def run_rank():

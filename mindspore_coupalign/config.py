@@ -67,7 +67,7 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     image_weights: str = ""  # file of pretrained weights that training starts from (docs/weights.md); empty: random
     text_weights: str = ""  # file or Hugging Face folder of pretrained BERT weights; empty: random
-    wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # stages with word-pixel alignment (Table 3 of the supplement)
+    wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # those with word-pixel alignment (supplement, Table 3); LAVT has all
     wpa_heads: tuple[int, ...] = (4, 8, 16, 32)
     wpa_gate_zero: bool = False  # zero-initialised W2: with an opening of 0, pretrained encoders start unchanged
     wpa_gate_opening: float = 0.0  # initial bias of the gates, LAVT's too; 1 lets the words in at once
@@ -337,7 +337,7 @@ def _validate(config: Config, source: str):
     check(train.lr > 0, "train.lr must be positive")
     check(train.position_bias_rate > 0 and train.muon_rate >= 0,
           "train.position_bias_rate must be positive and train.muon_rate not negative")
-    check(train.seed >= 0, "train.seed must not be negative")
+    check(0 <= train.seed < 2**32, "train.seed must lie between 0 and 2^32 - 1")
     check(min(train.warmup_steps, train.weight_decay, train.clip_norm, train.val_every, train.val_samples) >= 0,
           "train.warmup_steps, weight_decay, clip_norm, val_every and val_samples must not be negative")
     check(train.log_every >= 1, "train.log_every must be at least 1")

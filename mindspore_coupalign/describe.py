@@ -5,7 +5,7 @@ import dataclasses
 
 from mindspore_coupalign import build, macs, runtime
 from mindspore_coupalign.config import Config, load_config
-from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer, local_folder
 from mindspore_coupalign.errors import UserError
 
 _BERT_VOCABULARY = 30522  # of bert-base-uncased
@@ -45,6 +45,8 @@ def vocabulary_size(config: Config) -> tuple[int, str]:
     try:
         return SentenceTokenizer.from_name(name, config.data.max_tokens, download=False).vocab_size, name
     except UserError:
+        if local_folder(name).is_dir():
+            raise
         return _BERT_VOCABULARY, f"BERT's: the tokenizer {name!r} is not on this machine"
 
 

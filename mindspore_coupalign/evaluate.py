@@ -27,6 +27,7 @@ from mindspore_coupalign.ranks import add_up
 from mindspore_coupalign.watch import Watch
 
 PROTOCOLS = ("image", "input")
+REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of perfect masks, as data/shapes.py writes them
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -54,10 +55,8 @@ def run(args: argparse.Namespace) -> int:
 def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here: runtime.Runtime) -> int:
     names, shuffled = ([name for name in given if "=" not in name] for given in (args.split, args.shuffled))
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
-    samples = {name: data.split(name) for name in (*names, *shuffled)}  # an unknown one fails before the model is built
-    for name in samples:
-        if not len(samples[name]):
-            raise UserError(f"{data.source}: split '{name}' has no sentences to score")
+    samples = {name: samples_of(data, name) for name in (*names, *shuffled)}  # what is wrong there is found early
+    references = read_references(data, names)
     model, tokenizer = build.restore_model(checkpoint, config)
     here.watch.enter("evaluating", 0, compiles=True)
 
@@ -69,7 +68,6 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here
     control = {name: scored(name, shuffle=True) for name in shuffled}
     if here.rank > 0:
         return 0
-    references = read_references(data, names)
     label = f"{config.data.dataset} ({config.data.split_by})"
     print(format_table(label, results | {f"{name}, shuffled": result for name, result in control.items()}))
     for name, values in references.items():
@@ -83,6 +81,14 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here
         write_file(args.output, (json.dumps(document, indent=1) + "\n").encode())
         print(f"wrote {args.output}")
     return 0
+
+
+def samples_of(data: ReferData, split: str) -> np.ndarray:
+    """The split's samples, (S,). Raises UserError when there is no such split, or nothing in it."""
+    samples = data.split(split)
+    if not len(samples):
+        raise UserError(f"{data.source}: split '{split}' has no sentences to score")
+    return samples
 
 
 def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> Config:
@@ -151,7 +157,7 @@ def read_references(data: ReferData, splits: list) -> dict:
     path = data.source.parent / "references.json"
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))["splits"]
-        return {name: stated[name] for name in splits if name in stated}
+        return {name: {key: float(stated[name][key]) for key in REFERENCES} for name in splits if name in stated}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, OSError) as exc:

@@ -8,6 +8,7 @@ the threshold and the tokenizer. The file appears under its name only after it w
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -181,6 +182,12 @@ def _read_sidecar(mindir: Path) -> dict:
     for name, kind in _FIELDS.items():
         if not isinstance(facts.get(name), kind):
             raise UserError(f"{path}: field {name!r} is missing or mistyped; export the checkpoint again")
+    if not 0 < facts["threshold"] < 1:
+        raise UserError(f"{path}: field 'threshold' must lie between 0 and 1, found {facts['threshold']}")
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        values = facts[name]
+        if len(values) != 3 or not all(type(v) in (int, float) and least < v < math.inf for v in values):
+            raise UserError(f"{path}: field {name!r} must be three numbers above {least}, found {values}")
     return facts
 
 

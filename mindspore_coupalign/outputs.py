@@ -8,6 +8,11 @@ from pathlib import Path
 from mindspore_coupalign.errors import UserError
 
 
+def silence(stream):
+    """What is written to a stream that nobody reads any more goes nowhere from here on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def check_writable(path: Path):
     """Fail before the work, not after it.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from mindspore_coupalign.errors import UserError
 
 PANELS = (("loss", "training loss"), ("oIoU", "validation oIoU"), ("lr", "rate"), ("scale", "loss scale"))
+SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -15,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
+    if Path(args.output).suffix not in SUFFIXES:
+        raise UserError(f"{args.output}: must end in {', '.join(SUFFIXES)}")
     curves = {str(folder): read_curves(Path(folder)) for folder in args.runs}
     draw(curves, Path(args.output))
     print(f"wrote {args.output}")

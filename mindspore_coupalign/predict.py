@@ -19,14 +19,14 @@ from tokenizers import Tokenizer
 from mindspore_coupalign import build, figures, runtime
 from mindspore_coupalign.checkpoint import load_checkpoint
 from mindspore_coupalign.data.images import read_rgb
-from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.data.tokenizer import SPECIAL, SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.export import load_mindir
 from mindspore_coupalign.metrics import logit
 from mindspore_coupalign.outputs import make_folder
 
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+STAGES = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,8 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, details: bool = False) -> "Predictor":
-        """From training's file. With ``details``, predictions say what the network looked at.
+        """From training's file. With ``details``, predictions say what the network looked at. ``runtime.setup`` before
+        chooses the device and graph mode, in which a sentence takes a hundredth of the time.
 
         Raises:
             UserError: missing, damaged or not a checkpoint of this project.
@@ -82,7 +83,8 @@ class Predictor:
     def from_model(cls, network, tokenizer: SentenceTokenizer, config) -> "Predictor":
         """From a network in memory and the Config that it was built with."""
         transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
-        return cls(network, tokenizer, transform, config.eval.threshold, config.model.wpa_stages)
+        stages = config.model.wpa_stages if config.model.name == "coupalign" else STAGES  # LAVT's are not chosen
+        return cls(network, tokenizer, transform, config.eval.threshold, stages)
 
     @classmethod
     def from_mindir(cls, path: str | Path) -> "Predictor":
@@ -127,7 +129,7 @@ class Predictor:
 
     @staticmethod
     def _is_word(piece: str) -> bool:
-        return piece not in _SPECIAL and any(letter.isalnum() for letter in piece)
+        return piece not in SPECIAL and any(letter.isalnum() for letter in piece)
 
     def _compile(self):
         started = time.perf_counter()

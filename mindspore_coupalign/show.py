@@ -6,13 +6,14 @@ own size. ``random.png`` is the honest one: its sentences are drawn before anyth
 
 import argparse
 
+import cv2
 import numpy as np
 
 from mindspore_coupalign import build, figures, runtime
 from mindspore_coupalign.checkpoint import load_checkpoint
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluate import configuration, evaluate_samples
+from mindspore_coupalign.evaluate import configuration, evaluate_samples, samples_of
 from mindspore_coupalign.metrics import iou, overlap
 from mindspore_coupalign.outputs import make_folder
 from mindspore_coupalign.predict import Predictor
@@ -34,16 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    for name, least in (("count", 1), ("samples", 0), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} must be at least {least}, found {getattr(args, name)}")
+    for name, least, most in (("count", 1, 1000), ("samples", 0, 2**31), ("seed", 0, 2**32 - 1)):
+        if not least <= getattr(args, name) <= most:
+            raise UserError(f"--{name} must be between {least} and {most}, found {getattr(args, name)}")
     checkpoint = load_checkpoint(args.checkpoint)
     config = configuration(None, args.overrides, checkpoint)
     output = make_folder(args.output)
     runtime.setup(args.device_target, args.seed)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     random = np.random.default_rng(args.seed)
-    samples = random.permutation(data.split(args.split))[: args.samples or None]
+    samples = random.permutation(samples_of(data, args.split))[: args.samples or None]
     model, tokenizer = build.restore_model(checkpoint, config)
     scores = evaluate_samples(model, data, samples, tokenizer, config, progress=args.split)
     predictor = Predictor.from_model(model, tokenizer, config)
@@ -69,6 +70,8 @@ def _distinct(data: ReferData, ranked: np.ndarray, count: int) -> np.ndarray:
 def _panel(data: ReferData, predictor: Predictor, sample: int) -> np.ndarray:
     r = int(data.sentence_ref[sample])
     image, truth, sentence = data.read_image(r), data.mask(r), data.sentence(sample)
+    if image.shape[:2] != truth.shape:  # pictures that were scaled down to save space
+        image = cv2.resize(image, truth.shape[::-1], interpolation=cv2.INTER_AREA)
     mask = predictor.predict(image, [sentence])[0].mask
     score = float(iou(*np.array(overlap(mask, truth))))
     return figures.overlay(image, mask, sentence, truth, f"IoU {score:.2f}")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a trained CoupAlign: environment, RefShapes, training from scratch, scores, pictures, MINDIR, prediction.
-# About ten minutes on two CPU cores after the install. Usage: bash scripts/quickstart.sh [SEED] [key=value ...]
+# About twelve minutes on two CPU cores after the install. Usage: bash scripts/quickstart.sh [SEED] [key=value ...]
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 seed="${1:-0}"
 [ $# -gt 0 ] && shift

@@ -126,6 +126,13 @@ def test_the_real_command_line(tmp_path):
     assert done.stderr.startswith("error: ") and "os.system" in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_path_that_the_system_refuses(capsys):
+    """Too long here; a folder of somebody else's raises the same way, but for root."""
+    name = "x" * 300
+    done = check_data(capsys, name)
+    assert done.code == 2 and done.err.startswith(f"error: {name}/tiny: File name too long") and done.out == ""
+
+
 @pytest.mark.skipif(MINI is None, reason="no sample of the real RefCOCO (COUPALIGN_REFCOCO_MINI)")
 @pytest.mark.parametrize("dataset, counts", [
     ("refcoco", {"train": 0, "val": 45, "testA": 18, "testB": 30}),

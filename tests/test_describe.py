@@ -130,4 +130,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["describe", "--config", str(path), f"data.tokenizer={tmp_path / 'none'}"]) == 0
     out = capsys.readouterr().out
     assert "vocabulary of 30522 (BERT's: the tokenizer" in out and "not on this machine" in out
+    (tmp_path / "none").mkdir()  # a tokenizer that is there and damaged is no reason to count another
+    assert main(["describe", "--config", str(path), f"data.tokenizer={tmp_path / 'none'}"]) == 2
+    assert "neither tokenizer.json nor vocab.txt" in capsys.readouterr().err
     assert main(["describe", "--config", str(path), "--batch", "0"]) == 2

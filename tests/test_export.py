@@ -93,6 +93,9 @@ def test_missing_and_damaged_files_are_refused(copy, tmp_path):
     for text, match in (("{", "not valid JSON"), ("[]", "field 'format'"),
                         (json.dumps(facts | {"format": "x"}), "field 'format'"),
                         (json.dumps(facts | {"threshold": "high"}), "field 'threshold'"),
+                        (json.dumps(facts | {"threshold": 1.0}), "field 'threshold' must lie between 0 and 1"),
+                        (json.dumps(facts | {"mean": ["a", 0, 0]}), "field 'mean' must be three numbers"),
+                        (json.dumps(facts | {"std": [1, 0.0, 1]}), "field 'std' must be three numbers above 0"),
                         (json.dumps({k: v for k, v in facts.items() if k != "tokenizer"}), "field 'tokenizer'")):
         sidecar.write_text(text)
         refused(copy, match)

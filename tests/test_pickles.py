@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 import sys
 
 import pytest
@@ -64,6 +65,16 @@ def test_persistent_ids_are_refused(tmp_path):
 def test_calls_without_a_global_are_only_damage(tmp_path):
     with pytest.raises(UserError, match="not a complete pickle"):  # REDUCE on a text
         load_plain_pickle(write(tmp_path / "refs(x).p", b"S'os.system'\n(S'true'\ntR."))
+
+
+def test_a_damaged_number_does_not_take_the_machines_memory(tmp_path):
+    """The place of a value in the memo, with one bit too many: 20 GB."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    path = write(tmp_path / "refs(x).p", b"\x80\x02]r" + (0x50000000).to_bytes(4, "little") + b".")
+    with pytest.raises(UserError, match="not a complete pickle"):
+        load_plain_pickle(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 10e6  # kB
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
 def test_truncation_at_any_byte_is_a_user_error(tmp_path):

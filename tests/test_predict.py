@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import mindspore as ms
@@ -10,9 +11,9 @@ import pytest
 import yaml
 from conftest import SENTENCES
 from refer_files import refcoco_mini, write_refer
-from tiny_network import TINY, tiny_config
+from tiny_network import TINY, pynative, tiny_config
 
-from mindspore_coupalign import predict
+from mindspore_coupalign import predict, show
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.build import build_model
 from mindspore_coupalign.checkpoint import named_arrays, save_checkpoint
@@ -126,9 +127,20 @@ def test_details_of_a_network_without_alignment(tiny_restored, picture, tmp_path
     model = build_model(config, tiny_restored.tokenizer.vocab_size)
     path = tmp_path / "plain.safetensors"
     save_checkpoint(path, named_arrays(model.get_parameters(), "model"), config, tiny_restored.tokenizer.to_json(), {})
-    details = Predictor.from_checkpoint(path, details=True).predict(picture.rgb, ["red circle"])[0].details
+    with pynative():
+        details = Predictor.from_checkpoint(path, details=True).predict(picture.rgb, ["red circle"])[0].details
     assert details.attention == {} and len(details.proposals) == 0
     assert predict.draw_details(picture.rgb, details).shape[1] > 90
+
+
+def test_details_of_lavt_have_all_stages(tiny_restored, picture):
+    """Whatever model.wpa_stages says, which is CoupAlign's."""
+    config = tiny_config("model.name=lavt", "model.wpa_stages=[1, 2]")
+    model = build_model(config, tiny_restored.tokenizer.vocab_size).set_train(False)
+    predictor = Predictor.from_model(predict._Forward(model), tiny_restored.tokenizer, config)
+    with pynative():
+        details = predictor.predict(picture.rgb, ["red circle"])[0].details
+    assert list(details.attention) == [1, 2, 3, 4] and details.attention[4].shape == (4, 2, 2)
 
 
 def test_mask_in_words():
@@ -200,6 +212,16 @@ def test_a_checkpoint_of_another_configuration(tiny_checkpoint, tiny_refer, tmp_
     error = one_line_error(capsys, "evaluate", f"data.root={tiny_refer}", "data.dataset=tiny", "data.split_by=unc",
                            "--config", tmp_path / "other.yaml", "--checkpoint", tiny_checkpoint, "--split", "val")
     assert "another configuration" in error and str(tiny_checkpoint) in error
+
+
+def test_show_takes_pictures_that_were_scaled_down(tmp_path):
+    """As evaluate does."""
+    data = read_refer(write_refer(tmp_path), "tiny", "unc")
+    sample = int(data.split("train")[0])
+    file = data.image_dir / data.image_files[data.ref_image[data.sentence_ref[sample]]]
+    assert cv2.imwrite(str(file), np.full((20, 30, 3), 90, np.uint8))
+    everything = SimpleNamespace(predict=lambda image, _: [SimpleNamespace(mask=np.ones(image.shape[:2], bool))])
+    assert show._panel(data, everything, sample).shape[1] == 60 * 8
 
 
 def test_show_draws_three_sheets(tiny_checkpoint, tiny_refer, tmp_path, capsys):

@@ -114,7 +114,8 @@ def test_random_rles_are_exact_compressed_and_not(tmp_path):
         shape = tuple(random.integers(1, 70, 2).tolist())
         mask = (random.random(shape) < random.random()).astype(np.uint8)
         packed = coco.encode(np.asfortranarray(mask))
-        for rle in (plain_rle(mask), {"size": list(shape), "counts": packed["counts"].decode()}):
+        for rle in (plain_rle(mask), plain_rle(mask) | {"id": 3, "score": 0.5},
+                    {"size": list(shape), "counts": packed["counts"].decode()}):
             counts, outside = segmentation_to_rle(rle, *shape)
             np.testing.assert_array_equal(rle_to_mask(counts, *shape), mask)
             assert not outside
@@ -151,6 +152,7 @@ def test_degenerate_polygons_are_empty(segmentation):
     ([[1, 2, 3, 4, 5, 6, 7]], "a polygon must be"), ([["a", "b"]], "a polygon must be"), ([[None] * 6], "coordinate"),
     ([[0, 0, 1, 1, float("nan"), 2]], "coordinate"), ([[0, 0, 1, 1, 1e12, 2]], "coordinate"),
     ({"size": [3, 3], "counts": [9]}, "size [3, 3] is not the image's [40, 60]"), ([3, 4], "a polygon must be"),
+    ([[10**400, 1, 2, 3, 4, 5]], "a polygon must be"),
     ({}, "size"), ("text", "field 'segmentation' must be"), (None, "field 'segmentation' must be"),
 ])
 def test_bad_segmentations_name_ref_and_annotation(tmp_path, bad, words):

@@ -1,5 +1,9 @@
 """The smallest CoupAlign that has every part, for tests: 64 × 64 pixels, 8 word pieces, about 60,000 parameters."""
 
+import contextlib
+import os
+from unittest import mock
+
 import mindspore as ms
 import numpy as np
 
@@ -36,13 +40,20 @@ def tiny_model(*overrides: str, seed: int = 0):
     return build.build_model(tiny_config(*overrides), VOCABULARY).set_train(False)
 
 
-def eager(call, *arrays):
-    """``call`` on the arrays in PyNative mode: every variant's own graph would take seconds to compile."""
+@contextlib.contextmanager
+def pynative():
+    """In here everything runs operator by operator: a forward pass takes seconds to compile, a step half a minute."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
-        return call(*map(ms.Tensor, arrays))
+        with mock.patch.dict(os.environ, MS_JIT="0"):
+            yield
     finally:
         ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def eager(call, *arrays):
+    with pynative():
+        return call(*map(ms.Tensor, arrays))
 
 
 def tiny_batch(batch: int = 2, size: int = 64, tokens: int = 8, seed: int = 0) -> tuple:

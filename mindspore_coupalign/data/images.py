@@ -45,12 +45,11 @@ def _is_truncated(data: bytes) -> bool:
         return False
     # Walk the header's segments up to the scan: an embedded thumbnail has an end-of-image marker of its own.
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # padding
+    while at + 4 <= len(data):
+        if data[at] != 0xFF or data[at + 1] == 0xFF:  # padding, or bytes that no segment owns: decoders skip both
             at += 1
-            continue
-        if marker == 0xDA:  # start of scan
+        elif data[at + 1] == 0xDA:  # start of scan
             return data.find(b"\xff\xd9", at) < 0
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return True

@@ -57,7 +57,7 @@ def _polygon(part) -> np.ndarray:
     """(n, 2) float64 points x, y."""
     try:
         points = np.asarray(part, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("a polygon must be a list of numbers x0, y0, x1, y1, ...") from None
     if not (np.abs(points) <= MAX_COORDINATE).all():  # NaN fails too
         raise ValueError("a polygon has a coordinate that is no pixel position")
@@ -71,7 +71,7 @@ def _checked_rle(rle: dict, h: int, w: int) -> bytes:
     if isinstance(counts, list):
         if not all(type(n) is int and n >= 0 for n in counts) or sum(counts) != h * w:
             raise ValueError("the RLE's counts do not add up to the image's pixels")
-        return coco.frPyObjects([rle], h, w)[0]["counts"]
+        return coco.frPyObjects([{"size": [h, w], "counts": counts}], h, w)[0]["counts"]
     if not isinstance(counts, str) or not counts.isascii():
         raise ValueError("the RLE's counts must be a list of numbers or compressed text")
     runs = _runs(counts.encode())

@@ -5,7 +5,9 @@ only what pickle can build by itself remains: lists, tuples, dicts, sets, text, 
 """
 
 import codecs
+import contextlib
 import pickle
+import resource
 from pathlib import Path
 
 from mindspore_coupalign.errors import UserError
@@ -26,6 +28,25 @@ def _latin1_bytes(error: UnicodeError) -> tuple:
 
 
 codecs.register_error("coupalign-latin-1", _latin1_bytes)
+
+
+@contextlib.contextmanager
+def _bounded_memory(more: int):
+    """No more than so many bytes on top of what the process has: one damaged number in a pickle can ask for all there
+    are, as the place of a value in its memo. (The unpickler in Python would not, but takes ten seconds for RefCOCO.)"""
+    used = Path("/proc/self/statm")
+    if not used.exists():  # not Linux
+        yield
+        return
+    pages = int(used.read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + more
+    bounds = [bound for bound in (soft, hard, limit) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -60,7 +81,8 @@ def load_plain_pickle(path: str | Path):
         with path.open("rb") as file:
             start = file.read(64)
             file.seek(0)
-            return _PlainUnpickler(file, encoding="utf-8", errors="coupalign-latin-1").load()
+            with _bounded_memory((1 << 29) + 100 * size):
+                return _PlainUnpickler(file, encoding="utf-8", errors="coupalign-latin-1").load()
     except FileNotFoundError as exc:
         raise UserError(f"{path}: no such file{_neighbours(path)}") from exc
     except OSError as exc:

@@ -7,6 +7,7 @@ processes share them.
 """
 
 import json
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,6 @@ class ReferData:
     source: Path  # the refs(*).p read, for messages
     image_dir: Path
     image_files: np.ndarray  # (I,) text, file names below image_dir; only images that a ref uses
-    image_ids: np.ndarray  # (I,)
     image_sizes: np.ndarray  # (I, 2) int32: h, w, as instances.json says
     ref_ids: np.ndarray  # (R,)
     ann_ids: np.ndarray  # (R,)
@@ -188,7 +188,7 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
         rles.append(rle)
         outside.append(leaves)
     return {
-        "image_files": np.array(files), "image_ids": np.array(list(index)), "image_sizes": np.array(sizes, np.int32),
+        "image_files": np.array(files), "image_sizes": np.array(sizes, np.int32),
         "ref_image": np.array(ref_image, np.int32), "ref_outside": np.array(outside, bool),
         "rle": b"".join(rles), "rle_at": _offsets(rles),
     }
@@ -220,7 +220,7 @@ def _field(record, key: str, types: tuple, source: Path, name: str, which):
     """``record[key]``, checked; ``name which`` says in the error which record it is."""
     value = record.get(key) if isinstance(record, dict) else None
     if type(value) not in types:
-        found = f"found {value!r:.60}" if isinstance(record, dict) and key in record else "it is missing"
+        found = f"found {reprlib.repr(value):.60}" if isinstance(record, dict) and key in record else "it is missing"
         wanted = " or ".join(_TYPE_NAMES[kind] for kind in types)
         raise UserError(f"{source}: {name} {which}: field {key!r} must be {wanted}; {found}")
     return value

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from mindspore_coupalign.errors import UserError
 
 SHIPPED = {"refshapes": Path(__file__).resolve().parent.parent / "assets" / "refshapes_tokenizer"}
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _PROBE_SECONDS = 5
 
 
@@ -27,11 +27,11 @@ class SentenceTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, source: str = "tokenizer"):
         # Without the added tokens: transformers adds missing ones behind the vocabulary, where no embedding is.
-        missing = set(_SPECIAL) - tokenizer.get_vocab(with_added_tokens=False).keys()
+        missing = set(SPECIAL) - tokenizer.get_vocab(with_added_tokens=False).keys()
         tokenizer.no_padding()
         tokenizer.no_truncation()
         if missing or tokenizer.encode("").tokens != ["[CLS]", "[SEP]"]:
-            raise UserError(f"{source}: not a BERT tokenizer (needs {', '.join(_SPECIAL)}); use for example the files "
+            raise UserError(f"{source}: not a BERT tokenizer (needs {', '.join(SPECIAL)}); use for example the files "
                             "of bert-base-uncased")
         self.max_tokens = max_tokens
         self.pad_id, self.unknown_id = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
@@ -48,7 +48,7 @@ class SentenceTokenizer:
         Raises:
             UserError: no such folder and no such name within reach, or files that are no BERT tokenizer.
         """
-        folder = SHIPPED.get(name, Path(name).expanduser())
+        folder = local_folder(name)
         return cls(_from_folder(folder) if folder.is_dir() else _from_hub(name, download), max_tokens, str(name))
 
     @classmethod
@@ -85,6 +85,11 @@ class SentenceTokenizer:
         encoding = self._tokenizer.encode(sentence)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
         return [sentence[a:b] for token, (a, b) in pairs if token == self.unknown_id]
+
+
+def local_folder(name: str) -> Path:
+    """Where a tokenizer of that name lies, if it is one on this machine."""
+    return SHIPPED.get(name, Path(os.path.expanduser(name)))
 
 
 def _from_folder(folder: Path) -> Tokenizer:
