@@ -43,12 +43,15 @@ def summary(folder: Path, status: int) -> tuple[int, str]:
     if states and all(s["phase"] == "done" for s in states):  # asked to stop too late
         return 0, ""
     told = any(s["phase"].startswith(f"rank {s['rank']}: ") for s in states)
-    if (folder / ASKED).exists() and not told:
+    asked = (folder / ASKED).exists() and not told
+    if asked and not any(s["step"] for s in states):
         return 143, "stopped, as it was asked to, with no step to save"
     # a rank that ended with a message has written it down, and one whose watch found another's failure; message first
     for state in sorted(states, key=lambda s: -s["code"]):
         if state["phase"].startswith("rank "):
             return state["code"], state["phase"] + ("; go on with --resume" if state["step"] else "")
+    if asked:
+        return 143, "killed before the state was saved; go on with --resume from the newest checkpoint"
     logs = "".join(log.read_text(errors="replace") for log in sorted(folder.glob("msrun*.log")))
     ended = re.findall(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)", logs)
     for pid, code in ended:

@@ -5,7 +5,8 @@ O0  everything in float32
 O1  dense layers, convolutions and attention's products in half precision, the rest in float32
 O2  everything in half precision but SENSITIVE
 O3  everything in half precision; norms and softmax too
-The losses (pixel contrast included), the guided filter's statistics and the optimizer are float32 at every level.
+The losses (pixel contrast included), the guided filter's statistics, resizing and the optimizer are float32 at every
+level.
 """
 
 import mindspore as ms
@@ -14,12 +15,12 @@ from mindspore import nn
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.guided_filter import GuidedFilter
 from mindspore_coupalign.models.lavt import InstanceNorm
-from mindspore_coupalign.models.layers import Product
+from mindspore_coupalign.models.layers import Product, Resize
 
 DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16}
 PRODUCTS = (nn.Dense, nn.Conv2d, Product)
 SENSITIVE = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm, InstanceNorm, nn.Softmax)
-ALWAYS_FLOAT32 = (GuidedFilter,)
+ALWAYS_FLOAT32 = (GuidedFilter, Resize)  # the resize kernels know no bfloat16
 
 
 def choose_level(level: str, dtype: str, target: str) -> str:

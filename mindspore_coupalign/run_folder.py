@@ -8,9 +8,10 @@
 ``best.safetensors``        the weights that scored best
 """
 
+import fcntl
 import itertools
 import json
-import math
+import os
 import shutil
 from pathlib import Path
 
@@ -31,32 +32,52 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, keep: int = 1, writes: bool = True):
-        self.path, self.keep, self.writes = path, keep, writes
+        self.path, self.keep, self.writes, self.locked = path, keep, writes, None
 
-    def open(self, config: Config, done: int, resumed: Path | None = None):
-        """Make the folder; drop what an earlier run logged after step ``done``, where this one starts.
+    def open(self, config: Config, done: int, validated: int = 0, resumed: Path | None = None):
+        """Make the folder, keep other runs out of it, and drop what an earlier run logged after where this one starts.
 
         Args:
+            done: steps that are done.
+            validated: the last one that was validated.
             resumed: the state that this run goes on from. Newer ones beside it, damaged as a rule, leave the rotation,
                 where they would push good states out. From another folder, the best weights so far come along.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be written, or another run is writing there.
         """
         if not self.writes:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
             elsewhere = resumed is not None and not resumed.parent.samefile(self.path)
             (self.path / "config.yaml").write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
             for name in ("log.jsonl", "skipped.jsonl"):
-                self._cut(self.path / name, 0 if elsewhere else done)
+                self._cut(self.path / name, *((0, 0) if elsewhere else (done, validated)))
             if resumed is not None:
                 self._take_over(resumed, elsewhere)
             for forgotten in self.path.glob(".*.tmp"):  # of a run that was killed while it saved
                 forgotten.unlink()
         except OSError as exc:
             raise UserError(f"{self.path}: cannot be written ({exc.strerror}); choose another --output") from exc
+
+    def _lock(self):
+        """On the folder itself, gone with the process however that ends."""
+        self.close()
+        self.locked = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path}: another training is writing there; wait for its end, or choose another "
+                            "--output") from None
+        except OSError:  # a file system without locks
+            pass
+
+    def close(self):
+        if self.locked is not None:
+            os.close(self.locked)
+            self.locked = None
 
     def _take_over(self, resumed: Path, elsewhere: bool):
         if elsewhere:
@@ -74,11 +95,13 @@ class RunFolder:
             aside = (self.path / f"aside-{f'{count}-' if count else ''}{state.name}" for count in itertools.count())
             state.replace(next(path for path in aside if not path.exists()))
 
-    def _cut(self, file: Path, done: int):
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if done and file.exists() else []
+    def _cut(self, file: Path, done: int, validated: int):
+        lines = []
+        if done and file.exists():
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         if lines or file.exists() or file.name == "log.jsonl":
             fresh = file.with_name(f".{file.name}.tmp")  # a kill between emptying and filling would lose the curve
-            fresh.write_text("".join(line for line in lines if _logged_step(line) <= done), encoding="utf-8")
+            fresh.write_text("".join(line for line in lines if _is_before(line, done, validated)), encoding="utf-8")
             fresh.replace(file)
 
     def log(self, entry: dict, name: str = "log.jsonl"):
@@ -100,13 +123,13 @@ class RunFolder:
         if self.writes:
             save_checkpoint(self.path / "best.safetensors", *content)
 
-    def save_state(self, *content):
-        """Save as last.safetensors; the ones before move on by one, the oldest goes.
+    def save_state(self, *content, again: bool = False):
+        """Save as last.safetensors; the ones before move on by one, the oldest goes, unless it is saved ``again``.
 
         A kill at any moment leaves the newest whole state under the first name that exists.
         """
         if self.writes:
-            save_checkpoint(self.path / "last.safetensors", *content, before=self._move_on)
+            save_checkpoint(self.path / "last.safetensors", *content, before=None if again else self._move_on)
 
     def _move_on(self):
         states = [self.path / _state_name(age) for age in range(self.keep)]
@@ -119,11 +142,13 @@ def _state_name(age: int) -> str:
     return f"last-{age}.safetensors" if age else "last.safetensors"
 
 
-def _logged_step(line: str) -> float:
+def _is_before(line: str, done: int, validated: int) -> bool:
+    """Whether a line of the log is of a step up to ``done``, or a score of one up to ``validated``."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # a line that a kill cut short
-        return math.inf
+        entry = json.loads(line)
+        return entry["step"] <= (validated if "val" in entry else done)
+    except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+        return False
 
 
 def _states(path: Path) -> list:

@@ -1,6 +1,7 @@
 """Command ``train``: the training loop around one jitted step. run_folder.py lists the files that it writes."""
 
 import argparse
+import contextlib
 import math
 import signal
 import sys
@@ -22,6 +23,7 @@ from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import evaluate_samples, report
 from mindspore_coupalign.models.noise import draw_keys
+from mindspore_coupalign.outputs import silence
 from mindspore_coupalign.resume import check_resumable
 from mindspore_coupalign.run_folder import RunFolder, holds_a_run, load_state
 from mindspore_coupalign.train_step import LOSSES, RESULTS
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         output = state.path.parent
     continues = state and output.resolve() == state.path.parent.resolve()
-    if not continues and holds_a_run(output) and not args.dry_run:
+    if not continues and holds_a_run(output):
         raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
     changes = check_resumable(state, config) if state else []
     with Watch.of_job(config.train.hang_seconds) as watch:
@@ -150,15 +152,19 @@ class Trainer:
         self.clock = self._share(self.spent)  # the same on every rank, however long each has loaded
 
     def say(self, line: str, bar=None):
-        if self.here.rank == 0:
+        if self.here.rank > 0:
+            return
+        try:
             bar.write(line) if bar is not None else print(line, flush=True)
+        except BrokenPipeError:  # nobody listens any more, as in `train … | head`: no reason to stop training
+            silence(sys.stdout)
 
     def is_over(self) -> bool:
         return self.done >= self.total or self.clock >= 1
 
     def _is_due(self) -> bool:
         """Whether the validation of the step just done is still to come."""
-        return 0 <= self.validated < self.done and (self.is_over() or self.done % self.val_every == 0)
+        return self.validated < self.done and (self.is_over() or self.done % self.val_every == 0)
 
     def train(self) -> dict | None:
         if self.is_over() and not self._is_due():
@@ -166,7 +172,7 @@ class Trainer:
                      "train.minutes to go on")
             return None
         self._open()
-        with self.stop, self._progress_bar() as bar:
+        with contextlib.closing(self.run), self.stop, self._progress_bar() as bar:
             stops, result = self._loop(bar)
             if stops:
                 self.say(f"asked to stop: the state of step {self.done} is saved; go on with --resume {self.run.path}",
@@ -202,8 +208,11 @@ class Trainer:
     def _save(self, bar, validates: bool) -> dict | None:
         self.here.watch.enter("saving", self.done, compiles=validates)
         self.step.share_statistics(self.here)
-        result = self.validate(bar) if validates else None
-        self._save_state()
+        self._save_state()  # before a validation, which may take long and may meet a damaged image
+        result = None
+        if validates:
+            result = self.validate(bar)
+            self._save_state(again=True)
         return result
 
     def micro_batches(self):
@@ -285,13 +294,14 @@ class Trainer:
                 self.run.save_best(named_arrays(self.model.get_parameters(), "model"), *self._about())
         return result
 
-    def _save_state(self):
+    def _save_state(self, again: bool = False):
+        """``again``: in place of the newest state, which is of the same step."""
         arrays = named_arrays(self.model.get_parameters(), "model")
         for section, state in self.step.states().items():
             arrays |= {f"{section}.{name}": array for name, array in state.items()}
         unlogged = {"validated": self.validated, "window": self.window, "skipped": self.skipped,
                     "skipped_in_row": self.skipped_in_row}
-        self.run.save_state(arrays, *self._about(self.step.counters() | unlogged))
+        self.run.save_state(arrays, *self._about(self.step.counters() | unlogged), again=again)
 
     def _about(self, counters: dict | None = None) -> tuple:
         """Configuration, tokenizer and progress, as checkpoints keep them."""
@@ -299,7 +309,7 @@ class Trainer:
         return self.config, self.tokenizer.to_json(), progress | (counters or {})
 
     def _open(self):
-        self.run.open(self.config, self.done, self.state.path if self.state else None)
+        self.run.open(self.config, self.done, self.validated, self.state.path if self.state else None)
         ranks.broadcast(self.model.get_parameters(), self.here)
         train = self.config.train
         parameters = sum(p.size for p in self.model.trainable_params())

@@ -93,6 +93,7 @@ class TrainStep:
         all_reduce = ops.AllReduce() if ranks > 1 else None
         hyper_map = ops.HyperMap()
         half_square_sum = ops.L2Loss()
+        one_share, no_number = Tensor(1 / accumulate, ms.float32), Tensor(np.nan, ms.float32)
 
         def scaled(image, ids, word_mask, mask, scale):
             loss, bce, dice, contrast, stages = objective(image, ids, word_mask, mask)
@@ -138,7 +139,9 @@ class TrainStep:
             if accumulate == 1:
                 norm, finite = update(gradients, losses, scale, lr)
             else:
-                hyper_map(ops.partial(_add, 1 / accumulate), sums, gradients)
+                # a loss that is no number may have finite gradients; only the last micro-batch's is looked at later
+                share = ops.select(ops.isfinite(losses[0]), one_share, no_number)
+                hyper_map(ops.partial(_add, share), sums, gradients)
                 if last:
                     norm, finite = update(sums, losses, scale, lr)
                     hyper_map(_clear, sums)

@@ -214,13 +214,17 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
             return f"{name} died in step {other['step']} ({other['phase']})"
         if now - other["beat"] > (SILENCE_LIMIT if other["compiles"] and status != "T" else silence):
             return f"{name} has given no sign of life for {now - other['beat']:.0f} s in step {other['step']}"
-    if own["phase"] == "step" and not own["compiles"] and now - own["since"] > limit:
-        for other in others:  # those that this rank waits for have not entered its step
-            if (other["step"], other["phase"]) < (own["step"], "step") and other["phase"] in ("loading", "step"):
-                return (f"{_name(other)} hangs in step {other['step']} ({other['phase']}) for "
-                        f"{now - other['since']:.0f} s")
-        if others and now - own["since"] > 3 * limit and all(o["phase"] == "step" for o in others):
-            return f"{_name(own)} hangs with all others in step {own['step']} for {now - own['since']:.0f} s"
+    if own["phase"] != "step" or own["compiles"]:
+        return ""
+    patience = "; train.hang_seconds sets how long is allowed"
+    for other in others:  # those that this rank waits for have not entered its step; before, they may have saved
+        waited = now - max(own["since"], other["since"])
+        behind = (other["step"], other["phase"]) < (own["step"], "step") and other["phase"] in ("loading", "step")
+        if behind and waited > limit:
+            return f"{_name(other)} hangs in step {other['step']} ({other['phase']}) for {waited:.0f} s{patience}"
+    together = now - max(state["since"] for state in (own, *others))
+    if others and together > 3 * limit and all(other["phase"] == "step" for other in others):
+        return f"{_name(own)} hangs with all others in step {own['step']} for {together:.0f} s{patience}"
     return ""
 
 

@@ -4,7 +4,7 @@
 # machine save and stop, and with them all others; a second one, later than 2 s, kills them. The ports of one job must
 # not be used by another.
 # Several machines: run the script on each of them with WORKER_NUM the number of all devices and, in the environment,
-#   LOCAL_WORKERS  devices of this machine (default: WORKER_NUM, one machine)
+#   LOCAL_WORKERS  devices of each machine, the same on all, as msrun wants it (default: WORKER_NUM, one machine)
 #   NODE_RANK      0 on the machine that the others connect to, 1, 2, … on the others
 #   MASTER_ADDR    address of machine 0;   MASTER_PORT  a free port there (default 8118)
 launch_ranks() {
@@ -16,7 +16,12 @@ launch_ranks() {
     echo "error: $logs: another job has its logs here; set LOG_DIR and MASTER_PORT for this one" >&2
     return 2
   fi
-  [ "${NODE_RANK:-0}" != 0 ] || rm -f "$logs"/rank_*.json "$logs"/asked_to_stop*
+  # what an earlier job has left; on the other machines this job's own files may lie here already
+  if [ "${NODE_RANK:-0}" = 0 ]; then
+    rm -f "$logs"/rank_*.json "$logs"/asked_to_stop*
+  else
+    find "$logs" -maxdepth 1 \( -name 'rank_*.json' -o -name 'asked_to_stop*' \) -mmin +1 -delete
+  fi
   export COUPALIGN_RANKS="$logs" COUPALIGN_LOCAL_WORKERS="${LOCAL_WORKERS:-$workers}"
   if [ "$COUPALIGN_LOCAL_WORKERS" != "$workers" ]; then
     nodes=(--master_addr="${MASTER_ADDR:?address of machine 0}" --node_rank="${NODE_RANK:?number of this machine}")

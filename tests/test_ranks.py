@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_reliability import QUICK
+from test_reliability import QUICK, running
 from test_train import log_of, run_command, write_config
 
 from mindspore_coupalign import job, watch
@@ -23,8 +23,9 @@ from mindspore_coupalign.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 # Noise is drawn by each rank for itself: none here, so that two ranks can equal one
-EQUAL = ["loss.negatives=300", "model.text.dropout=0", "model.image.name=swin", "model.wpa_stages=[2]", "train.ema=0.9",
-         "data.flip=0.5", "train.clip_norm=0.5", "eval.threshold=0.35", "train.lr=3e-4"]
+EQUAL = ["loss.negatives=300", "model.text.dropout=0", "model.image.name=swin", "model.sentence_mask=false",
+         "train.ema=0.9", "data.flip=0.5", "train.clip_norm=0.5", "eval.threshold=0.35", "train.lr=3e-4"]
+ENDLESS = ["train.steps=100000", "train.val_every=100000"]
 
 
 def free_port() -> int:
@@ -112,57 +113,81 @@ def test_evaluation_on_three_ranks_is_exact(one_and_two, setting, workers, tmp_p
     assert done.stdout.count("image's own size") >= 2 and done.stdout.count("wrote") == 1
 
 
-@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_rank_that_dies_or_hangs_ends_the_job(quick, tmp_path, way):
-    """Within 60 seconds, with a line that names it; the next --resume goes on, here with another number of ranks."""
-    length = ["train.steps=100000", "train.val_every=100000", "train.save_every=2"]
-    process = start(tmp_path, 2, quick, "CPU", "--output", tmp_path / "run", *length)
-    victim = None
-    try:
-        deadline = time.time() + 200
-        while victim is None and time.time() < deadline:
-            time.sleep(0.1)
-            states = watch.read_states(tmp_path / "logs")
-            if [s["rank"] for s in states if s["step"] >= 5] == [0, 1]:
-                victim = states[1]
-        assert victim is not None
-        os.kill(victim["pid"], way)
-        start_of_end = time.time()
-        out, _ = process.communicate(timeout=60)
-        assert time.time() - start_of_end < 60
-    finally:
-        for state in watch.read_states(tmp_path / "logs"):
-            subprocess.run(["kill", "-9", str(state["pid"])], capture_output=True)
-    assert process.returncode != 0
-    last = out.strip().splitlines()[-1]
-    assert last.startswith("error: rank 1 (process") and "--resume" in last, out
-    assert re.search("killed by signal 9|died" if way == signal.SIGKILL else "no sign of life|hangs", last), last
-    step = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"]
-    assert step >= 4
-    if way == signal.SIGSTOP:
-        return
-    done = run_command("train", "--config", quick, "--resume", tmp_path / "run", f"train.steps={step + 1}",
-                       "train.val_every=100000")
-    assert "1 steps of 4 samples" in done.stdout
-    assert f"train.steps: was 100000, goes on with {step + 1}" in done.stdout
-    assert log_of(tmp_path / "run")[0][-1]["step"] == step + 1
-
-
-def test_a_job_that_is_asked_to_stop_saves_first(quick, tmp_path):
-    """SIGTERM as a cluster's scheduler sends it: to every process, those of the script's group and the ranks."""
-    process = start(tmp_path, 2, quick, "CPU", "--output", tmp_path / "run", "train.steps=100000",
-                    "train.val_every=100000")
+def under_way(process, logs: Path, step: int) -> list:
+    """The states of both ranks once both have come to ``step``."""
     deadline = time.time() + 200
-    while [s["rank"] for s in watch.read_states(tmp_path / "logs") if s["step"] >= 3] != [0, 1]:
+    while True:
+        states = [s for s in watch.read_states(logs) if s["step"] >= step]
+        if [s["rank"] for s in states] == [0, 1]:
+            return states
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.1)
-    for state in watch.read_states(tmp_path / "logs"):
+
+
+def lose_rank_1(folder, config, way, step, *arguments) -> str:
+    """The last line of a job whose rank 1 gets the signal ``way`` at ``step``."""
+    process = start(folder, 2, config, "CPU", *arguments, *ENDLESS, "train.save_every=2")
+    try:
+        os.kill(under_way(process, folder / "logs", step)[1]["pid"], way)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        for state in watch.read_states(folder / "logs"):
+            subprocess.run(["kill", "-9", str(state["pid"])], capture_output=True)
+    last = out.strip().splitlines()[-1]
+    assert process.returncode != 0 and last.startswith("error: rank 1 (process") and "--resume" in last, out
+    return last
+
+
+@pytest.fixture(scope="module")
+def killed(quick, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    last = lose_rank_1(folder, quick, signal.SIGKILL, 5, "--output", folder / "run")
+    return folder / "run", last, load_checkpoint(folder / "run" / "last.safetensors").progress["step"]
+
+
+def test_a_rank_that_dies_ends_the_job(killed):
+    """Within 60 seconds, with a line that names it."""
+    _, last, step = killed
+    assert re.search("killed by signal 9|died", last) and step >= 4
+
+
+def test_a_rank_that_hangs_ends_the_job_that_a_resume_went_on_with(quick, killed, tmp_path):
+    run, _, step = killed
+    last = lose_rank_1(tmp_path, quick, signal.SIGSTOP, step + 3, "--resume", run)
+    assert re.search("no sign of life|hangs", last), last
+    assert load_checkpoint(run / "last.safetensors").progress["step"] >= step + 2
+
+
+@pytest.fixture(scope="module")
+def stopped(quick, tmp_path_factory):
+    """A run of one rank that got SIGTERM: its folder, exit code, output and errors."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    process = running(quick, run)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    return run, process.returncode, out, err, load_checkpoint(run / "last.safetensors").progress["step"]
+
+
+def test_sigterm_saves_and_ends(stopped):
+    run, code, out, err, step = stopped
+    assert code == 143 and "Traceback" not in err
+    assert f"the state of step {step} is saved; go on with --resume" in out
+    assert log_of(run)[0][-1]["step"] == step  # nothing was done after the save
+
+
+def test_a_job_that_is_asked_to_stop_saves_first(quick, stopped, tmp_path):
+    """SIGTERM as a cluster's scheduler sends it: to every process, those of the script's group and the ranks. Two
+    ranks, which go on where one had stopped."""
+    run, *_, before = stopped
+    process = start(tmp_path, 2, quick, "CPU", "--resume", run, *ENDLESS, "train.save_every=1")
+    for state in under_way(process, tmp_path / "logs", before + 3):
         os.kill(state["pid"], signal.SIGTERM)
     os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and out.strip().splitlines()[-1].startswith("all ranks have saved"), out
-    step = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"]
-    assert step >= 3 and f"the state of step {step} is saved" in out
+    step = load_checkpoint(run / "last.safetensors").progress["step"]
+    assert step >= before + 3 and f"the state of step {step} is saved" in out
+    assert [line["step"] for line in log_of(run)[0]] == list(range(1, step + 1))
     assert not [s for s in watch.read_states(tmp_path / "logs") if watch.lives(s["pid"])]
 
 
@@ -191,11 +216,11 @@ def test_bad_input_is_said_in_one_line(setting, tmp_path, arguments, error):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--resume"], "trained to its end at step 20"),
-    pytest.param(["--dry-run", "--output"], "nothing was written", marks=pytest.mark.slow),
+    (["--resume", "two"], "trained to its end at step 20"),
+    pytest.param(["--dry-run", "--output", "new"], "nothing was written", marks=pytest.mark.slow),
 ])
 def test_ranks_with_nothing_to_train_end_well(one_and_two, setting, arguments, said):
-    process = start(setting[0], 2, setting[1], "CPU", *arguments, one_and_two[1], "train.steps=20",
+    process = start(setting[0], 2, setting[1], "CPU", *arguments[:-1], setting[0] / arguments[-1], "train.steps=20",
                     "train.val_every=10")
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 0 and said in out, out
@@ -268,6 +293,8 @@ def test_who_is_to_blame():
     assert "rank 2" in watch.find_culprit(own, [state(1, 7, "step"), state(2, 6, "step")], 20, 100.0)
     assert watch.find_culprit(own, [state(1, 7, "loading")], 60, 100.0) == ""  # not long enough
     assert watch.find_culprit(own, [state(1, 6, "saving")], 20, 100.0) == ""  # a slow disk
+    for phase in ("loading", "step"):  # and just after a long save
+        assert watch.find_culprit(own, [state(1, 7, phase, since=95.0)], 15, 100.0) == ""
     assert "no sign of life for 30 s" in watch.find_culprit(own, [state(1, 7, "step", beat=70.0)], 20, 100.0)
     assert "no sign of life" in watch.find_culprit(own, [state(1, 7, "step", beat=70.0)], 300, 100.0)  # long steps too
     assert "rank 0" in watch.find_culprit(own, [state(1, 7, "step")], 15, 100.0)  # all are in it, for too long
@@ -317,19 +344,14 @@ def test_a_collective_that_fails_first_is_explained(tmp_path, monkeypatch):
 
 def test_what_another_rank_has_said_is_not_said_again(tmp_path, monkeypatch, capfd):
     """Both ranks meet the same error, and one reads the other's message before it has come to its own."""
-    exits = []
-
-    def leave(code):
-        exits.append(code)
-        raise SystemExit
-
-    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     (tmp_path / "rank_1.json").write_text(json.dumps(state(1, 0, "rank 1: x.jpg: no", beat=time.time(), code=2)))
-    watch.Watch(tmp_path)
-    deadline = time.time() + 10
-    while not exits and time.time() < deadline:
-        time.sleep(0.01)
-    assert exits == [3] and capfd.readouterr() == ("", "")
+    own = watch.Watch(None)
+    own.folder = tmp_path
+    own.enter("starting", 0)
+    with pytest.raises(SystemExit):
+        own._run()
+    assert capfd.readouterr() == ("", "")
     assert job.summary(tmp_path, 1) == (2, "rank 1: x.jpg: no")
 
 
@@ -366,6 +388,26 @@ def test_a_rank_that_never_comes(tmp_path, monkeypatch):
         own.meet()
 
 
+def test_what_an_earlier_job_has_left_is_cleared_away(tmp_path):
+    """On machine 0 all of it, on the others what is old: this job's own files may lie there already."""
+    def left_by(node_rank: int) -> set:
+        logs = tmp_path / f"logs{node_rank}"
+        logs.mkdir()
+        for name in ("asked_to_stop", "rank_5.json", "rank_0.json", "worker_0.log"):
+            (logs / name).touch()
+        for name in ("asked_to_stop", "rank_5.json"):
+            os.utime(logs / name, (time.time() - 3600,) * 2)
+        more = {"LOG_DIR": str(logs), "NODE_RANK": str(node_rank), "LOCAL_WORKERS": "1", "MASTER_ADDR": "nowhere"}
+        place = environment(tmp_path, **more) | {"PATH": f"{tmp_path / 'venv' / 'bin'}:{os.environ['PATH']}"}
+        (tmp_path / "venv" / "bin" / "msrun").write_text("#!/bin/sh\n")
+        subprocess.run(["bash", "-c", "source scripts/launch_ranks.sh; launch_ranks 2 train"], cwd=ROOT, env=place,
+                       capture_output=True, timeout=60)
+        return {path.name for path in logs.iterdir()} & {"asked_to_stop", "rank_5.json", "rank_0.json", "worker_0.log"}
+
+    assert left_by(0) == {"worker_0.log"}
+    assert left_by(1) == {"worker_0.log", "rank_0.json"}
+
+
 def test_a_second_signal_kills(tmp_path, monkeypatch):
     """But not within the patience: it is the first one's echo."""
     sent = []
@@ -391,7 +433,8 @@ def test_summaries(tmp_path):
     assert code == 2 and "rank 0" in line and "exit code 2" in line and "worker_0.log" in line
     assert job.summary(tmp_path, 0)[0] != 0  # msrun was interrupted, which it calls a success
     (tmp_path / watch.ASKED).touch()
-    assert job.summary(tmp_path, 1)[0] == 143
+    code, line = job.summary(tmp_path, 1)
+    assert code == 143 and line.startswith("killed before the state was saved")
     for phase, status, expected in (("done", 0, (0, "")), ("done", 143, (0, "")), ("starting", 0, (0, ""))):
         for rank in (0, 1):
             (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase)))

@@ -3,7 +3,6 @@
 import json
 import re
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import command, fails, log_of, run_command, write_config
+from test_train import command, compute_nothing, fails, loop, write_config  # noqa: F401 (a fixture)
 
+from mindspore_coupalign import train
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.checkpoint import load_checkpoint
 from mindspore_coupalign.config import config_to_dict, load_config
@@ -47,9 +47,10 @@ def running(config, output, *overrides):
     return process
 
 
-@pytest.mark.parametrize("number", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_nothing(number):
-    """Start, steps and saves, and newest checkpoints cut short: bit for bit the undisturbed run."""
+    """In a save, of the 20 also at the start and among the steps, and newest checkpoints cut short: bit for bit the
+    undisturbed run."""
     done = subprocess.run([sys.executable, "benchmarks/kill_training.py", "--kills", str(number), *KILLED], cwd=ROOT,
                           text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -57,32 +58,27 @@ def test_kills_at_random_moments_change_nothing(number):
     assert "loss curve identical" in last and "0 arrays different" in last, done.stdout
     kills, saves, cut = (int(re.search(pattern, last)[1]) for pattern in
                          (r"^(\d+) kills", r"(\d+) in a save", r"(\d+) newest"))
-    assert kills > number // 2 and saves >= max(1, number // 6) and cut >= 1, done.stdout
+    assert kills == number and saves >= max(1, number // 4) and cut >= 1, done.stdout
 
 
-def test_sigterm_saves_and_ends(config, tmp_path):
-    process = running(config, tmp_path / "run")
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143 and "Traceback" not in err
-    step = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"]
-    assert f"the state of step {step} is saved; go on with --resume" in out
-    assert log_of(tmp_path / "run")[0][-1]["step"] == step  # nothing was done after the save
-    done = run_command("train", "--resume", tmp_path / "run", f"train.steps={step + 1}")
-    assert "1 steps of 4 samples" in done.stdout and "train.steps: was 100000, goes on with" in done.stdout
-
-
-def test_a_full_disk_ends_the_run_and_spoils_nothing(config, tmp_path):
+def test_a_full_disk_ends_the_run_and_spoils_nothing(loop, tmp_path, monkeypatch, capsys):  # noqa: F811
     """No file may grow beyond 20 kB from some moment on, which is what a write to a full disk meets."""
-    output = tmp_path / "run"
-    process = running(config, output)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and "Traceback" not in err
-    last = err.strip().splitlines()[-1]
+    output, log_losses, limits = tmp_path / "run", train.Trainer._log_losses, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk(trainer, *arguments):
+        log_losses(trainer, *arguments)
+        if trainer.done == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+    monkeypatch.setattr(train.Trainer, "_log_losses", fill_the_disk)
+    try:
+        assert loop([1.0] * 9, "train.steps=9", "train.val_every=9", "train.save_every=1") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(f"error: {output}/last.safetensors: cannot be written") and "free some space" in last
     state = load_state(output)
-    assert state.progress["step"] >= 2 and state.path.name == "last.safetensors"
+    assert state.progress["step"] == 3 and state.path.name == "last.safetensors"
     assert not list(output.glob(".*.tmp"))
     load_checkpoint(output / "last-1.safetensors")
 
@@ -90,8 +86,10 @@ def test_a_full_disk_ends_the_run_and_spoils_nothing(config, tmp_path):
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     output = tmp_path_factory.mktemp("finished") / "run"
-    run_command("train", "--config", config, "--output", output, "train.steps=4", "train.save_every=1",
-                "train.val_every=2", "train.keep=3")
+    with pytest.MonkeyPatch.context() as patch:
+        compute_nothing(patch, [1.0] * 4)
+        assert main(["train", "--config", str(config), "--output", str(output), "train.steps=4", "train.save_every=1",
+                     "train.val_every=2", "train.keep=3"]) == 0
     return output
 
 
@@ -126,11 +124,11 @@ def test_a_damaged_state_never_pushes_a_good_one_out(finished, tmp_path):
     (tmp_path / "last.safetensors").write_bytes(damaged)
     state = load_state(tmp_path, lambda line: None)
     run = RunFolder(tmp_path, keep=2)
-    run.open(state.config, 3, state.path)
+    run.open(state.config, 3, resumed=state.path)
     assert (tmp_path / "aside-last.safetensors").read_bytes() == damaged
     again = (finished / "last.safetensors").read_bytes()[:-2000]
     (tmp_path / "last.safetensors").write_bytes(again)
-    run.open(state.config, 3, state.path)
+    run.open(state.config, 3, resumed=state.path)
     assert (tmp_path / "aside-last.safetensors").read_bytes() == damaged
     assert (tmp_path / "aside-1-last.safetensors").read_bytes() == again
     run._move_on()  # and now a kill, before the new state has its name
@@ -212,7 +210,35 @@ def test_a_dry_run_writes_nothing(config, tmp_path, capsys, monkeypatch):
                                                     "--dry-run")
 
 
-def test_a_dry_run_of_a_finished_run(finished, config, capsys):
+def test_a_dry_run_says_that_there_is_a_run_already(finished, config, capsys):
+    assert "holds a run already" in fails(capsys, "train", "--config", config, "--output", finished, "--dry-run")
+
+
+def test_two_runs_do_not_share_a_folder(finished, tmp_path):
+    """The second one would empty the first one's log and move its states, which appear after the first save only."""
+    config = load_state(finished).config
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.open(config, 0)
+    first.log({"step": 1})
+    with pytest.raises(UserError, match=f"{tmp_path}: another training is writing there"):
+        second.open(config, 0)
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n'
+    first.close()
+    second.open(config, 0)
+    assert (tmp_path / "log.jsonl").read_text() == ""
+    RunFolder(tmp_path, writes=False).open(config, 0)  # the other ranks
+
+
+def test_a_log_that_is_damaged_is_cut_all_the_same(finished, tmp_path):
+    run, config = RunFolder(tmp_path), load_state(finished).config
+    lines = (b'{"step": 1}', b"7", b"\xff\xfe", b'{"step": 2, "val": {}}', b'{"step": 2}', b'{"step": 3}', b"")
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
+    run.open(config, 2, validated=1)
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_dry_run_of_a_finished_run(finished, config, capsys, monkeypatch):
+    compute_nothing(monkeypatch, [])
     assert main(["train", "--config", str(config), "--resume", str(finished), "--dry-run", "train.steps=4",
                  "train.save_every=1", "train.val_every=2", "train.keep=3"]) == 0
     assert "nothing is left to train" in capsys.readouterr().out
@@ -238,6 +264,7 @@ def test_plot_run(finished, tmp_path, capsys):
     assert picture.shape[1] > 3 * picture.shape[0] and (picture < 128).any()  # four panels side by side
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
     capsys.readouterr()
+    assert "must end in .png" in fails(capsys, "plot-run", finished, "--output", tmp_path / "curves")
     assert "no log of a run" in fails(capsys, "plot-run", tmp_path, "--output", output)
     (tmp_path / "log.jsonl").write_text("what\nis\nthis\n")
     assert "line 1" in fails(capsys, "plot-run", tmp_path, "--output", output)

@@ -21,10 +21,12 @@ from mindspore_coupalign.checkpoint import load_checkpoint
 from mindspore_coupalign.config import load_config
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import _derange
+from mindspore_coupalign.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 1]", "model.wpa_stages=[1, 4]",
+SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.wpa_stages=[1]",
          "model.image.name=darknet", "model.image.norm=batch", "model.text.activation=relu", "loss.negatives=40",
          "loss.stages=0.5", "model.text.dropout=0.2"]  # quick to compile, but with stage heads, random numbers and
 # statistics that are no parameters
@@ -233,7 +235,7 @@ def test_a_few_samples_are_learned_by_heart(tmp_path):
     make_shapes(tmp_path / "data", 2, train=2, val=1, testA=1, testB=1)
     config = write_config(tmp_path / "c.yaml", tmp_path / "data", [
         "train.lr=5e-3", "train.schedule=cosine", "model.image.name=swin", "model.image.activation=relu",
-        "model.text.dropout=0"])
+        "model.text.dropout=0", "loss.stages=0"])
     run_command("train", "--config", config, "--output", tmp_path / "run", "train.steps=100", "train.val_every=100",
                 "data.val_split=train", "loss.contrast=0", "train.warmup_steps=5")
     losses, scores = log_of(tmp_path / "run")
@@ -334,6 +336,37 @@ def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not_been(loop, tmp_pa
     assert best[0] == best[1]
 
 
+def test_a_validation_that_fails_costs_no_step(loop, tmp_path, monkeypatch, capsys):
+    """The state is saved before it; the resumed run validates, and the log has its score once."""
+    settings, path = ["train.steps=4", "train.val_every=2"], tmp_path / "run" / "last.safetensors"
+
+    def fail(*_):
+        raise UserError("val_3.png: truncated")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "report", fail)
+        assert loop([1.0] * 4, *settings) == 2
+    assert "val_3.png" in capsys.readouterr().err and load_checkpoint(path).progress["step"] == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_best", fail)  # this time after the score was logged
+        assert loop([], *settings, resume="run") == 2
+    assert loop([1.0] * 2, *settings, resume="run") == 0
+    losses, scores = log_of(tmp_path / "run")
+    assert [line["step"] for line in losses] == [1, 2, 3, 4] and [line["step"] for line in scores] == [2, 4]
+    assert [load_checkpoint(path.with_name(name)).progress["step"] for name in ("last.safetensors",
+                                                                               "last-1.safetensors")] == [4, 2]
+
+
+def test_nobody_who_reads_is_no_reason_to_stop(loop, tmp_path, monkeypatch):
+    """``train … | head``"""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert loop([1.0] * 3, "train.steps=3") == 0
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 3
+
+
 def test_a_resumed_run_elsewhere(loop, tmp_path, capsys):
     """It takes the best weights along, spoils no other run, and forgets a score that was judged otherwise."""
     def best(name):
@@ -397,6 +430,7 @@ def fails(capsys, *arguments) -> str:
     ("train.batch_size=four", ("train.batch_size must be a whole number", "'four'")),
     ("train.lr", ("expected section.key=value",)),
     ("data.image_size=100", ("data.image_size", "multiple of 32")),
+    ("train.seed=4294967296", ("train.seed", "2^32 - 1")),  # NumPy takes no larger one
     ("data.root=absent/folder", ("absent/folder",)),
     ("data.dataset=refcocoo", ("refcocoo",)),
     ("data.split_by=google", ("google",)),

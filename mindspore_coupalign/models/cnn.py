@@ -12,8 +12,8 @@ from mindspore_coupalign.models.layers import MapToTokens, TokensToMap
 
 
 def batch_norm(channels: int, frozen: bool) -> nn.Cell:
-    """Batch norm over all ranks' samples; on CPU, where MindSpore has none such, over this rank's."""
-    if not frozen and os.environ.get("MS_ROLE") and ms.get_context("device_target") != "CPU":
+    """Batch norm over all ranks' samples; on CPU and GPU, for which MindSpore documents none such, over this rank's."""
+    if not frozen and os.environ.get("MS_ROLE") and ms.get_context("device_target") == "Ascend":
         return nn.SyncBatchNorm(channels)
     return nn.BatchNorm2d(channels, use_batch_statistics=False if frozen else None)
 
