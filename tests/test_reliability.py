@@ -47,18 +47,18 @@ def running(config, output, *overrides):
     return process
 
 
-@pytest.mark.parametrize("number", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_change_nothing(number):
-    """In a save, of the 20 also at the start and among the steps, and newest checkpoints cut short: bit for bit the
-    undisturbed run."""
-    done = subprocess.run([sys.executable, "benchmarks/kill_training.py", "--kills", str(number), *KILLED], cwd=ROOT,
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing():
+    """At the start, among the steps, in a save, and newest checkpoints cut short: bit for bit the undisturbed run. One
+    kill in a save is tests/test_train.py's ``resumed``."""
+    done = subprocess.run([sys.executable, "benchmarks/kill_training.py", "--kills", "20", *KILLED], cwd=ROOT,
                           text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
     assert "loss curve identical" in last and "0 arrays different" in last, done.stdout
     kills, saves, cut = (int(re.search(pattern, last)[1]) for pattern in
                          (r"^(\d+) kills", r"(\d+) in a save", r"(\d+) newest"))
-    assert kills == number and saves >= max(1, number // 4) and cut >= 1, done.stdout
+    assert kills == 20 and saves >= 5 and cut >= 1, done.stdout
 
 
 def test_a_full_disk_ends_the_run_and_spoils_nothing(loop, tmp_path, monkeypatch, capsys):  # noqa: F811
