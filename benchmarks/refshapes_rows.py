@@ -31,9 +31,9 @@ ROWS = {
     "wpa-early": ("word-pixel alignment at stages 1, 2", ["model.wpa_stages=[1,2]"]),
     "wpa-late": ("word-pixel alignment at stages 3, 4", ["model.wpa_stages=[3,4]"]),
     "wpa-none": ("no word-pixel alignment", ["model.wpa_stages=[]"]),
-    "no-sma": ("no sentence-mask alignment", [*WHOLE, "model.sentence_mask=false"]),
+    "no-sma": ("no sentence-mask alignment", [*WHOLE, "model.sentence_mask=false", "loss.proposals=0"]),
     "no-contrast": ("no contrast loss", [*WHOLE, "loss.contrast=0"]),
-    "lavt": ("LAVT (no contrast loss, as in its paper)", ["model.name=lavt", "loss.contrast=0"]),
+    "lavt": ("LAVT (no contrast loss, as in its paper)", ["model.name=lavt", "loss.contrast=0", "loss.proposals=0"]),
 }
 WPA_ROWS = {f"wpa-{s}": (f"word-pixel alignment at stage {s}", [f"model.wpa_stages=[{s}]"]) for s in (1, 2, 3, 4)}
 SPLITS = ("val", "testA", "testB")

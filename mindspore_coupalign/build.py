@@ -47,7 +47,7 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
                                   model.query_layers, model.query_heads, model.query_ffn)
         alignment = SentenceMaskAlignment(model.decoder_dim, bert.hidden)
     return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample,
-                     stage_masks=config.loss.stages > 0)
+                     stage_masks=config.loss.stages > 0, picked_mask=config.loss.proposals > 0)
 
 
 def build_vision(image: ImageConfig, size: tuple):
@@ -175,7 +175,7 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
         scaler = ms.amp.DynamicLossScaler(SCALE_START, 2, SCALE_WINDOW)
     freeze(model, train.freeze)
     objective = Objective(model, MaskLoss(), PixelContrast(loss.temperature, loss.negatives),
-                          (loss.bce, loss.dice, loss.contrast, loss.stages))
+                          (loss.bce, loss.dice, loss.contrast, loss.stages, loss.proposals))
     rates = {"encoder.vision.": train.image_rate, "encoder.text.": train.text_rate, "": train.head_rate}
     groups = parameter_groups(model, train.weight_decay, train.position_bias_rate, train.muon_rate,
                               {prefix: rate for prefix, rate in rates.items() if rate != 1})

@@ -87,6 +87,7 @@ class LossConfig:
     dice: float = 1.0
     contrast: float = 0.1
     stages: float = 0.0  # > 0: weight of the mask losses of linear heads on the first two fused stages
+    proposals: float = 0.0  # > 0: weight of the mask losses of the proposals' sum under the sentence's weights
     temperature: float = 0.1
     negatives: int = 256  # background pixels drawn per sample for the contrast
 
@@ -319,8 +320,10 @@ def _validate(config: Config, source: str):
     check(model.decoder_dim % model.query_heads == 0, "model.query_heads must divide model.decoder_dim")
     check(model.decoder_dim % (8 if model.decoder_dim <= 256 else 32) == 0,
           "model.decoder_dim must be a multiple of 8, above 256 of 32 (its group norms)")
-    check(min(loss.bce, loss.dice, loss.contrast, loss.stages) >= 0 and loss.bce + loss.dice > 0,
-          "loss.bce, dice, contrast and stages must not be negative, and bce or dice must be on")
+    check(min(loss.bce, loss.dice, loss.contrast, loss.stages, loss.proposals) >= 0 and loss.bce + loss.dice > 0,
+          "loss.bce, dice, contrast, stages and proposals must not be negative, and bce or dice must be on")
+    check(loss.proposals == 0 or model.sentence_mask and model.name == "coupalign",
+          "loss.proposals needs the proposals of CoupAlign's sentence-mask alignment; set loss.proposals=0")
     check(loss.temperature > 0 and loss.negatives >= 1, "loss.temperature and loss.negatives must be positive")
     one_of("train.schedule", train.schedule, ("poly", "cosine"))
     check(train.batch_size >= 1 and config.eval.batch_size >= 1, "batch_size must be at least 1")

@@ -154,7 +154,7 @@ class Predictor:
         details = self._details(self._pieces(ids, word_mask), *others) if others else None
         return Prediction(sentence, mask, probability, seconds, unknown, truncated, details)
 
-    def _details(self, pieces, _, proposals, weights, attention, __) -> Details:
+    def _details(self, pieces, _, proposals, weights, attention, *__) -> Details:
         stages = {stage: _square(of_heads.asnumpy()[0].mean(0).T)[: len(pieces)]
                   for stage, of_heads in zip(self._stages, attention, strict=True)}
         if proposals is None:

@@ -1,6 +1,6 @@
 """One jitted training step: forward, losses, backward, sum over micro-batches and ranks, unscale, check, clip, update.
 
-Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); keys (S,) int32; results (10,) float32.
+Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); keys (S,) int32; results (11,) float32.
 """
 
 import mindspore as ms
@@ -12,20 +12,20 @@ from mindspore_coupalign.models.noise import connect
 from mindspore_coupalign.ranks import average
 from mindspore_coupalign.runtime import Runtime
 
-LOSSES = ("loss", "bce", "dice", "contrast", "stages")
+LOSSES = ("loss", "bce", "dice", "contrast", "stages", "proposals")
 RESULTS = (*LOSSES, "grad_norm", "finite", "scale", "stop", "clock")
 
 
 class Objective(nn.Cell):
-    """(total, bce, dice, contrast, stages) of one batch."""
+    """LOSSES of one batch: the weighted sum and its terms."""
 
     def __init__(self, model, mask_loss, contrast, weights: tuple):
         super().__init__(auto_prefix=False)  # else every parameter of the model would be renamed model.<name>
         self.model, self.mask_loss, self.contrast = model, mask_loss, contrast
-        self.bce_weight, self.dice_weight, self.contrast_weight, self.stages_weight = weights
+        self.bce_weight, self.dice_weight, self.contrast_weight, self.stages_weight, self.proposals_weight = weights
 
     def construct(self, image, ids, word_mask, mask):
-        logits, pixels, _, _, _, early = self.model.forward(image, ids, word_mask)
+        logits, pixels, _, _, _, early, picked = self.model.forward(image, ids, word_mask)
         bce, dice = self.mask_loss(logits.astype(ms.float32), mask)
         total = self.bce_weight * bce + self.dice_weight * dice
         contrast = ops.zeros_like(bce)
@@ -35,7 +35,11 @@ class Objective(nn.Cell):
         stages = ops.zeros_like(bce)
         for i in range(len(early)):
             stages = stages + self._stage_loss(early[i], ops.avg_pool2d(mask, 2 ** (i + 2), 2 ** (i + 2)))
-        return total + self.stages_weight * stages, bce, dice, contrast, stages
+        total, proposals = total + self.stages_weight * stages, ops.zeros_like(bce)
+        if self.proposals_weight > 0:
+            proposals = self._stage_loss(picked, ops.avg_pool2d(mask, 4, 4))
+            total = total + self.proposals_weight * proposals
+        return total, bce, dice, contrast, stages, proposals
 
     def _stage_loss(self, logits, mask):
         """Both mask losses of a stage's logits (B, P_i, 1) against the share of the mask in each of its cells."""
@@ -96,8 +100,8 @@ class TrainStep:
         one_share, no_number = Tensor(1 / accumulate, ms.float32), Tensor(np.nan, ms.float32)
 
         def scaled(image, ids, word_mask, mask, scale):
-            loss, bce, dice, contrast, stages = objective(image, ids, word_mask, mask)
-            return loss * scale, ops.stack((loss, bce, dice, contrast, stages))
+            losses = objective(image, ids, word_mask, mask)
+            return losses[0] * scale, ops.stack(losses)
 
         gradient = ms.value_and_grad(scaled, None, params, has_aux=True)
 

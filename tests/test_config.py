@@ -152,7 +152,8 @@ def test_wrong_types_name_file_field_and_value(tmp_path, text, words):
     ("model.query_layers=0", "query_layers"), ("model.decoder_dim=264", "above 256 of 32"),
     ("model.decoder_dim=20", "model.decoder_dim"),
     ("loss.bce=-1", "loss.bce"), ("loss.contrast=-0.1", "contrast"), ("loss.temperature=0", "loss.temperature"),
-    ("loss.negatives=0", "loss.negatives"), ("train.schedule=step", "train.schedule"),
+    ("loss.proposals=-1", "proposals must not"), ("loss.negatives=0", "loss.negatives"),
+    ("train.schedule=step", "train.schedule"),
     ("train.batch_size=0", "batch_size"), ("eval.batch_size=0", "batch_size"), ("train.epochs=0", "train.epochs"),
     ("train.steps=-1", "train.steps"), ("train.lr=0", "train.lr"), ("train.seed=-1", "train.seed"),
     ("train.warmup_steps=-1", "warmup_steps"), ("train.clip_norm=-1", "clip_norm"), ("train.ema=1.0", "train.ema"),
@@ -162,6 +163,11 @@ def test_wrong_types_name_file_field_and_value(tmp_path, text, words):
 def test_impossible_values_and_combinations(override, field):
     message = error(with_overrides, Config(), [override], "some.yaml")
     assert message.startswith("some.yaml: ") and field in message, message
+
+
+@pytest.mark.parametrize("without", ["model.sentence_mask=false", "model.name=lavt"])
+def test_a_loss_on_proposals_needs_them(without):
+    assert "loss.proposals" in error(with_overrides, Config(), ["loss.proposals=0.5", without], "some.yaml")
 
 
 @pytest.mark.parametrize("overrides", [

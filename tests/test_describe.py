@@ -70,7 +70,8 @@ def test_macs_are_those_of_a_real_pass(watched, overrides):
     assert sum(count for _, _, count in macs.parts(model, ids.shape[1])) == sum(watched)
 
 
-@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("overrides", [*VARIANTS.values(), ("loss.stages=0.5", "loss.proposals=0.5")],
+                         ids=[*VARIANTS, "for training"])
 def test_parts_hold_every_parameter_once(overrides):
     parts = describe(tiny_config(*overrides), VOCABULARY)
     model = tiny_model(*overrides)

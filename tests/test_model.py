@@ -99,7 +99,7 @@ def test_every_parameter_learns(batch):
     """In the jitted step, also where windows of 5 cut maps of 16 and 8 unevenly; and the step leaves no dropout behind
     for evaluation."""
     config = tiny_config("model.text.dropout=0.1", "model.image.drop_path=0.1", "model.image.window=5",
-                         "loss.contrast=1.0", "loss.stages=0.5")
+                         "loss.contrast=1.0", "loss.stages=0.5", "loss.proposals=0.5")
     ms.set_seed(0)
     model = randomize(build.build_model(config, 30), scale=0.15)
     step = build.build_train_step(model, config)
@@ -131,17 +131,17 @@ def test_stages_with_word_pixel_alignment(stages, batch):
     assert widths == [8 * 2 ** (stage - 1) for stage in stages]
     rest = {line for line in named_shapes(model) if not line.startswith("encoder.wpa.")}
     assert rest == {line for line in golden_lines() if not line.startswith("encoder.wpa.")}
-    out, _, _, _, attention, _ = eager(model.forward, *batch[:3])
+    out, _, _, _, attention, *_ = eager(model.forward, *batch[:3])
     assert np.isfinite(out.asnumpy()).all()
     assert [a.shape[1:3] for a in attention] == [((1, 2, 2, 4)[stage - 1], 256 // 4 ** (stage - 1)) for stage in stages]
 
 
 def test_forward_names_the_intermediates(model, batch, logits):
-    out, y, proposals, chosen, attention, early = eager(model.forward, *batch[:3])
+    out, y, proposals, chosen, attention, early, picked = eager(model.forward, *batch[:3])
     np.testing.assert_allclose(out.asnumpy(), logits, rtol=1e-4, atol=1e-4)
     assert y.shape == (2, 16, 16, 16) and proposals.shape == (2, 256, 6) and chosen.shape == (2, 6)
     assert [a.shape for a in attention] == [(2, 1, 256, 8), (2, 2, 64, 8), (2, 2, 16, 8), (2, 4, 4, 8)]
-    assert early == ()
+    assert early == () and picked is None
     np.testing.assert_allclose(chosen.asnumpy().sum(1), 1, rtol=1e-5)
     for over_words in attention:
         over_words = over_words.asnumpy()
@@ -152,8 +152,16 @@ def test_forward_names_the_intermediates(model, batch, logits):
 def test_without_sentence_mask_alignment(batch):
     model = randomize(tiny_model("model.sentence_mask=false"))
     assert not any(p.name.startswith(("generator.", "alignment.")) for p in model.get_parameters())
-    out, y, proposals, chosen, _, _ = eager(model.forward, *batch[:3])
+    out, y, proposals, chosen, *_ = eager(model.forward, *batch[:3])
     assert out.shape == (2, 1, 64, 64) and y.shape == (2, 16, 16, 16) and proposals is None and chosen is None
+
+
+def mask_losses(logits, mask, side):
+    """Cross-entropy and Dice of logits (2, side², 1) against the share of the mask (2, 1, 64, 64) in each cell."""
+    p = 1 / (1 + np.exp(-logits.reshape(2, -1).astype(np.float64)))
+    t = mask.reshape(2, side, 64 // side, side, 64 // side).mean((2, 4)).reshape(2, -1)
+    return (-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
+            + (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).mean())
 
 
 def test_stage_heads(batch):
@@ -164,14 +172,26 @@ def test_stage_heads(batch):
     assert [e.shape for e in early] == [(2, 256, 1), (2, 64, 1)]
     objective = build.build_train_step(model, config).objective
     losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in eager(objective, *batch)], strict=True))
-    expected = 0
-    for logits, side in zip(early, (16, 8), strict=True):
-        p = 1 / (1 + np.exp(-logits.asnumpy().reshape(2, -1).astype(np.float64)))
-        t = batch[3].reshape(2, side, 64 // side, side, 64 // side).mean((2, 4)).reshape(2, -1)
-        expected += -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
-        expected += (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).mean()
+    expected = sum(mask_losses(e.asnumpy(), batch[3], side) for e, side in zip(early, (16, 8), strict=True))
     assert losses["stages"] == pytest.approx(expected, rel=1e-4)
     assert losses["loss"] == pytest.approx(losses["bce"] + losses["dice"] + 0.5 * expected, rel=1e-4)
+
+
+def test_the_picked_mask(batch):
+    """The proposals' sum under the sentence's weights, in logits; its losses, and nothing of it in the mask."""
+    config = tiny_config("loss.proposals=0.5", "loss.contrast=0")
+    model = randomize(build.build_model(config, 30))
+    out = eager(model.forward, *batch[:3])
+    logits, proposals, chosen, picked = (out[i].asnumpy() for i in (0, 2, 3, 6))
+    gain, offset = model.picked.gain.asnumpy(), model.picked.offset.asnumpy()
+    assert_near(picked, gain * (proposals @ chosen[..., None]) + offset)
+    objective = build.build_train_step(model, config).objective
+    losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in eager(objective, *batch)], strict=True))
+    expected = mask_losses(picked, batch[3], 16)
+    assert losses["proposals"] == pytest.approx(expected, rel=1e-4)
+    assert losses["loss"] == pytest.approx(losses["bce"] + losses["dice"] + 0.5 * expected, rel=1e-4)
+    model.picked.gain.set_data(-model.picked.gain)
+    np.testing.assert_array_equal(eager(model, *batch[:3]).asnumpy(), logits)
 
 
 @pytest.mark.parametrize("size", [32, 96])

@@ -22,7 +22,7 @@ from mindspore_coupalign.resume import MAY_CHANGE, differences
 from mindspore_coupalign.run_folder import RunFolder, load_state
 
 ROOT = Path(__file__).resolve().parents[1]
-LIGHT = ["model.wpa_stages=[1]", "model.sentence_mask=false"]  # little to compile
+LIGHT = ["model.wpa_stages=[1]", "model.sentence_mask=false", "loss.proposals=0"]  # little to compile
 QUICK = [*LIGHT, "model.text.groups=[1, 0, 0, 0]", "loss.contrast=0", "loss.stages=0"]
 KILLED = ["model.name=coupalign", *LIGHT, "model.image.name=darknet", "model.image.norm=batch",
           "model.upsample=bilinear", "train.muon_rate=0"]

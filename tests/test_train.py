@@ -25,12 +25,13 @@ from mindspore_coupalign.data.shapes import make_shapes
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import _derange
 from mindspore_coupalign.run_folder import RunFolder, load_state
+from mindspore_coupalign.train_step import LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.wpa_stages=[1]",
          "model.image.name=darknet", "model.image.norm=batch", "model.text.activation=relu", "loss.negatives=40",
-         "loss.stages=0.5", "model.text.dropout=0.2"]  # quick to compile, but with stage heads, random numbers and
-# statistics that are no parameters
+         "loss.stages=0.5", "loss.proposals=0.3", "model.text.dropout=0.2"]  # quick to compile, but with stage heads,
+# random numbers and statistics that are no parameters
 SHORT = ["train.steps=6", "train.val_every=3", "train.ema=0.5", "train.muon_rate=0.8", "data.flip=0.5",
          "eval.threshold=0.35"]
 
@@ -108,11 +109,11 @@ def test_a_run_leaves_its_files(whole, config):
     losses, scores = log_of(whole.output)
     assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in scores] == [3, 6]
-    keys = {"loss", "bce", "dice", "contrast", "stages", "grad_norm", "lr", "samples_per_s"}
+    keys = {"loss", "bce", "dice", "contrast", "stages", "proposals", "grad_norm", "lr", "samples_per_s"}
     assert all(keys <= line.keys() for line in losses)
     assert all(np.isfinite(list(line.values())).all() for line in losses)
     for line in losses:
-        total = line["bce"] + line["dice"] + 0.1 * line["contrast"] + 0.5 * line["stages"]
+        total = line["bce"] + line["dice"] + 0.1 * line["contrast"] + 0.5 * line["stages"] + 0.3 * line["proposals"]
         assert line["loss"] == pytest.approx(total, abs=1e-4)
     rates = [build.learning_rate(load_config(config, SHORT), step, 6) for step in range(6)]
     np.testing.assert_allclose([line["lr"] for line in losses], rates, rtol=1e-5)
@@ -267,7 +268,7 @@ class FakeStep:
         self.stop_in -= 1
         time.sleep(self.pause)
         signals = (float(self.stop_in == 0), signals[1])  # another rank was asked to stop
-        return ms.Tensor(np.array([loss] * 6 + [np.isfinite(loss), 1, *signals], np.float32))
+        return ms.Tensor(np.array([loss] * (len(LOSSES) + 1) + [np.isfinite(loss), 1, *signals], np.float32))
 
 
 def compute_nothing(monkeypatch, losses, **settings):

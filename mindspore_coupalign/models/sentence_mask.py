@@ -6,6 +6,7 @@ weights a (B, N).
 
 import math
 
+import mindspore as ms
 from mindspore import nn, ops
 
 from mindspore_coupalign.models.layers import Product, dense
@@ -28,3 +29,17 @@ class SentenceMaskAlignment(nn.Cell):
         weights = self.over_masks(self.similarity(self.w_q(q), asked))  # (B, N, 1)
         aligned = self.mix(self.over_proposals(proposals), weights * q)
         return aligned, proposals, weights.reshape(weights.shape[:2])
+
+
+class PickedMask(nn.Cell):
+    """The mask that the sentence picks, for a loss that teaches the alignment directly: logits gain · (Z · a) + offset
+    (B, P, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = ms.Parameter(ms.Tensor([4.0], ms.float32))
+        self.offset = ms.Parameter(ms.Tensor([-2.0], ms.float32))  # most pixels are outside
+        self.mix = Product()
+
+    def construct(self, proposals, weights):
+        return self.gain * self.mix(proposals, ops.expand_dims(weights, -1)) + self.offset
