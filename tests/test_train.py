@@ -235,7 +235,7 @@ def test_a_few_samples_are_learned_by_heart(tmp_path):
     make_shapes(tmp_path / "data", 2, train=2, val=1, testA=1, testB=1)
     config = write_config(tmp_path / "c.yaml", tmp_path / "data", [
         "train.lr=5e-3", "train.schedule=cosine", "model.image.name=swin", "model.image.activation=relu",
-        "model.text.dropout=0", "loss.stages=0"])
+        "model.text.dropout=0", "loss.stages=0", "loss.proposals=0"])
     run_command("train", "--config", config, "--output", tmp_path / "run", "train.steps=100", "train.val_every=100",
                 "data.val_split=train", "loss.contrast=0", "train.warmup_steps=5")
     losses, scores = log_of(tmp_path / "run")
