@@ -67,7 +67,7 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     image_weights: str = ""  # file of pretrained weights that training starts from (docs/weights.md); empty: random
     text_weights: str = ""  # file or Hugging Face folder of pretrained BERT weights; empty: random
-    wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # those with word-pixel alignment (supplement, Table 3); LAVT has all
+    wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # those with word-pixel alignment (supplement, Table 3); LAVT needs all
     wpa_heads: tuple[int, ...] = (4, 8, 16, 32)
     wpa_gate_zero: bool = False  # zero-initialised W2: with an opening of 0, pretrained encoders start unchanged
     wpa_gate_opening: float = 0.0  # initial bias of the gates, LAVT's too; 1 lets the words in at once
@@ -309,6 +309,8 @@ def _validate(config: Config, source: str):
     check(0 <= text.dropout < 1, "model.text.dropout must be in 0..1")
     check(set(model.wpa_stages) <= {1, 2, 3, 4} and len(set(model.wpa_stages)) == len(model.wpa_stages),
           "model.wpa_stages is a list of different stages from 1 to 4")
+    check(model.name == "coupalign" or len(model.wpa_stages) == 4,
+          "model.name=lavt fuses at all four stages; set model.wpa_stages=[1,2,3,4]")
     check(len(model.wpa_heads) == 4 and min(model.wpa_heads) >= 1, "model.wpa_heads needs four positive numbers")
     for i, heads in enumerate(model.wpa_heads):
         dim = image.embed_dim * 2**i

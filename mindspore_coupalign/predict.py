@@ -26,8 +26,6 @@ from mindspore_coupalign.export import load_mindir
 from mindspore_coupalign.metrics import logit
 from mindspore_coupalign.outputs import make_folder
 
-STAGES = (1, 2, 3, 4)
-
 
 @dataclass(frozen=True, eq=False)
 class Details:
@@ -83,8 +81,7 @@ class Predictor:
     def from_model(cls, network, tokenizer: SentenceTokenizer, config) -> "Predictor":
         """From a network in memory and the Config that it was built with."""
         transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
-        stages = config.model.wpa_stages if config.model.name == "coupalign" else STAGES  # LAVT's are not chosen
-        return cls(network, tokenizer, transform, config.eval.threshold, stages)
+        return cls(network, tokenizer, transform, config.eval.threshold, config.model.wpa_stages)
 
     @classmethod
     def from_mindir(cls, path: str | Path) -> "Predictor":

@@ -165,6 +165,11 @@ def test_impossible_values_and_combinations(override, field):
     assert message.startswith("some.yaml: ") and field in message, message
 
 
+def test_lavt_fuses_at_all_stages():
+    message = error(with_overrides, Config(), ["model.wpa_stages=[1, 2]", "model.name=lavt"], "some.yaml")
+    assert "set model.wpa_stages=[1,2,3,4]" in message
+
+
 @pytest.mark.parametrize("without", ["model.sentence_mask=false", "model.name=lavt"])
 def test_a_loss_on_proposals_needs_them(without):
     assert "loss.proposals" in error(with_overrides, Config(), ["loss.proposals=0.5", without], "some.yaml")

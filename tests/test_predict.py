@@ -134,8 +134,7 @@ def test_details_of_a_network_without_alignment(tiny_restored, picture, tmp_path
 
 
 def test_details_of_lavt_have_all_stages(tiny_restored, picture):
-    """Whatever model.wpa_stages says, which is CoupAlign's."""
-    config = tiny_config("model.name=lavt", "model.wpa_stages=[1, 2]")
+    config = tiny_config("model.name=lavt")
     model = build_model(config, tiny_restored.tokenizer.vocab_size).set_train(False)
     predictor = Predictor.from_model(predict._Forward(model), tiny_restored.tokenizer, config)
     with pynative():
