@@ -33,8 +33,8 @@ ROWS = {
     "wpa-none": ("no word-pixel alignment", ["model.wpa_stages=[]"]),
     "no-sma": ("no sentence-mask alignment", [*WHOLE, "model.sentence_mask=false", "loss.proposals=0"]),
     "no-contrast": ("no contrast loss", [*WHOLE, "loss.contrast=0"]),
-    "lavt": ("LAVT (no contrast loss, as in its paper)", [*WHOLE, "model.name=lavt", "loss.contrast=0",
-                                                               "loss.proposals=0"]),
+    "lavt": ("LAVT (no contrast loss, as in its paper)",
+             [*WHOLE, "model.name=lavt", "loss.contrast=0", "loss.proposals=0"]),
 }
 WPA_ROWS = {f"wpa-{s}": (f"word-pixel alignment at stage {s}", [f"model.wpa_stages=[{s}]"]) for s in (1, 2, 3, 4)}
 SPLITS = ("val", "testA", "testB")

@@ -41,7 +41,7 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
                                model.wpa_gate_opening)
     decoder = PixelDecoder(vision.channels, vision.sizes, model.decoder_dim)
     generator = alignment = None
-    if model.sentence_mask and model.name == "coupalign":
+    if model.has_proposals:
         stage = model.query_stage - 1
         generator = MaskGenerator(vision.channels[stage], vision.sizes[stage], model.decoder_dim, model.queries,
                                   model.query_layers, model.query_heads, model.query_ffn)

@@ -80,6 +80,11 @@ class ModelConfig:
     upsample: str = "bilinear"  # logits from stride 4 to the input's size: bilinear (the paper's), subpixel or guided
     sentence_mask: bool = True  # SMA; off: the mask is predicted from the pixel embedding alone
 
+    @property
+    def has_proposals(self) -> bool:
+        """Whether there are mask proposals and the sentence-mask alignment; LAVT has neither."""
+        return self.sentence_mask and self.name == "coupalign"
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -324,7 +329,7 @@ def _validate(config: Config, source: str):
           "model.decoder_dim must be a multiple of 8, above 256 of 32 (its group norms)")
     check(min(loss.bce, loss.dice, loss.contrast, loss.stages, loss.proposals) >= 0 and loss.bce + loss.dice > 0,
           "loss.bce, dice, contrast, stages and proposals must not be negative, and bce or dice must be on")
-    check(loss.proposals == 0 or model.sentence_mask and model.name == "coupalign",
+    check(loss.proposals == 0 or model.has_proposals,
           "loss.proposals needs the proposals of CoupAlign's sentence-mask alignment; set loss.proposals=0")
     check(loss.temperature > 0 and loss.negatives >= 1, "loss.temperature and loss.negatives must be positive")
     one_of("train.schedule", train.schedule, ("poly", "cosine"))

@@ -34,15 +34,17 @@ class Objective(nn.Cell):
             total = total + self.contrast_weight * contrast
         stages = ops.zeros_like(bce)
         for i in range(len(early)):
-            stages = stages + self._stage_loss(early[i], ops.avg_pool2d(mask, 2 ** (i + 2), 2 ** (i + 2)))
-        total, proposals = total + self.stages_weight * stages, ops.zeros_like(bce)
+            stages = stages + self._coarse_loss(early[i], mask, 2 ** (i + 2))
+        total = total + self.stages_weight * stages
+        proposals = ops.zeros_like(bce)
         if self.proposals_weight > 0:
-            proposals = self._stage_loss(picked, ops.avg_pool2d(mask, 4, 4))
+            proposals = self._coarse_loss(picked, mask, 4)
             total = total + self.proposals_weight * proposals
         return total, bce, dice, contrast, stages, proposals
 
-    def _stage_loss(self, logits, mask):
-        """Both mask losses of a stage's logits (B, P_i, 1) against the share of the mask in each of its cells."""
+    def _coarse_loss(self, logits, mask, stride: int):
+        """Both mask losses of logits (B, P, 1) at a stride against the share of the mask in each of their cells."""
+        mask = ops.avg_pool2d(mask, stride, stride)
         bce, dice = self.mask_loss(logits.astype(ms.float32).reshape(mask.shape), mask)
         return self.bce_weight * bce + self.dice_weight * dice
 
