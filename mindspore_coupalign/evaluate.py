@@ -109,7 +109,7 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
     """
     here = here or runtime.Runtime("CPU", 0, 1)
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
-    tokens = Tokens(data, samples, tokenizer)
+    tokens = Tokens(data, samples, tokenizer, field=config.data.sentence_field)
     if shuffle:
         tokens.row[samples] = tokens.row[_derange(data, samples)]
     batch, cut = config.eval.batch_size, logit(config.eval.threshold)
@@ -123,7 +123,7 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
             logits = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0].astype(np.float32)
             here.watch.compiled()
             for i in np.flatnonzero(sample >= 0):
-                truth = data.mask(int(data.sentence_ref[sample[i]]))
+                truth = data.mask(int(data.sentence_ref[sample[i]]), config.data.overlap)
                 found[place[int(sample[i])]] = (overlap(transform.inverse(logits[i], truth.shape) > cut, truth),
                                                 overlap(logits[i] > cut, transform.mask(truth)))
                 bar.update()

@@ -220,7 +220,8 @@ class Trainer:
         names, train = self.config.data, self.config.train
         transform = ImageTransform(names.image_size, names.mean, names.std)
         self.source = TrainSource(self.data, names.train_split, self.tokenizer, transform, train.seed, train.batch_size,
-                                  names.flip, (self.done, self.total), self.here.rank, self.here.ranks)
+                                  names.flip, (self.done, self.total), self.here.rank, self.here.ranks,
+                                  names.sentence_field, names.overlap)
         return batches(self.source, self.source.local // train.accumulate, names.workers)
 
     def one_step(self, stream, rate: float) -> dict:
@@ -254,9 +255,10 @@ class Trainer:
         first = (self.done - 1) * self.config.train.batch_size
         samples = [self.source.sample_at(first + i) for i in range(self.config.train.batch_size)]
         numbers = {key: _finite_or_text(results[key]) for key in ("loss", "grad_norm", "scale")}
+        field = self.config.data.sentence_field
         self.run.log({"step": self.done, **numbers, "samples": samples,
                       "refs": [int(self.data.ref_ids[self.data.sentence_ref[s]]) for s in samples],
-                      "sentences": [self.data.sentence(s) for s in samples]}, "skipped.jsonl")
+                      "sentences": [self.data.sentence(s, field) for s in samples]}, "skipped.jsonl")
         if self.skipped_in_row >= self.config.train.max_skipped:
             raise UserError(f"step {self.done}: the loss ({results['loss']:g}) or its gradient was no number in "
                             f"{self.skipped_in_row} steps in a row, none of which has changed the weights; their "
@@ -340,7 +342,8 @@ class Trainer:
 
 def _judged_by(config: Config) -> tuple:
     """What scores must have in common to be compared."""
-    return config.data.val_split, config.train.val_samples, config.eval.threshold
+    data = config.data
+    return data.val_split, data.sentence_field, data.overlap, config.train.val_samples, config.eval.threshold
 
 
 def _finite_or_text(value: float):
