@@ -120,7 +120,7 @@ class TrainConfig:
     muon_rate: float = 0.0  # > 0: Muon moves the matrices, by a root mean square of muon_rate · lr; 0: AdamW everything
     schedule: str = "poly"  # the decay: poly (power 0.9), cosine or linear
     final_lr: float = 0.0  # where the decay ends
-    decay_epochs: int = 0  # > 0: the decay ends after so many epochs, and the rate stays at final_lr; 0: at the run's end
+    decay_epochs: int = 0  # > 0: the decay ends after so many epochs, the rate stays at final_lr; 0: at the end
     decay_every: str = "step"  # step or epoch: when the rate changes
     warmup_steps: int = 0
     weight_decay: float = 0.01
