@@ -37,23 +37,24 @@ def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.
 class Budget:
     """When a run under ``train.minutes`` ends, and how far its decay has come.
 
-    The decay is over by trained / (trained + left): ``trained`` is the time of the steps after the warm-up, without
-    those that compiled, ``left`` what remains until the last validation has to begin. Compiling, validating and
-    saving thus shorten the training that remains, and warm-up and decay happen whole in it.
+    A step after the warm-up that takes d seconds, with ``left`` until the last validation has to begin, takes the
+    decay d / left of its remaining way. Nothing else moves it: neither the step that compiles, nor a validation or a
+    save, nor the compiling of a run that was resumed. Warm-up and decay thus happen whole in whatever time is left.
 
     Args:
-        spent, trained: seconds, of the runs that this one resumes.
+        spent: seconds, of the runs that this one resumes.
+        share: of the decay that is over.
         finished: the earlier runs' budget in minutes, when they came to its end.
         batches: batches of training that hold as many samples as a validation.
     """
 
-    def __init__(self, train: TrainConfig, spent: float = 0.0, trained: float = 0.0, finished: float = 0.0,
+    def __init__(self, train: TrainConfig, spent: float = 0.0, share: float = 0.0, finished: float = 0.0,
                  batches: float = 0.0):
         self.seconds, self.minutes, self.warmup = 60 * train.minutes, train.minutes, train.warmup_steps
-        self.now, self.trained, self.batches = spent, trained, batches
+        self.now, self.share, self.batches = spent, share, batches
         self.done, self.steps = 0, 0  # of the run; of this process
         self.recent, self.first = deque(maxlen=20), 0.0  # seconds of the newest steps; of the one that compiled
-        self.paused, self.measured, self.reserve, self.held = False, 0.0, 0.0, 0.0
+        self.paused, self.measured, self.reserve, self.most = False, 0.0, 0.0, 0.0
         self.warned = False
         self.over = self.seconds > 0 and (0 < self.minutes <= finished or spent >= self.seconds)
 
@@ -64,15 +65,15 @@ class Budget:
         self.steps, self.done = self.steps + 1, done
         took = now - self.now  # by the step before, with what came between the two
         if self.steps == 2:
-            self.first = took
-            self.held = (self.seconds - now) / 2
-        elif self.steps > 2:
-            if not self.paused:
-                self.recent.append(took)
-            self.trained += (self.typical if self.paused else took) if done - 2 >= self.warmup else 0.0
+            self.first, self.most = took, max(0.0, self.seconds - now) / 2
+        elif self.steps > 2 and not self.paused:
+            self.recent.append(took)
         self.now, self.paused = now, False
-        self._reserve()
-        self.over = now + 2 * self.typical + self.reserve > self.seconds  # another step would not be done in time
+        self.reserve = self._reserve()
+        left = self.seconds - self.reserve - now
+        if done > self.warmup and self.recent:
+            self.share += (1 - self.share) * (min(1.0, self.typical / left) if left > 0 else 1.0)
+        self.over = left < 2 * self.typical or left <= 0  # another step would not be done in time
 
     @property
     def typical(self) -> float:
@@ -83,25 +84,16 @@ class Budget:
         """The run has saved, or validated in so many seconds without compiling: the next step is not timed."""
         self.paused, self.measured = True, validation or self.measured
 
-    def _reserve(self):
+    def _reserve(self) -> float:
         """Seconds for the last validation: as measured, else estimated; at most half of what the first step left."""
         wanted = self.measured
         if not wanted and self.batches and self.recent:
             wanted = FORWARD * (self.batches * self.typical + max(0.0, self.first - self.typical))
-        self.reserve = min(wanted, max(0.0, self.held))
-
-    def share(self) -> float:
-        """Of the decay, that is over when the next step begins: 0..1."""
-        if not self.seconds:
-            return 0.0
-        own = self.typical if self.steps and self.done - 1 >= self.warmup else 0.0  # of the step just done
-        left = self.seconds - self.reserve - self.now - (self.typical if self.steps else 0.0)
-        trained = self.trained + own
-        return min(1.0, trained / (trained + left)) if left > 0 else float(trained > 0)
+        return min(wanted, self.most)
 
     def warnings(self) -> list[str]:
         """What the user should know, once each: as soon as the steps' time is known, or when the budget is over."""
-        if not self.seconds or self.warned or not (self.over or len(self.recent) >= SETTLED):
+        if self.warned or not (self.over or len(self.recent) >= SETTLED):
             return []
         self.warned = True
         name, found = f"train.minutes={self.minutes:g}", []
@@ -113,7 +105,7 @@ class Budget:
         if self.reserve:
             how = "as measured" if self.measured else "by an estimate from the training steps"
             found.append(f"{name}: about {self.reserve:.0f} s of it are kept for the last validation ({how})")
-            if self.reserve == self.held:
+            if self.reserve == self.most:
                 found.append(f"warning: {name}: the last validation may take longer than that, and end after the "
                              "budget; give more minutes, or score fewer samples (train.val_samples)")
         return found

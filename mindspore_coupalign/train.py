@@ -126,12 +126,9 @@ class Trainer:
         self.validations = 0  # of this process
         self.stop, self.code = StopRequest(patient=here.watch.folder is not None), 0  # of the process, at its end
         self.started = time.perf_counter()
-        progress = state.progress if state else {}
         if state is not None:
             self._restore(state)
-        counted = progress.get("trained", self.spent if self.done > train.warmup_steps else 0.0)
-        self.budget = Budget(train, self.spent, counted, progress.get("finished_minutes", 0.0),
-                             math.ceil(len(self.val_samples) / train.batch_size))
+        self.budget = self._budget()
 
     def _restore(self, state: Checkpoint):
         source, progress = str(state.path), state.progress
@@ -142,6 +139,17 @@ class Trainer:
         self.skipped, self.skipped_in_row = progress["skipped"], progress["skipped_in_row"]
         if _judged_by(state.config) != _judged_by(self.config):
             self.best = -1.0
+
+    def _budget(self) -> Budget:
+        train, share, finished = self.config.train, 0.0, 0.0
+        if self.state is not None and train.minutes:
+            progress, before = self.state.progress, self.state.config.train.minutes
+            finished = progress.get("finished_minutes", 0.0)
+            if "decay_share" in progress:
+                share = min(1.0, progress["decay_share"] * before / train.minutes)  # more minutes raise the rate again
+            elif self.done > train.warmup_steps:  # of an older version, or of a run without a budget
+                share = min(1.0, self.spent / (60 * train.minutes))
+        return Budget(train, self.spent, share, finished, math.ceil(len(self.val_samples) / train.batch_size))
 
     def say(self, line: str, bar=None):
         if self.here.rank > 0:
@@ -201,7 +209,7 @@ class Trainer:
 
     def rate(self) -> float:
         """Of the next step."""
-        return learning_rate(self.config, self.done, self.total, self.budget.share(), self.refs)
+        return learning_rate(self.config, self.done, self.total, self.budget.share, self.refs)
 
     def _save(self, bar, validates: bool) -> dict | None:
         started = time.perf_counter()
@@ -317,7 +325,7 @@ class Trainer:
         """Configuration, tokenizer and progress, as checkpoints keep them."""
         progress = {"step": self.done, "best": self.best, "seconds": round(self._seconds(), 1)}
         if self.config.train.minutes:
-            progress |= {"trained": self.budget.trained,
+            progress |= {"decay_share": self.budget.share,
                          "finished_minutes": self.config.train.minutes if self.budget.over else 0.0}
         return self.config, self.tokenizer.to_json(), progress | (counters or {})
 
