@@ -25,6 +25,7 @@ from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.metrics import THRESHOLDS, logit, overlap, summarize
 from mindspore_coupalign.outputs import check_writable, write_file
+from mindspore_coupalign.portable import check_data_root, with_data_paths
 from mindspore_coupalign.ranks import add_up
 from mindspore_coupalign.watch import Watch
 
@@ -107,7 +108,8 @@ def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> 
     """The file's configuration, or the checkpoint's own with the overrides.
 
     Raises:
-        UserError: a bad file or override, or one that only training follows.
+        UserError: a bad file or override, one that only training follows, or nothing says where the
+            data lies.
     """
     for override in overrides:
         if override.startswith(("train.amp=", "train.amp_dtype=")):
@@ -115,7 +117,10 @@ def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> 
                             "another")
     if path:
         return load_config(path, overrides)
-    return with_overrides(checkpoint.config, overrides, f"{checkpoint.path}'s configuration with the overrides")
+    source = f"{checkpoint.path}'s configuration with the overrides"
+    config = with_overrides(with_data_paths(checkpoint), overrides, source)
+    check_data_root(config, str(checkpoint.path))
+    return config
 
 
 def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
