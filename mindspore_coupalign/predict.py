@@ -66,15 +66,16 @@ class Predictor:
         self.compile_seconds = 0.0
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, details: bool = False) -> "Predictor":
-        """From training's file. With ``details``, predictions say what the network looked at. ``runtime.setup`` before
-        chooses the device and graph mode, in which a sentence takes a hundredth of the time.
+    def from_checkpoint(cls, path: str | Path, details: bool = False, amp: str | None = None) -> "Predictor":
+        """From training's file. With ``details``, predictions say what the network looked at. ``amp`` is the level of
+        mixed precision (default: the one that training has on this device). ``runtime.setup`` before chooses the device
+        and graph mode, in which a sentence takes a hundredth of the time.
 
         Raises:
             UserError: missing, damaged or not a checkpoint of this project.
         """
         checkpoint = load_checkpoint(path)
-        model, tokenizer = build.restore_model(checkpoint)
+        model, tokenizer = build.restore_model(checkpoint, amp=amp)
         return cls.from_model(_Forward(model) if details else model, tokenizer, checkpoint.config)
 
     @classmethod
@@ -187,17 +188,20 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--attention", action="store_true",
                         help="also draw which words each pixel read, and the mask proposals (with --checkpoint)")
     runtime.add_device_argument(parser)
+    runtime.add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.attention and args.mindir:
         raise UserError("--attention needs --checkpoint: a MINDIR holds the mask alone")
+    if args.amp and args.mindir:
+        raise UserError("--amp needs --checkpoint: a MINDIR computes in the precision that `export --amp` gave it")
     image = read_rgb(args.image, upright=True)
     output = make_folder(args.output)
     started = time.perf_counter()
     runtime.setup(args.device_target, 0)
     predictor = (Predictor.from_mindir(args.mindir) if args.mindir
-                 else Predictor.from_checkpoint(args.checkpoint, args.attention))
+                 else Predictor.from_checkpoint(args.checkpoint, args.attention, args.amp))
     loaded = time.perf_counter() - started
     found = predictor.predict(image, args.text)
     print(f"{args.image}: {image.shape[1]} x {image.shape[0]} pixels; loaded in {loaded:.1f} s, "

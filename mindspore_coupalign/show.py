@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--seed", type=int, default=0, help="of the random draws (default: 0)")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for best.png, worst.png and random.png")
     runtime.add_device_argument(parser)
+    runtime.add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
     config = configuration(None, args.overrides, checkpoint)
     output = make_folder(args.output)
-    runtime.setup(args.device_target, args.seed)
+    here = runtime.setup(args.device_target, args.seed)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     random = np.random.default_rng(args.seed)
     samples = random.permutation(samples_of(data, args.split))[: args.samples or None]
-    model, tokenizer = build.restore_model(checkpoint, config)
+    model, tokenizer = build.restore_model(checkpoint, config, args.amp, here.target)
     scores = evaluate_samples(model, data, samples, tokenizer, config, progress=args.split)
     predictor = Predictor.from_model(model, tokenizer, config)
     order = np.argsort(iou(*scores["image"].T), kind="stable")  # equal ones stay in their random order
