@@ -24,7 +24,7 @@ def lavt(units):
 
 
 def cris(units):
-    """engine.py of DerrickWang005/CRIS.pytorch; its masks are 255 times the layers in a byte, so that 2 layers count."""
+    """engine.py of DerrickWang005/CRIS.pytorch; its masks are 255 times the layers in a byte: 2 layers count."""
     ious = []
     for prediction, layers in units:
         mask = (layers * 255).astype(np.uint8) / 255.0
@@ -110,7 +110,8 @@ def first_author(refs):
         with np.errstate(invalid="ignore"):
             ious.append(i / u)
         total_i, total_u = total_i + i, total_u + u
-    return {"oIoU": 100 * total_i / total_u, "mIoU": 100 * np.mean(ious)}  # no ref of the test's splits has 0/0 overall
+    with np.errstate(invalid="ignore"):
+        return {"oIoU": 100 * total_i / total_u, "mIoU": 100 * np.mean(ious)}
 
 
 def bilinear(values, shape, corners=False):

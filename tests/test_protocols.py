@@ -65,8 +65,8 @@ def world(tmp_path_factory):
             raw = sent if k % 2 else sent.title() + " of"  # of: another reading, capitals: none
             sentences.append({"sent_id": sent_id, "sent": sent, "raw": raw})
             sent_id += 1
-        refs.append({"ref_id": 500 + r, "ann_id": 70 + r, "image_id": image + 1, "split": "testA" if r in (5, 9) else "val",
-                     "sentences": sentences})
+        refs.append({"ref_id": 500 + r, "ann_id": 70 + r, "image_id": image + 1, "sentences": sentences,
+                     "split": "testA" if r in (5, 9) else "val"})
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
     (folder / "instances.json").write_text(json.dumps({"images": records, "annotations": annotations}))
     data = read_refer(root, "tiny", "unc")
@@ -100,7 +100,8 @@ class Network:
         def model(image, ids, word_mask):
             ids, word_mask = ids.asnumpy(), word_mask.asnumpy()
             assert image.shape == (4, 3, SIZE, SIZE) and ids.shape == word_mask.shape == (4, tokens)
-            rows = [np.where(m > 0, p, -1)[: np.flatnonzero(m)[-1] + 1] + 1 for p, m in zip(ids, word_mask, strict=True)]
+            rows = [(p + 1)[: np.flatnonzero(m)[-1] + 1] * m[: np.flatnonzero(m)[-1] + 1]
+                    for p, m in zip(ids, word_mask, strict=True)]
             self.seen += [tuple(row) for row in rows if len(row) > 1]
             logits = np.stack([field(row) for row in rows])[:, None]
             return SimpleNamespace(asnumpy=lambda: logits)
@@ -161,7 +162,7 @@ def expected(world, name, split) -> dict:
                                  layers(world, r).any()) for r, ref in refs for s in ref["sentences"]])
     if name == "cris":
         def mask(text, shape):
-            probability = (1 / (1 + np.exp(-logits(world, text, True)))).astype(np.float32)
+            probability = 1 / (1 + np.exp(-logits(world, text, True)))
             return cv2.resize(probability, shape[::-1], interpolation=cv2.INTER_CUBIC) > 0.35
         return peer_rules.cris([(mask(s["sent"], layers(world, r).shape), layers(world, r))
                                 for r, ref in refs for s in ref["sentences"]])
@@ -312,7 +313,8 @@ def test_forward_passes_are_shared(world):
     assert len(network.seen) == len(readings) < 2 * len(world.samples)
     network.seen.clear()
     scored(world, ["ref-averaged", "ref-concatenated"], network=network)
-    several = sum(len(ref["sentences"]) > 1 for _, ref in refs_of(world, "val"))  # a single sentence is its own concatenation
+    # a single sentence is its own concatenation
+    several = sum(len(ref["sentences"]) > 1 for _, ref in refs_of(world, "val"))
     assert len(network.seen) == several + len({(r, tuple(encode(world, s["raw"], False)))
                                                for r, ref in refs_of(world, "val") for s in ref["sentences"]})
 
