@@ -64,9 +64,10 @@ def run(args: argparse.Namespace) -> int:
         setattr(args, option, [name for name in given if "=" not in name])
     config = configuration(args.config, overrides, checkpoint)
     chosen = protocols.choose(args.protocol)
-    for path in (args.output, args.details):
-        if path:
-            check_writable(Path(path))
+    for path in filter(None, (args.output, args.details)):
+        check_writable(Path(path))
+    if args.output and args.details and Path(args.output).resolve() == Path(args.details).resolve():
+        raise UserError(f"--output and --details name the same file, {args.output}; give each its own")
     if args.details and "sentence" not in (protocol.name for protocol in chosen):
         raise UserError("--details writes what protocol sentence sees; add sentence to --protocol")
     with Watch.of_job() as watch:
@@ -162,19 +163,16 @@ def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> 
 
 
 def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
-                     shuffle: bool = False, progress: str = "", here: runtime.Runtime | None = None) -> dict:
+                     progress: str = "", here: runtime.Runtime | None = None) -> dict:
     """I and U of every sample: {"sample": (S,), "image": (S, 2), "input": (S, 2)}, the same on every rank.
 
     Args:
-        shuffle: every sample gets the sentence of another image's sample.
         progress: label of the progress bar; empty for none.
         here: of several ranks, each of which takes its share; None: this process is alone.
     """
     here = here or runtime.Runtime("CPU", 0, 1)
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
     tokens = Tokens(data, samples, tokenizer, field=config.data.sentence_field)
-    if shuffle:
-        tokens.row[samples] = tokens.row[_derange(data, samples)]
     batch, cut = config.eval.batch_size, logit(config.eval.threshold)
     source = EvalSource(data, samples, tokens, transform, batch, here.rank, here.ranks)
     place = {int(s): k for k, s in enumerate(samples)}

@@ -32,7 +32,7 @@ def checkpoint(root, tmp_path_factory):
     """Random weights that see about half of a picture, with positions for prompts of three sentences."""
     import mindspore as ms
 
-    config = tiny_config(f"data.root={root}", "data.dataset=tiny", "data.split_by=unc", "model.text.max_positions=32",
+    config = tiny_config(f"data.root={root}", "data.dataset=tiny", "data.split_by=unc", "model.text.max_positions=24",
                          "eval.batch_size=4")
     tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
     model = build.build_model(config, tokenizer.vocab_size).set_train(False)
@@ -120,16 +120,16 @@ def fails(capsys, *arguments) -> str:
     return error
 
 
-def test_what_is_refused(checkpoint, tiny_checkpoint, root, tmp_path, capsys):
+def test_what_is_refused(checkpoint, tmp_path, capsys):
     command = ("evaluate", "--checkpoint", checkpoint, "--split", "val")
     assert "did you mean lavt?" in fails(capsys, *command, "--protocol", "sentence", "lvat")
     details = tmp_path / "details.jsonl"
     assert "add sentence to --protocol" in fails(capsys, *command, "--protocol", "cris", "--details", details)
     assert "does not exist" in fails(capsys, *command, "--details", tmp_path / "no" / "details.jsonl")
-    named = (f"data.root={root}", "data.dataset=tiny", "data.split_by=unc")
-    error = fails(capsys, "evaluate", "--checkpoint", tiny_checkpoint, "--split", "train", *named, "--protocol",
-                  "sentence", "ref-concatenated", "--details", details)
-    assert "the 3 sentences of ref 500" in error and "16 positions (model.text.max_positions)" in error
+    assert "name the same file" in fails(capsys, *command, "--details", details, "--output", details)
+    error = fails(capsys, "evaluate", "--checkpoint", checkpoint, "--split", "train", "data.max_tokens=12",
+                  "--protocol", "sentence", "ref-concatenated", "--details", details)
+    assert "the 3 sentences of ref 500" in error and "24 positions (model.text.max_positions)" in error
     assert not details.exists()
 
 
