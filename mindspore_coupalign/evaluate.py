@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 
 import mindspore as ms
@@ -20,6 +21,7 @@ from mindspore_coupalign import build, details, protocols, runtime
 from mindspore_coupalign.checkpoint import Checkpoint, load_checkpoint
 from mindspore_coupalign.config import Config, load_config, with_overrides
 from mindspore_coupalign.data.loader import EvalSource, Tokens, batches
+from mindspore_coupalign.data.notices import doubts, turned_pictures
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
@@ -87,6 +89,8 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
         plans[label] = make_plan(data, samples, tokenizer, resolved, config.data.sentence_field,
                                  _derange(data, samples) if shuffle else None)
         check_positions(plans[label], resolved, data, config.model.text.max_positions)
+    for name in dict.fromkeys((*args.split, *args.shuffled)):
+        _warn(here, doubts(data, data.split(name), tokenizer, config.data), name)
     networks = Networks(checkpoint, config, args.amp, here, max(plan.longest for plan in plans.values()))
     results, records = {}, []
     for label, plan in plans.items():
@@ -97,6 +101,7 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
         if keep is not None:
             own = details.lines(data, label, plan, keep, config.data.sentence_field, config.data.max_tokens)
             records += details.ordered(own, here)
+    _warn(here, turned_pictures(data))
     if here.rank > 0:
         return 0
     announce(f"{config.data.dataset} ({config.data.split_by})", results, chosen, config, references)
@@ -137,6 +142,11 @@ class Networks:
         self.here.watch.enter("evaluating", 0, compiles=True)
         tokens = min(self.built) if length <= min(self.built) else self.longest
         return tokens, self.built[tokens]
+
+
+def _warn(here: runtime.Runtime, text: str, split: str = ""):
+    if text and here.rank == 0:
+        print(f"warning: {split}{': ' if split else ''}{text}", file=sys.stderr)
 
 
 def samples_of(data: ReferData, split: str) -> np.ndarray:
