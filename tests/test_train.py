@@ -548,7 +548,8 @@ def test_evaluate_refuses(config, whole, root, tmp_path, capsys):
 
     assert "no such checkpoint" in refused(tmp_path / "no.safetensors", "--split", "val")
     assert f"{whole.output}: a folder, not a checkpoint; give {best}" in refused(whole.output, "--split", "val")
-    assert f"{tmp_path}: a folder, not a checkpoint; it holds no best.safetensors" in refused(tmp_path, "--split", "val")
+    said = refused(tmp_path, "--split", "val")
+    assert f"{tmp_path}: a folder, not a checkpoint; it holds no best.safetensors" in said
     shutil.copyfile(best, tmp_path / "alone.safetensors")
     line = refused(tmp_path / "alone.safetensors", "--split", "val")
     assert "does not say where the data lies" in line and "give data.root=FOLDER" in line
