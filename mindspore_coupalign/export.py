@@ -38,7 +38,8 @@ class NotEqual(Exception):
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--checkpoint", required=True, metavar="FILE",
                         help="best.safetensors or last.safetensors of a run")
-    parser.add_argument("--output", required=True, metavar="FILE.mindir", help="written together with FILE.mindir.json")
+    parser.add_argument("--output", required=True, metavar="FILE.mindir",
+                        help="written together with FILE.mindir.json; older ones are replaced")
     runtime.add_device_argument(parser)
 
 

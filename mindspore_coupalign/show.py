@@ -15,10 +15,11 @@ from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import configuration, evaluate_samples, samples_of
 from mindspore_coupalign.metrics import iou, overlap
-from mindspore_coupalign.outputs import make_folder
+from mindspore_coupalign.outputs import check_absent, make_folder
 from mindspore_coupalign.predict import Predictor
 
 _COLUMNS = 4
+_SHEETS = ("best", "worst", "random")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -31,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser):
                         help="score N randomly drawn sentences of the split (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws (default: 0)")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for best.png, worst.png and random.png")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace the sheets in DIR; without it, nothing is computed where one exists")
     runtime.add_device_argument(parser)
 
 
@@ -41,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
     config = configuration(None, args.overrides, checkpoint)
     output = make_folder(args.output)
+    if not args.overwrite:
+        check_absent(output / f"{name}.png" for name in _SHEETS)
     runtime.setup(args.device_target, args.seed)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     random = np.random.default_rng(args.seed)
@@ -50,14 +55,13 @@ def run(args: argparse.Namespace) -> int:
     predictor = Predictor.from_model(model, tokenizer, config)
     order = np.argsort(iou(*scores["image"].T), kind="stable")  # equal ones stay in their random order
     ranked = scores["sample"][order]
-    chosen = {"best": _distinct(data, ranked[::-1], args.count), "worst": _distinct(data, ranked, args.count),
-              "random": samples[: args.count]}
-    for name, picked in chosen.items():
+    chosen = (_distinct(data, ranked[::-1], args.count), _distinct(data, ranked, args.count), samples[: args.count])
+    for name, picked in zip(_SHEETS, chosen, strict=True):
         panels = [_panel(data, predictor, int(s)) for s in picked]
         figures.write_png(output / f"{name}.png", figures.contact_sheet(panels, min(_COLUMNS, len(panels))))
     mean = 100 * iou(*scores["image"].T).mean()
     print(f"{config.data.dataset} {args.split}: {len(samples)} sentences, mIoU {mean:.2f} (image's own size); wrote "
-          f"{', '.join(f'{name}.png' for name in chosen)} to {output}")
+          f"{', '.join(f'{name}.png' for name in _SHEETS)} to {output}")
     return 0
 
 
@@ -72,6 +76,6 @@ def _panel(data: ReferData, predictor: Predictor, sample: int) -> np.ndarray:
     image, truth, sentence = data.read_image(r), data.mask(r), data.sentence(sample)
     if image.shape[:2] != truth.shape:  # pictures that were scaled down to save space
         image = cv2.resize(image, truth.shape[::-1], interpolation=cv2.INTER_AREA)
-    mask = predictor.predict(image, [sentence])[0].mask
+    mask = predictor.predict(image, [sentence], strict=False)[0].mask
     score = float(iou(*np.array(overlap(mask, truth))))
     return figures.overlay(image, mask, sentence, truth, f"IoU {score:.2f}")

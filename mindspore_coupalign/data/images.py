@@ -1,40 +1,52 @@
-"""Reading image files: (h, w, 3) uint8 RGB. Truncated files are refused, which cv2 would fill with grey."""
+"""Reading image files: (h, w, 3) uint8 RGB. Truncated files are refused, which cv2 would fill with grey; transparent
+pixels are composed on white."""
 
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from mindspore_coupalign.data.image_formats import on_background, why_not_decoded
 from mindspore_coupalign.errors import UserError
 
+cv2.setLogLevel(0)  # what cv2 says of a broken file stands in the error
 cv2.setNumThreads(1)  # the data pipeline has its own threads; nested ones only fight for the cores
 
 
 def read_rgb(path: str | Path, upright: bool = False) -> np.ndarray:
-    """(h, w, 3) uint8 RGB of a JPEG, PNG or other file that cv2 decodes.
+    """(h, w, 3) uint8 RGB of a JPEG, PNG or other file that cv2 decodes; of an animation, the first frame.
+
+    Grey and CMYK become RGB, 16 bits become 8, transparency is composed on white (``image_formats.BACKGROUND``).
 
     Args:
         upright: turn the picture as its EXIF orientation says. Off for data sets: their masks lie on the stored pixels.
 
     Raises:
-        UserError: missing, truncated or undecodable file.
+        UserError: missing, truncated or undecodable file, or one beyond cv2's limit of 2^30 pixels.
     """
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as exc:
         raise UserError(f"{path}: no such image file; check the image folder") from exc
-    except OSError as exc:
-        raise UserError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+    except (OSError, ValueError) as exc:  # ValueError: a zero byte in the name
+        raise UserError(f"{path}: cannot be read ({getattr(exc, 'strerror', None) or exc})") from exc
     if _is_truncated(data):
         raise UserError(f"{path}: the image is truncated ({len(data)} bytes); download it again")
-    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    rgb, too_large = None, False
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error:
-        bgr = None
-    if bgr is None:
-        raise UserError(f"{path}: not an image that can be decoded; replace the file")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        rgb = _decode(data, upright)
+    except (cv2.error, MemoryError) as exc:
+        too_large = isinstance(exc, MemoryError) or "MAX_IMAGE" in str(exc) or "Insufficient memory" in str(exc)
+    if rgb is None:
+        reason = "too many pixels to decode; scale the picture down or cut it" if too_large else why_not_decoded(data)
+        raise UserError(f"{path}: {reason}")
+    return rgb
+
+
+def _decode(data: bytes, upright: bool) -> np.ndarray | None:
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    return None if bgr is None else on_background(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), data, upright)
 
 
 def _is_truncated(data: bytes) -> bool:
