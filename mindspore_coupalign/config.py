@@ -16,6 +16,8 @@ import yaml
 
 from mindspore_coupalign.errors import UserError
 
+AMP_LEVELS = ("auto", "O0", "O1", "O2", "O3")  # mixed precision; precision.py says what they are
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -105,8 +107,8 @@ class TrainConfig:
     minutes: float = 0.0  # > 0: stop after so much time, compiling and validating included; the rate follows the clock
     batch_size: int = 32  # global: all ranks and micro-batches together
     accumulate: int = 1  # micro-batches per step, one after the other: less memory for the same batch
-    amp: str = "auto"  # mixed precision: O0, O1, O2, O3 (precision.py), or auto: O0 on CPU, O2 elsewhere
-    amp_dtype: str = "float16"  # float16 (with dynamic loss scaling) or bfloat16
+    amp: str = "auto"  # mixed precision: O0, O1, O2, O3 (precision.py), or auto: O0 on CPU, O1 elsewhere
+    amp_dtype: str = "float16"  # float16 (with dynamic loss scaling) or bfloat16 (Ascend only)
     lr: float = 5e-5
     image_rate: float = 1.0  # factors of lr for the vision encoder, the text encoder and all the rest
     text_rate: float = 1.0
@@ -336,7 +338,7 @@ def _validate(config: Config, source: str):
     check(train.batch_size >= 1 and config.eval.batch_size >= 1, "batch_size must be at least 1")
     check(train.accumulate >= 1 and train.batch_size % train.accumulate == 0,
           f"train.accumulate={train.accumulate} must divide train.batch_size={train.batch_size}")
-    one_of("train.amp", train.amp, ("auto", "O0", "O1", "O2", "O3"))
+    one_of("train.amp", train.amp, AMP_LEVELS)
     one_of("train.amp_dtype", train.amp_dtype, ("float16", "bfloat16"))
     check(min(train.image_rate, train.text_rate, train.head_rate) > 0,
           "train.image_rate, text_rate and head_rate must be positive; train.freeze keeps parameters as they are")

@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser):
                              "scored needs no words")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.root=/data/refer")
     runtime.add_device_argument(parser)
+    runtime.add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,7 +58,7 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     samples = {name: samples_of(data, name) for name in (*names, *shuffled)}  # what is wrong there is found early
     references = read_references(data, names)
-    model, tokenizer = build.restore_model(checkpoint, config)
+    model, tokenizer = build.restore_model(checkpoint, config, args.amp, here.target)
     here.watch.enter("evaluating", 0, compiles=True)
 
     def scored(name: str, shuffle: bool) -> dict:
@@ -76,7 +77,8 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here
     if args.output:
         document = {"checkpoint": str(args.checkpoint), "dataset": config.data.dataset,
                     "split_by": config.data.split_by, "input_size": config.data.image_size,
-                    "threshold": config.eval.threshold, "step": checkpoint.progress.get("step"), "splits": results,
+                    "threshold": config.eval.threshold, **model.precision._asdict(),
+                    "step": checkpoint.progress.get("step"), "splits": results,
                     "shuffled": control, "references": references}
         write_file(args.output, (json.dumps(document, indent=1) + "\n").encode())
         print(f"wrote {args.output}")
@@ -92,7 +94,15 @@ def samples_of(data: ReferData, split: str) -> np.ndarray:
 
 
 def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> Config:
-    """The file's configuration, or the checkpoint's own with the overrides."""
+    """The file's configuration, or the checkpoint's own with the overrides.
+
+    Raises:
+        UserError: a bad file or override, or one that only training follows.
+    """
+    for override in overrides:
+        if override.startswith(("train.amp=", "train.amp_dtype=")):
+            raise UserError(f"{override}: a checkpoint is computed in the precision of its training; --amp chooses "
+                            "another")
     if path:
         return load_config(path, overrides)
     return with_overrides(checkpoint.config, overrides, f"{checkpoint.path}'s configuration with the overrides")

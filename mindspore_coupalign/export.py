@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", required=True, metavar="FILE.mindir",
                         help="written together with FILE.mindir.json; older ones are replaced")
     runtime.add_device_argument(parser)
+    runtime.add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
     runtime.setup(args.device_target, checkpoint.config.train.seed)
     try:
-        differences = export_mindir(checkpoint, output)
+        differences = export_mindir(checkpoint, output, args.amp)
     except NotEqual as exc:
         print(f"error: {output}: {exc}; nothing was written", file=sys.stderr)
         return 1
@@ -66,14 +67,14 @@ def sidecar_path(mindir: Path) -> Path:
     return mindir.with_name(mindir.name + ".json")
 
 
-def export_mindir(checkpoint: Checkpoint, output: Path) -> list[float]:
+def export_mindir(checkpoint: Checkpoint, output: Path, amp: str | None = None) -> list[float]:
     """Write the MINDIR and its sidecar; the largest difference from the network, per trial, relative to the scale.
 
     Raises:
         UserError: the output cannot be written, or the model is too large for one file.
         NotEqual: the graph, loaded again, gives other logits.
     """
-    model, tokenizer = build.restore_model(checkpoint)
+    model, tokenizer = build.restore_model(checkpoint, amp=amp)
     weights = sum(p.nbytes for p in model.get_parameters())
     if weights > _LARGEST:
         raise UserError(f"{checkpoint.path}: {weights / 2**30:.1f} GiB of weights, but MindSpore splits models over "
@@ -94,7 +95,8 @@ def export_mindir(checkpoint: Checkpoint, output: Path) -> list[float]:
             sidecar.write_text(json.dumps({
                 "format": FORMAT, "sha256": _sha256(file), "input_size": data.image_size, "mean": data.mean,
                 "std": data.std, "threshold": checkpoint.config.eval.threshold, "max_tokens": data.max_tokens,
-                "tokenizer": tokenizer.to_json(), "step": checkpoint.progress.get("step"), "differences": differences,
+                "tokenizer": tokenizer.to_json(), "step": checkpoint.progress.get("step"),
+                **model.precision._asdict(), "differences": differences,
                 "config": config_to_dict(checkpoint.config)}, indent=1) + "\n", encoding="utf-8")
             os.replace(file, output)
             os.replace(sidecar, sidecar_path(output))

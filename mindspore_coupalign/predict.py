@@ -44,12 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--attention", action="store_true",
                         help="also draw which words each pixel read, and the mask proposals (with --checkpoint)")
     runtime.add_device_argument(parser)
+    runtime.add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """0: all images are done; 1: some, the others are named; 2 (or UserError): none."""
     if args.attention and args.mindir:
         raise UserError("--attention needs --checkpoint: a MINDIR holds the mask alone")
+    if args.amp and args.mindir:
+        raise UserError("--amp needs --checkpoint: a MINDIR computes in the precision that `export --amp` gave it")
     texts = to_sentences(args.text)
     if blank := [text for text in texts if not text.strip()]:
         raise UserError(f"--text {blank[0]!r}: empty; write what the mask shall cover, for example 'the red cup'")
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     runtime.setup(args.device_target, 0)
     predictor = (Predictor.from_mindir(args.mindir) if args.mindir
-                 else Predictor.from_checkpoint(args.checkpoint, args.attention))
+                 else Predictor.from_checkpoint(args.checkpoint, args.attention, args.amp))
     loaded = time.perf_counter() - started
     done = 0
     for path, names, image in itertools.chain([first], images):

@@ -68,15 +68,16 @@ class Predictor:
         self.compile_seconds = 0.0
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, details: bool = False) -> "Predictor":
-        """From training's file. With ``details``, predictions say what the network looked at. ``runtime.setup`` before
-        chooses the device and graph mode, in which a sentence takes a hundredth of the time.
+    def from_checkpoint(cls, path: str | Path, details: bool = False, amp: str | None = None) -> "Predictor":
+        """From training's file. With ``details``, predictions say what the network looked at. ``amp`` is the level of
+        mixed precision (default: the one that training has on this device). ``runtime.setup`` before chooses the device
+        and graph mode, in which a sentence takes a hundredth of the time.
 
         Raises:
             UserError: missing, damaged or not a checkpoint of this project.
         """
         checkpoint = load_checkpoint(path)
-        model, tokenizer = build.restore_model(checkpoint)
+        model, tokenizer = build.restore_model(checkpoint, amp=amp)
         return cls.from_model(_Forward(model) if details else model, tokenizer, checkpoint.config)
 
     @classmethod
@@ -156,7 +157,7 @@ class Predictor:
         logits, *others = self._run(pixels, ids, word_mask)
         if not np.isfinite(logits).all():  # a mask of them would be empty without a word
             raise UserError(f"sentence {shorten(sentence)}: the network's output is non-finite (NaN or infinity); "
-                            "compute in float32, or take another checkpoint")
+                            "compute in float32 (--amp O0), or take another checkpoint")
         full = self._transform.inverse(logits, image.shape[:2])
         mask = full > self._cut
         probability = _sigmoid(full)

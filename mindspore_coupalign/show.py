@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--overwrite", action="store_true",
                         help="replace the sheets in DIR; without it, nothing is computed where one exists")
     runtime.add_device_argument(parser)
+    runtime.add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     output = make_folder(args.output)
     if not args.overwrite:
         check_absent(output / f"{name}.png" for name in _SHEETS)
-    runtime.setup(args.device_target, args.seed)
+    here = runtime.setup(args.device_target, args.seed)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     random = np.random.default_rng(args.seed)
     samples = random.permutation(samples_of(data, args.split))[: args.samples or None]
-    model, tokenizer = build.restore_model(checkpoint, config)
+    model, tokenizer = build.restore_model(checkpoint, config, args.amp, here.target)
     scores = evaluate_samples(model, data, samples, tokenizer, config, progress=args.split)
     predictor = Predictor.from_model(model, tokenizer, config)
     order = np.argsort(iou(*scores["image"].T), kind="stable")  # equal ones stay in their random order

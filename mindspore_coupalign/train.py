@@ -22,7 +22,7 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import evaluate_samples, report
-from mindspore_coupalign.models.noise import draw_keys
+from mindspore_coupalign.models.noise import check_device, draw_keys
 from mindspore_coupalign.outputs import silence
 from mindspore_coupalign.resume import check_resumable
 from mindspore_coupalign.run_folder import RunFolder, holds_a_run, load_state
@@ -70,6 +70,7 @@ def start(config: Config, state: Checkpoint | None, output: Path, here: runtime.
     if config.train.batch_size % (here.ranks * config.train.accumulate):
         raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
                         f"{here.ranks} ranks times train.accumulate={config.train.accumulate}")
+    check_device(here.target)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     if state:  # its words keep their numbers, wherever its files have gone
         tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))

@@ -41,6 +41,7 @@ def test_the_command_writes_two_files_and_the_difference(exported):
     assert sorted(p.name for p in file.parent.iterdir()) == ["model.mindir", "model.mindir.json"]
     facts = json.loads(export.sidecar_path(file).read_text())
     assert facts["step"] == 7 and facts["input_size"] == 64 and facts["config"]["model"]["queries"] == 6
+    assert facts["amp"] == "O0" and facts["amp_dtype"] == "float32"
     assert len(facts["differences"]) == 3 and max(facts["differences"]) <= export.TOLERANCE
     assert re.search(r"3 random inputs: largest difference [\d.]+e[+-]\d+ of the logits' scale", out)
     assert os.access(file, os.W_OK)
@@ -122,7 +123,8 @@ def quick(monkeypatch, exported, tiny_restored):
             file.write(exported[0].read_bytes())
 
     monkeypatch.setattr(export.ms, "export", copied)
-    monkeypatch.setattr(export.build, "restore_model", lambda _: (tiny_restored.model, tiny_restored.tokenizer))
+    monkeypatch.setattr(export.build, "restore_model",
+                        lambda _, amp=None: (tiny_restored.model, tiny_restored.tokenizer))
 
 
 def run(capsys, checkpoint, output):
