@@ -32,8 +32,9 @@ COMMANDS = {
 
 def main(argv: list | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name or a sentence that the terminal cannot show
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # names of files and sentences that the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="coupalign", description="Referring image segmentation with CoupAlign on MindSpore.",
         epilog="`coupalign COMMAND --help` explains a command.")

@@ -101,7 +101,8 @@ def _write(image: np.ndarray, prediction: Prediction, stem: Path, number: int, w
         print(f"warning: {shorten(sentence)}: {warning}", file=sys.stderr)
     figures.write_png(f"{stem}_mask.png", prediction.mask.astype(np.uint8) * 255)
     text = sentence if len(sentence) <= _CAPTION else f"{sentence[:_CAPTION]}..."
-    figures.write_png(f"{stem}_overlay.png", figures.overlay(image, prediction.mask, text))
+    note = f"score {prediction.score:.2f}" if prediction.mask.any() else ""
+    figures.write_png(f"{stem}_overlay.png", figures.overlay(image, prediction.mask, text, note=note))
     if prediction.details is not None:
         figures.write_png(f"{stem}_attention.png", draw_details(image, prediction.details))
     print(f"{number}. {shorten(sentence)}: {describe_mask(prediction.mask)}; score {prediction.score:.2f}; "
