@@ -1,4 +1,5 @@
-"""Reading image files: (h, w, 3) uint8 RGB. Truncated files are refused, which cv2 would fill with grey.
+"""Reading image files: (h, w, 3) uint8 RGB. Truncated files are refused, which cv2 would fill with grey; transparent
+pixels are composed on white.
 
 One rule for EXIF's orientation: a data set's masks lie on the stored pixels, so its pictures are never turned
 (``check-data``, ``train``, ``evaluate``, ``show``); ``predict`` has no masks and turns a photograph upright.
@@ -9,9 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mindspore_coupalign.data.image_formats import on_background, why_not_decoded
 from mindspore_coupalign.data.image_headers import PNG, exif_orientation, read_jpeg_header
 from mindspore_coupalign.errors import UserError
 
+cv2.setLogLevel(0)  # what cv2 says of a broken file stands in the error
 cv2.setNumThreads(1)  # the data pipeline has its own threads; nested ones only fight for the cores
 # Takes the place of a JPEG's end marker: more bits than libjpeg reads ahead, too few for what is missing of a picture.
 _READ_AHEAD = bytes(10)
@@ -24,7 +27,7 @@ def read_rgb(path: str | Path, upright: bool = False) -> np.ndarray:
         upright: turn the picture as its EXIF orientation says. Off for data sets: their masks lie on the stored pixels.
 
     Raises:
-        UserError: missing, truncated or undecodable file.
+        UserError: missing, truncated or undecodable file, or one beyond cv2's limit of 2^30 pixels.
     """
     return decode_rgb(read_bytes(path), path, upright)
 
@@ -35,37 +38,33 @@ def read_bytes(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError as exc:
         raise MissingImage(f"{path}: no such image file; check the image folder") from exc
-    except OSError as exc:
-        raise UserError(f"{str(path)[:300]}: cannot be read ({exc.strerror or exc})") from exc
+    except (OSError, ValueError) as exc:  # ValueError: a zero byte in the name
+        raise UserError(f"{str(path)[:300]}: cannot be read ({getattr(exc, 'strerror', None) or exc})") from exc
 
 
 def decode_rgb(data: bytes, path: str | Path, upright: bool = False) -> np.ndarray:
     """As ``read_rgb``, from a file's content; ``path`` is named in errors."""
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     truncated = f"{path}: the image is truncated ({len(data)} bytes); download it again"
+    content, reason = data, ""
     if data.startswith(b"\xff\xd8"):
         header = read_jpeg_header(data)
         if header.end < 0 or header.frame and not header.one_scan and header.lacks_scans:
             raise UserError(truncated)
         if header.one_scan:  # a decoder that needs more then fails, where it would fill up with grey at an end marker
-            bgr = _decode(data[:header.end] + _READ_AHEAD, flags)
-            if bgr is None:
-                raise UserError(f"{path}: the image is truncated or damaged ({len(data)} bytes with an end marker, but "
-                                "its data end before the picture does); download it again")
-            return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            content = data[:header.end] + _READ_AHEAD
+            reason = (f"the image is truncated or damaged ({len(data)} bytes with an end marker, but its data end "
+                      "before the picture does); download it again")
     elif data.startswith(PNG) and b"IEND\xaeB`\x82" not in data[-4096:]:  # some writers append a little after it
         raise UserError(truncated)
-    bgr = _decode(data, flags)
-    if bgr is None:
-        raise UserError(f"{path}: not an image that can be decoded; replace the file")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-
-
-def _decode(data: bytes, flags: int) -> np.ndarray | None:
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error:
-        return None
+        bgr = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if data else None
+        if bgr is not None:
+            return on_background(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), data, upright)
+    except (cv2.error, MemoryError) as exc:
+        if isinstance(exc, MemoryError) or "MAX_IMAGE" in str(exc) or "Insufficient memory" in str(exc):
+            reason = "too many pixels to decode; scale the picture down or cut it"
+    raise UserError(f"{path}: {reason or why_not_decoded(data)}")
 
 
 def read_annotated(path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, int]:
