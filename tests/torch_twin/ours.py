@@ -1,0 +1,96 @@
+"""The project's side of the comparison: intermediates, losses and gradients as NumPy arrays by the twin's names.
+
+In PyNative, hooks on the cells see every intermediate; graph mode gives losses, gradients and what ``forward`` returns.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from mindspore_coupalign import build
+from mindspore_coupalign.train_step import LOSSES
+
+
+def random_weights(shapes: dict, seed: int = 0) -> dict:
+    """Arrays by name: every parameter matters, biases and norms too, and no feature grows without bound."""
+    random, arrays = np.random.default_rng(seed), {}
+    for name, shape in sorted(shapes.items()):
+        value = random.standard_normal(shape, np.float32)
+        if name.endswith("gamma"):
+            value = 1 + 0.1 * value
+        elif name.endswith(("embeddings", "table", "queries")):
+            value *= 0.5
+        elif len(shape) > 1:
+            value *= np.prod(shape[1:]) ** -0.5
+        elif "picked" in name or "steepness" in name:
+            value = 1.5 + 0.1 * value
+        else:
+            value *= 0.1
+        arrays[name] = value
+    return arrays
+
+
+def built(config, vocabulary: int, seed: int = 0):
+    """(objective of a training step, its weights by name), random drops off."""
+    model = build.build_model(config, vocabulary)
+    weights = random_weights({p.name: p.shape for p in model.get_parameters()}, seed)
+    for parameter in model.get_parameters():
+        parameter.set_data(ms.Tensor(weights[parameter.name]))
+    return build.build_train_step(model, config).objective.set_train(False), weights
+
+
+def intermediates(model, query_stage: int) -> tuple:
+    """(found, hooks): ``found`` is filled by the next forward pass in PyNative."""
+    found, hooks = {}, []
+
+    def watch(cell, *names):
+        def hook(_cell, _inputs, outputs):
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            for name, output in zip(names, outputs, strict=True):
+                found[name] = output.asnumpy()
+        hooks.append(cell.register_forward_hook(hook))
+
+    encoder = model.encoder
+    lavt = hasattr(encoder, "attend")
+    watch(encoder.vision.embed, "patches")
+    watch(encoder.text.embed, "word_embeddings")
+    for i in range(4):
+        watch(encoder.vision.stages[i], f"blocks_{i + 1}")
+        watch(encoder.text.groups[i], f"group_{i + 1}")
+        watch(encoder.vision.outputs[i], f"stage_{i + 1}")
+        if lavt:
+            watch(encoder.attend[i], f"fused_{i + 1}", f"attention_{i + 1}")
+        elif encoder.aligned[i]:
+            watch(encoder.wpa[encoder.slot[i]], f"fused_{i + 1}", f"words_{i + 1}", f"attention_{i + 1}")
+        if i < 3:
+            watch(encoder.vision.downsamples[i], f"down_{i + 1}")
+    watch(model.decoder, "Y")
+    watch(model.head, "coarse")
+    watch(model.to_input_size if model.guided is None else model.guided, "logits")
+    if model.alignment is not None:
+        watch(model.generator, "queries")
+        watch(model.alignment, "aligned", "proposals", "weights")
+    if model.picked is not None:
+        watch(model.picked, "picked")
+    for i, head in enumerate(model.stage_heads):
+        watch(head, f"early_{i + 1}")
+    return found, hooks
+
+
+def losses_and_gradients(objective, batch: tuple) -> tuple:
+    """(losses by name, gradients by parameter name) in the mode that is set; batch (image, ids, word_mask, mask)."""
+    parameters = ms.ParameterTuple(objective.trainable_params())
+
+    def forward(image, ids, word_mask, mask):
+        values = objective(image, ids, word_mask, mask)
+        return values[0], ops.stack(values)
+
+    gradient = ms.value_and_grad(forward, None, parameters, has_aux=True)
+
+    @ms.jit
+    def step(image, ids, word_mask, mask):
+        return gradient(image, ids, word_mask, mask)
+
+    (_, values), gradients = step(*map(ms.Tensor, batch))
+    values = dict(zip(LOSSES, map(float, values.asnumpy()), strict=True))
+    return values, {p.name: g.asnumpy() for p, g in zip(parameters, gradients, strict=True)}
