@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 from transformers.models.swin.modeling_swin import SwinRelativePositionBias
 
-from torch_twin.layers import sine_positions
+from torch_twin.layers import Rectifier, sine_positions
 
 
 class Swin(nn.Module):
@@ -32,6 +32,8 @@ class Swin(nn.Module):
         for i, side in enumerate(self.sides):
             for block in self.layers[i].blocks if side < image["window"] else ():
                 block.attention.relative_position_bias = SwinRelativePositionBias(image["heads"][i], (side, side))
+        for block in (b for layer in self.layers for b in layer.blocks if image["activation"] == "relu"):
+            block.mlp.activation_fn = Rectifier()
         self.positions = sine_positions(self.sides[0], self.channels[0]) if image["absolute_position"] else None
 
     def embed(self, image):
@@ -62,6 +64,8 @@ class Bert(nn.Module):
             attention_probs_dropout_prob=text["dropout"], attn_implementation=attention)
         model = transformers.BertModel(config, add_pooling_layer=False)
         self.embeddings, self.layer, self.groups = model.embeddings, model.encoder.layer, text["groups"]
+        for layer in self.layer if text["activation"] == "relu" else ():
+            layer.intermediate.intermediate_act_fn = Rectifier()
 
     def embed(self, ids):
         return self.embeddings(ids)

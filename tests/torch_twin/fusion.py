@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from torch_twin.layers import Gate
+from torch_twin.layers import Gate, Rectifier
 
 
 class WordPixelAlignment(nn.Module):
@@ -46,7 +46,7 @@ class PixelWordAttention(nn.Module):
         super().__init__()
         self.query, self.gathered = nn.Conv1d(pixel_dim, pixel_dim, 1), nn.Conv1d(pixel_dim, pixel_dim, 1)
         self.key, self.value = nn.Conv1d(word_dim, pixel_dim, 1), nn.Conv1d(word_dim, pixel_dim, 1)
-        self.pixels, self.out = nn.Conv1d(pixel_dim, pixel_dim, 1), nn.Conv1d(pixel_dim, pixel_dim, 1)
+        self.pixels, self.out = (nn.Sequential(nn.Conv1d(pixel_dim, pixel_dim, 1), Rectifier()) for _ in range(2))
 
     def forward(self, v, words, word_mask):
         v, words = v.transpose(1, 2), words.transpose(1, 2)  # channels first
@@ -54,5 +54,5 @@ class PixelWordAttention(nn.Module):
         scores = query.transpose(1, 2) @ self.key(words) / v.shape[1] ** 0.5
         over_words = scores.masked_fill(word_mask[:, None, :] == 0, -torch.inf).softmax(2)
         gathered = functional.instance_norm(self.gathered(self.value(words) @ over_words.transpose(1, 2)))
-        fused = self.out(self.pixels(v).relu() * gathered).relu()
+        fused = self.out(self.pixels(v) * gathered)
         return fused.transpose(1, 2), over_words[:, None]

@@ -19,7 +19,7 @@ _BERT = {"attention.q": "attention.self.query", "attention.k": "attention.self.k
 _WPA = {"norm_v": "pixel_norm", "norm_l": "word_norm", "w_v": "pixel_key", "w_l": "word_key", "w_lv": "word_value",
         "w_vl": "pixel_value", "w_ov": "pixel_out", "w_ol": "word_out", "gate_v.w1": "pixel_gate.0",
         "gate_v.w2": "pixel_gate.2", "gate_l.w1": "word_gate.0", "gate_l.w2": "word_gate.2"}
-_PWA = {"w_q": "query", "w_w": "gathered", "w_k": "key", "w_v": "value", "w_m": "pixels", "w_o": "out"}
+_PWA = {"w_q": "query", "w_w": "gathered", "w_k": "key", "w_v": "value", "w_m": "pixels.0", "w_o": "out.0"}
 _QUERY = {"norm1": "norms.0", "norm2": "norms.1", "norm3": "norms.2", "mlp.fc1": "ffn.0", "mlp.fc2": "ffn.2",
           "self_attention.proj": "to_queries.out_proj", "cross_attention.proj": "to_pixels.out_proj"}
 _PLAIN = {"encoder.vision.embed.proj": "vision.embeddings.patch_embeddings.projection",
@@ -105,6 +105,13 @@ def places(names, twin, model: dict) -> dict:
     own = {name for name, _ in twin.named_parameters()}
     assert own == set(used), f"not filled: {sorted(own - set(used))}; not there: {sorted(set(used) - own)}"
     return found
+
+
+def rectifier(cell: str, model: dict) -> str:
+    """The twin's Rectifier behind the layer that is the project's ``cell``."""
+    body, last = _module(cell, model).rsplit(".", 1)
+    known = {"fc1": "activation_fn", "dense": "intermediate_act_fn"}  # transformers'
+    return f"{body}.{known[last] if last in known else int(last) + 1}"
 
 
 def fill(twin, arrays: dict, model: dict):

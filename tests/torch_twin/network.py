@@ -11,12 +11,12 @@ from torch.nn import functional
 from torch_twin.encoders import Bert, Swin
 from torch_twin.fusion import PixelWordAttention, WordPixelAlignment
 from torch_twin.guided import guided_filter
-from torch_twin.layers import Gate, Perceptron, sine_positions, to_map
+from torch_twin.layers import Gate, Perceptron, Rectifier, sine_positions, to_map
 
 
 def conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-                         nn.GroupNorm(min(32, outputs // 8), outputs), nn.ReLU())
+                         nn.GroupNorm(min(32, outputs // 8), outputs), Rectifier())
 
 
 class Decoder(nn.Module):

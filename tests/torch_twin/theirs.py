@@ -3,23 +3,36 @@
 import numpy as np
 import torch
 
+from torch_twin.layers import Rectifier
 from torch_twin.losses import losses
-from torch_twin.names import fill, gradients
+from torch_twin.names import fill, gradients, rectifier
 from torch_twin.network import Twin
 
 
-def run(config: dict, vocabulary: int, weights: dict, batch: tuple, dtype=torch.float64, backward=True) -> tuple:
-    """(intermediates, losses, gradients) as NumPy arrays; gradients by the project's names."""
+def run(config: dict, vocabulary: int, weights: dict, batch: tuple, dtype=torch.float64, sides: dict | None = None):
+    """(intermediates, losses, gradients) as NumPy arrays; gradients by the project's names.
+
+    Args:
+        batch: image, ids, word_mask, mask.
+        sides: of each ReLU's input, by the project's name for the cell before it (see ``layers.Rectifier``).
+    """
     twin = Twin(config, vocabulary).to(dtype).eval()
     fill(twin, weights, config["model"])
-    image, ids, word_mask, mask = batch
-    mask = torch.from_numpy(mask).to(dtype)
-    with torch.set_grad_enabled(backward):
-        found = twin(torch.from_numpy(image).to(dtype), torch.from_numpy(ids).long(), torch.from_numpy(word_mask))
-        values = losses(found, mask, config["loss"])
-    arrays = {name: np.asarray(value.detach()) for name, value in found.items()}
-    if backward:
-        values["loss"].backward()
-        shapes = {name: array.shape for name, array in weights.items()}
-        return arrays, {k: float(v.detach()) for k, v in values.items()}, gradients(twin, shapes, config["model"])
-    return arrays, {k: float(v) for k, v in values.items()}, {}
+    take_sides(twin, sides or {}, config["model"])
+    image, ids, word_mask, mask = map(torch.from_numpy, batch)
+    found = twin(image.to(dtype), ids.long(), word_mask)
+    values = losses(found, mask.to(dtype), config["loss"])
+    values["loss"].backward()
+    shapes = {name: array.shape for name, array in weights.items()}
+    return ({name: value.detach().numpy() for name, value in found.items()},
+            {name: float(value.detach()) for name, value in values.items()}, gradients(twin, shapes, config["model"]))
+
+
+def take_sides(twin, sides: dict, model: dict):
+    """Every Rectifier of the twin gets its side, or none of them."""
+    modules = dict(twin.named_modules())
+    given = {rectifier(name, model): (name, side) for name, side in sides.items()}
+    assert not given or given.keys() == {name for name, module in modules.items() if isinstance(module, Rectifier)}
+    for theirs, (name, side) in given.items():
+        channels_first = ".attend." in name
+        modules[theirs].side = torch.from_numpy(np.swapaxes(side, 1, 2).copy() if channels_first else side)
