@@ -90,6 +90,7 @@ class ModelConfig:
 class LossConfig:
     bce: float = 1.0
     dice: float = 1.0
+    class_weights: tuple[float, ...] = (1.0, 1.0)  # of background, foreground in the cross-entropies (LAVT: 0.9, 1.1)
     contrast: float = 0.1
     stages: float = 0.0  # > 0: weight of the mask losses of linear heads on the first two fused stages
     proposals: float = 0.0  # > 0: weight of the mask losses of the proposals' sum under the sentence's weights
@@ -102,7 +103,8 @@ class TrainConfig:
     seed: int = 0
     epochs: int = 40
     steps: int = 0  # > 0: stop after so many steps instead of after `epochs`
-    minutes: float = 0.0  # > 0: stop after so much time, compiling and validating included; the rate follows the clock
+    minutes: float = 0.0  # > 0: be done after so much time, compiling and the last validation included; the rate's
+    # decay then follows the time that training has had since the warm-up, and what is left of it
     batch_size: int = 32  # global: all ranks and micro-batches together
     accumulate: int = 1  # micro-batches per step, one after the other: less memory for the same batch
     amp: str = "auto"  # mixed precision: O0, O1, O2, O3 (precision.py), or auto: O0 on CPU, O2 elsewhere
@@ -114,9 +116,14 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()  # parameters whose names start so stay as they are, for example encoder.text
     position_bias_rate: float = 1.0  # factor of lr for Swin's tables of relative position biases
     muon_rate: float = 0.0  # > 0: Muon moves the matrices, by a root mean square of muon_rate · lr; 0: AdamW everything
-    schedule: str = "poly"  # poly (power 0.9) or cosine
+    schedule: str = "poly"  # the decay: poly (power 0.9), cosine or linear
+    final_lr: float = 0.0  # where the decay ends
+    decay_epochs: int = 0  # > 0: the decay ends after so many epochs, and the rate stays at final_lr; 0: at the run's end
+    decay_every: str = "step"  # step or epoch: when the rate changes
     warmup_steps: int = 0
     weight_decay: float = 0.01
+    decayed: str = "matrices"  # what weight decay acts on: matrices, all, or lavt: all but the image encoder's norms
+    # and position biases
     clip_norm: float = 1.0  # 0: no clipping
     ema: float = 0.0  # decay of the averaged weights that are evaluated and exported; 0: off
     val_every: int = 0  # steps between validations; 0: once per epoch
@@ -331,8 +338,19 @@ def _validate(config: Config, source: str):
           "loss.bce, dice, contrast, stages and proposals must not be negative, and bce or dice must be on")
     check(loss.proposals == 0 or model.has_proposals,
           "loss.proposals needs the proposals of CoupAlign's sentence-mask alignment; set loss.proposals=0")
+    check(len(loss.class_weights) == 2 and min(loss.class_weights) > 0,
+          "loss.class_weights needs two positive numbers: background, foreground")
     check(loss.temperature > 0 and loss.negatives >= 1, "loss.temperature and loss.negatives must be positive")
-    one_of("train.schedule", train.schedule, ("poly", "cosine"))
+    one_of("train.schedule", train.schedule, ("poly", "cosine", "linear"))
+    one_of("train.decay_every", train.decay_every, ("step", "epoch"))
+    one_of("train.decayed", train.decayed, ("matrices", "lavt", "all"))
+    check(0 <= train.final_lr <= train.lr, "train.final_lr must lie between 0 and train.lr")
+    check(train.decay_epochs >= 0, "train.decay_epochs must not be negative")
+    check(train.minutes == 0 or (train.decay_epochs == 0 and train.decay_every == "step"),
+          "train.decay_epochs and decay_every=epoch count epochs, but under train.minutes the rate follows the clock; "
+          "set train.minutes=0, or leave them out")
+    check(train.warmup_steps == 0 or train.decay_every == "step",
+          "train.warmup_steps needs train.decay_every=step")
     check(train.batch_size >= 1 and config.eval.batch_size >= 1, "batch_size must be at least 1")
     check(train.accumulate >= 1 and train.batch_size % train.accumulate == 0,
           f"train.accumulate={train.accumulate} must divide train.batch_size={train.batch_size}")

@@ -10,15 +10,32 @@ from mindspore_coupalign.models.noise import Noise
 
 
 class MaskLoss(nn.Cell):
-    """Weighted binary cross-entropy (mean over pixels) and Dice (mean over samples): (bce, dice) scalars."""
+    """Weighted binary cross-entropy (mean over pixels) and Dice (mean over samples): (bce, dice) scalars.
+
+    Args:
+        class_weights: of background and foreground in the cross-entropy, whose mean is then the weighted one,
+            Σ w·ce / Σ w over the whole (micro-)batch, as PyTorch's ``cross_entropy(weight=…)`` takes it for two classes:
+            one logit here is the difference of the two there. A pixel whose truth is a share t of foreground counts
+            as t pixels of foreground and 1 - t of background. Equal weights change nothing.
+    """
+
+    def __init__(self, class_weights: tuple = (1.0, 1.0)):
+        super().__init__()
+        self.background, self.foreground = class_weights
+        self.weighted = self.background != self.foreground
 
     def construct(self, logits, mask):
         # log(1 + e^-|x|) + max(x, 0) - x·t, the form that cannot overflow
-        bce = ops.log1p(ops.exp(-ops.abs(logits))) + ops.relu(logits) - logits * mask
+        if self.weighted:
+            inside, outside = self.foreground * mask, self.background * (1 - mask)
+            positive = ops.log1p(ops.exp(-ops.abs(logits))) + ops.relu(logits)  # -log(1 - p)
+            bce = (inside * (positive - logits) + outside * positive).sum() / (inside + outside).sum()
+        else:
+            bce = (ops.log1p(ops.exp(-ops.abs(logits))) + ops.relu(logits) - logits * mask).mean()
         p = ops.sigmoid(logits).reshape((logits.shape[0], -1))
         t = mask.reshape((mask.shape[0], -1))
         dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
-        return bce.mean(), dice.mean()
+        return bce, dice.mean()
 
 
 class PixelContrast(nn.Cell):

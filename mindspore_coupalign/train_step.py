@@ -1,6 +1,6 @@
 """One jitted training step: forward, losses, backward, sum over micro-batches and ranks, unscale, check, clip, update.
 
-Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); keys (S,) int32; results (11,) float32.
+Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); keys (S,) int32; results (13,) float32.
 """
 
 import mindspore as ms
@@ -12,12 +12,18 @@ from mindspore_coupalign.models.noise import connect
 from mindspore_coupalign.ranks import average
 from mindspore_coupalign.runtime import Runtime
 
-LOSSES = ("loss", "bce", "dice", "contrast", "stages", "proposals")
+LOSSES = ("loss", "bce", "dice", "contrast", "stages_bce", "stages_dice", "proposals_bce", "proposals_dice")
 RESULTS = (*LOSSES, "grad_norm", "finite", "scale", "stop", "clock")
 
 
 class Objective(nn.Cell):
-    """LOSSES of one batch: the weighted sum and its terms."""
+    """LOSSES of one batch: the weighted sum and its raw terms, with the weights of a configuration's section ``loss``
+
+        loss = masks("") + contrast · <contrast> + stages · masks("stages_") + proposals · masks("proposals_")
+        masks(x) = bce · <x + "bce"> + dice · <x + "dice">
+
+    The stages' terms are sums over the stages that have heads; terms of parts that are off are 0.
+    """
 
     def __init__(self, model, mask_loss, contrast, weights: tuple):
         super().__init__(auto_prefix=False)  # else every parameter of the model would be renamed model.<name>
@@ -32,21 +38,22 @@ class Objective(nn.Cell):
         if self.contrast_weight > 0:
             contrast = self.contrast(pixels.astype(ms.float32), mask)
             total = total + self.contrast_weight * contrast
-        stages = ops.zeros_like(bce)
+        stages_bce, stages_dice = ops.zeros_like(bce), ops.zeros_like(bce)
         for i in range(len(early)):
-            stages = stages + self._coarse_loss(early[i], mask, 2 ** (i + 2))
-        total = total + self.stages_weight * stages
-        proposals = ops.zeros_like(bce)
+            stage_bce, stage_dice = self._coarse_losses(early[i], mask, 2 ** (i + 2))
+            stages_bce, stages_dice = stages_bce + stage_bce, stages_dice + stage_dice
+        total = total + self.stages_weight * (self.bce_weight * stages_bce + self.dice_weight * stages_dice)
+        proposals_bce, proposals_dice = ops.zeros_like(bce), ops.zeros_like(bce)
         if self.proposals_weight > 0:
-            proposals = self._coarse_loss(picked, mask, 4)
-            total = total + self.proposals_weight * proposals
-        return total, bce, dice, contrast, stages, proposals
+            proposals_bce, proposals_dice = self._coarse_losses(picked, mask, 4)
+            total = total + self.proposals_weight * (self.bce_weight * proposals_bce
+                                                     + self.dice_weight * proposals_dice)
+        return total, bce, dice, contrast, stages_bce, stages_dice, proposals_bce, proposals_dice
 
-    def _coarse_loss(self, logits, mask, stride: int):
+    def _coarse_losses(self, logits, mask, stride: int):
         """Both mask losses of logits (B, P, 1) at a stride against the share of the mask in each of their cells."""
         mask = ops.avg_pool2d(mask, stride, stride)
-        bce, dice = self.mask_loss(logits.astype(ms.float32).reshape(mask.shape), mask)
-        return self.bce_weight * bce + self.dice_weight * dice
+        return self.mask_loss(logits.astype(ms.float32).reshape(mask.shape), mask)
 
 
 def _average(share, average, parameter):
