@@ -6,34 +6,11 @@ In PyNative, hooks on the cells see every intermediate; graph mode gives losses,
 import re
 
 import mindspore as ms
-import numpy as np
 from mindspore import ops
 
 from mindspore_coupalign import build
 from mindspore_coupalign.train_step import LOSSES
-
-
-def random_weights(shapes: dict, seed: int = 0) -> dict:
-    """Arrays by name: every parameter matters, biases and norms too, and no feature grows without bound."""
-    random, arrays = np.random.default_rng(seed), {}
-    for name, shape in sorted(shapes.items()):
-        value = random.standard_normal(shape, np.float32)
-        if name.endswith("gamma"):
-            value = 1 + 0.1 * value
-        elif name.endswith(("embeddings", "table", "queries")):
-            value *= 0.5
-        elif len(shape) > 1:
-            value *= np.prod(shape[1:]) ** -0.5
-            if ".attend." in name and "w_k" in name:  # pixels that all read the same words leave LAVT's instance norm
-                value *= 4  # rounding alone
-        elif "picked" in name or "steepness" in name:
-            value = 1.5 + 0.1 * value
-        elif name.endswith("w_o.bias"):  # LAVT normalises after a ReLU: a row of zeros but one would be all rounding
-            value = 1 + 0.1 * value
-        else:
-            value *= 0.1
-        arrays[name] = value
-    return arrays
+from torch_twin.inputs import random_weights
 
 
 def built(config, vocabulary: int, seed: int = 0):
