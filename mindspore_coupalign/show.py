@@ -1,6 +1,7 @@
 """Command ``show``: a split's best, worst and randomly drawn predictions as three contact sheets.
 
-Every panel is one sentence: prediction and ground truth as outlines, the sentence, and I/U at the image's own size. ``random.png`` is the honest one: its sentences are drawn before anything is predicted.
+Every panel is one sentence: prediction and ground truth as outlines, the sentence, and I/U at the image's own size.
+``random.png`` is the honest one: its sentences are drawn before anything is predicted.
 """
 
 import argparse
