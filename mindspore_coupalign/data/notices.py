@@ -42,5 +42,5 @@ def _doubts(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, 
 def turned_pictures(data: ReferData) -> str:
     """Pictures read so far that EXIF would turn and whose size does not show it."""
     first = data.image_dir / str(data.image_files[min(data.turned)])
-    return (f"warning: {len(data.turned):,} pictures read so far have an EXIF orientation (first: {first}); it is not applied: "
-            "masks must lie on the pixels as stored (see check-data)")
+    return (f"warning: {len(data.turned):,} pictures read so far have an EXIF orientation (first: {first}); it is not "
+            "applied: masks must lie on the pixels as stored (see check-data)")
