@@ -90,8 +90,9 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
         plans[label] = make_plan(data, samples, tokenizer, resolved, config.data.sentence_field,
                                  _derange(data, samples) if shuffle else None)
         check_positions(plans[label], resolved, data, config.model.text.max_positions)
-    for name in dict.fromkeys((*args.split, *args.shuffled)):
-        _warn(here, doubts(data, data.split(name), tokenizer, config.data), name)
+    samples = {name: data.split(name) for name in (*args.split, *args.shuffled)}
+    for line in doubts(data, samples, tokenizer, config.data) if here.rank == 0 else ():
+        print(line, file=sys.stderr)
     networks = Networks(checkpoint, config, args.amp, here, max(plan.longest for plan in plans.values()))
     results, records = {}, []
     for label, plan in plans.items():
@@ -102,9 +103,10 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
         if keep is not None:
             own = details.lines(data, label, plan, keep, config.data.sentence_field, config.data.max_tokens)
             records += details.ordered(own, here)
-    _warn(here, turned_pictures(data))
     if here.rank > 0:
         return 0
+    if data.turned:
+        print(turned_pictures(data), file=sys.stderr)
     announce(f"{config.data.dataset} ({config.data.split_by})", results, chosen, config, references)
     if args.output:
         document = {"checkpoint": str(args.checkpoint), "dataset": config.data.dataset,
@@ -143,11 +145,6 @@ class Networks:
         self.here.watch.enter("evaluating", 0, compiles=True)
         tokens = min(self.built) if length <= min(self.built) else self.longest
         return tokens, self.built[tokens]
-
-
-def _warn(here: runtime.Runtime, text: str, split: str = ""):
-    if text and here.rank == 0:
-        print(f"warning: {split}{': ' if split else ''}{text}", file=sys.stderr)
 
 
 def samples_of(data: ReferData, split: str) -> np.ndarray:
