@@ -6,11 +6,11 @@ own size. ``random.png`` is the honest one: its sentences are drawn before anyth
 
 import argparse
 
-import cv2
 import numpy as np
 
 from mindspore_coupalign import build, figures, runtime
 from mindspore_coupalign.checkpoint import load_checkpoint
+from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import configuration, evaluate_samples, samples_of
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     ranked = scores["sample"][order]
     chosen = (_distinct(data, ranked[::-1], args.count), _distinct(data, ranked, args.count), samples[: args.count])
     for name, picked in zip(_SHEETS, chosen, strict=True):
-        panels = [_panel(data, predictor, int(s)) for s in picked]
+        panels = [_panel(data, predictor, int(s), config.data) for s in picked]
         figures.write_png(output / f"{name}.png", figures.contact_sheet(panels, min(_COLUMNS, len(panels))))
     mean = 100 * iou(*scores["image"].T).mean()
     print(f"{config.data.dataset} {args.split}: {len(samples)} sentences, mIoU {mean:.2f} (image's own size); wrote "
@@ -72,11 +72,10 @@ def _distinct(data: ReferData, ranked: np.ndarray, count: int) -> np.ndarray:
     return ranked[np.sort(first)[:count]]
 
 
-def _panel(data: ReferData, predictor: Predictor, sample: int) -> np.ndarray:
+def _panel(data: ReferData, predictor: Predictor, sample: int, names: DataConfig) -> np.ndarray:
     r = int(data.sentence_ref[sample])
-    image, truth, sentence = data.read_image(r), data.mask(r), data.sentence(sample)
-    if image.shape[:2] != truth.shape:  # pictures that were scaled down to save space
-        image = cv2.resize(image, truth.shape[::-1], interpolation=cv2.INTER_AREA)
+    image, truth = data.read_image(r), data.mask(r, names.overlap)
+    sentence = data.sentence(sample, names.sentence_field)
     mask = predictor.predict(image, [sentence], strict=False)[0].mask
     score = float(iou(*np.array(overlap(mask, truth))))
     return figures.overlay(image, mask, sentence, truth, f"IoU {score:.2f}")

@@ -17,6 +17,7 @@ from mindspore_coupalign import build, ranks, runtime
 from mindspore_coupalign.checkpoint import Checkpoint, load_parameters, named_arrays
 from mindspore_coupalign.config import Config, load_config, with_overrides
 from mindspore_coupalign.data.loader import TrainSource, batches
+from mindspore_coupalign.data.notices import doubts, turned_pictures
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
@@ -126,6 +127,8 @@ class Trainer:
         self.val_samples = data.split(names.val_split)
         if train.val_samples:
             self.val_samples = self.val_samples[:train.val_samples]
+        self.turned_said = False  # whether EXIF orientations were mentioned
+        self._say_doubts()
         self.model = build.build_model(config, tokenizer.vocab_size)
         if state is None:  # else every parameter comes from the checkpoint
             for loaded in build.load_pretrained(self.model, config):
@@ -159,6 +162,14 @@ class Trainer:
             bar.write(line) if bar is not None else print(line, flush=True)
         except BrokenPipeError:  # nobody listens any more, as in `train … | head`: no reason to stop training
             silence(sys.stdout)
+
+    def _say_doubts(self):
+        train_samples = self.data.split(self.config.data.train_split)
+        for name, samples in ((self.config.data.train_split, train_samples),
+                              (self.config.data.val_split, self.val_samples)):
+            text = doubts(self.data, samples, self.tokenizer, self.config.data) if self.here.rank == 0 else ""
+            if text:
+                self.say(f"warning: {name}: {text}")
 
     def is_over(self) -> bool:
         return self.done >= self.total or self.clock >= 1
@@ -221,7 +232,8 @@ class Trainer:
         names, train = self.config.data, self.config.train
         transform = ImageTransform(names.image_size, names.mean, names.std)
         self.source = TrainSource(self.data, names.train_split, self.tokenizer, transform, train.seed, train.batch_size,
-                                  names.flip, (self.done, self.total), self.here.rank, self.here.ranks)
+                                  names.flip, (self.done, self.total), self.here.rank, self.here.ranks,
+                                  names.sentence_field, names.overlap)
         return batches(self.source, self.source.local // train.accumulate, names.workers)
 
     def one_step(self, stream, rate: float) -> dict:
@@ -255,9 +267,10 @@ class Trainer:
         first = (self.done - 1) * self.config.train.batch_size
         samples = [self.source.sample_at(first + i) for i in range(self.config.train.batch_size)]
         numbers = {key: _finite_or_text(results[key]) for key in ("loss", "grad_norm", "scale")}
+        field = self.config.data.sentence_field
         self.run.log({"step": self.done, **numbers, "samples": samples,
                       "refs": [int(self.data.ref_ids[self.data.sentence_ref[s]]) for s in samples],
-                      "sentences": [self.data.sentence(s) for s in samples]}, "skipped.jsonl")
+                      "sentences": [self.data.sentence(s, field) for s in samples]}, "skipped.jsonl")
         if self.skipped_in_row >= self.config.train.max_skipped:
             raise UserError(f"step {self.done}: the loss ({results['loss']:g}) or its gradient was no number in "
                             f"{self.skipped_in_row} steps in a row, none of which has changed the weights; their "
@@ -337,11 +350,16 @@ class Trainer:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         bar.set_postfix_str(f"loss {loss}, lr {rate:.1e}, {speed:.0f} samples/s{left}{skipped}", refresh=False)
         self.window, self.skipped = [], 0
+        turned = "" if self.turned_said else turned_pictures(self.data)
+        if turned:
+            self.turned_said = True
+            self.say(f"warning: {turned}", bar)
 
 
 def _judged_by(config: Config) -> tuple:
     """What scores must have in common to be compared."""
-    return config.data.val_split, config.train.val_samples, config.eval.threshold
+    data = config.data
+    return data.val_split, data.sentence_field, data.overlap, config.train.val_samples, config.eval.threshold
 
 
 def _finite_or_text(value: float):

@@ -7,8 +7,10 @@ sees (deleted backgrounds, for example), so pictures are composed on a backgroun
 import cv2
 import numpy as np
 
+from mindspore_coupalign.data.file_kinds import kind_of_file
+from mindspore_coupalign.data.image_headers import PNG, exif_orientation
+
 BACKGROUND = 255  # white, as browsers and paper show it
-_PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_SIDE = 1_000_000  # libpng's limit
 _TURNS = {2: (None, True), 3: (cv2.ROTATE_180, False), 4: (cv2.ROTATE_180, True),
           5: (cv2.ROTATE_90_CLOCKWISE, True), 6: (cv2.ROTATE_90_CLOCKWISE, False),
@@ -22,9 +24,7 @@ _OTHERS = (  # first bytes, offset, what it is, remedy
     (b"\0\0\0\x0cJXL ", 0, "a JPEG XL file", _PICTURE), (b"\xff\x0a", 0, "a JPEG XL file", _PICTURE),
     (b"%PDF", 0, "a PDF", "save the page as PNG or JPEG"), (b"8BPS", 0, "a Photoshop file", _PICTURE),
     (b"II*\0", 0, "a TIFF (or raw photograph) of a kind that cannot be read", "save it as 8-bit PNG or JPEG"),
-    (b"MM\0*", 0, "a TIFF (or raw photograph) of a kind that cannot be read", "save it as 8-bit PNG or JPEG"),
-    (b"version https://git-lfs", 0, "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
-    (b"PK\x03\x04", 0, "a zip archive", "unpack it"), (b"\x1f\x8b", 0, "a gzip archive", "unpack it"))
+    (b"MM\0*", 0, "a TIFF (or raw photograph) of a kind that cannot be read", "save it as 8-bit PNG or JPEG"))
 
 
 def compose(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def on_background(rgb: np.ndarray, data: bytes, upright: bool) -> np.ndarray:
     """
     if data.startswith(b"\xff\xd8"):  # a JPEG has none
         return rgb
-    chunks = _png_chunks(data) if data.startswith(_PNG) else None
+    chunks = _png_chunks(data) if data.startswith(PNG) else None
     if chunks and data[25] not in (4, 6) and b"tRNS" not in chunks:  # not decoded twice: most PNGs
         return rgb
     stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -52,7 +52,7 @@ def on_background(rgb: np.ndarray, data: bytes, upright: bool) -> np.ndarray:
     if data.startswith((b"II", b"MM")) and stored.dtype == np.uint8:  # libtiff has multiplied the colours with it
         return rgb + np.minimum(BACKGROUND - alpha[..., None], 255 - rgb)
     if upright and chunks:  # of these formats, cv2 turns PNG on request, TIFF always and the others never
-        alpha = _turn(alpha, _orientation(chunks.get(b"eXIf", b"")))
+        alpha = _turn(alpha, exif_orientation(data))
     return compose(rgb, alpha)
 
 
@@ -71,46 +71,28 @@ def _alpha(stored: np.ndarray | None, data: bytes, chunks: dict | None) -> np.nd
 
 def why_not_decoded(data: bytes) -> str:
     """What the undecodable file is, and the remedy."""
-    if not data:
-        return "the file is empty; download it again"
     for magic, at, kind, remedy in _OTHERS:
         if data[at:].startswith(magic) if at == 0 else data[at : at + len(magic)] == magic:
             return f"{kind}; {remedy}"
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         w, h = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
         if max(w, h) > _PNG_SIDE:
             return f"{w:,} x {h:,} pixels, and a PNG's side may have {_PNG_SIDE:,}; scale it down or cut it"
         return "a PNG that is damaged; download it again"
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "a web page, not an image; download the image itself"
-    if start.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096].lower():
+    if data[:512].lstrip().startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096]:
         return f"an SVG drawing; {_PICTURE}"
-    return "not an image that can be decoded; replace the file"
+    return kind_of_file(data[:512]) or "not an image that can be decoded; replace the file"
 
 
 def _png_chunks(data: bytes) -> dict[bytes, bytes]:
     """The small chunks by name; pixels are left out."""
-    chunks, at = {}, len(_PNG)
+    chunks, at = {}, len(PNG)
     while at + 8 <= len(data):
         size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if name != b"IDAT":
             chunks[name] = data[at + 8 : at + 8 + size]
         at += 12 + size
     return chunks
-
-
-def _orientation(exif: bytes) -> int:
-    """EXIF's tag 0x0112 (1 to 8) of the first directory; 1 where there is none."""
-    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
-    if order is None:
-        return 1
-    first = int.from_bytes(exif[4:8], order)
-    for i in range(int.from_bytes(exif[first : first + 2], order)):
-        entry = exif[first + 2 + 12 * i :][:12]
-        if int.from_bytes(entry[:2], order) == 0x0112:
-            return int.from_bytes(entry[8:10], order)
-    return 1
 
 
 def _turn(plane: np.ndarray, orientation: int) -> np.ndarray:
