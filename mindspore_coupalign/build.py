@@ -179,7 +179,8 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
     rates = {"encoder.vision.": train.image_rate, "encoder.text.": train.text_rate, "": train.head_rate}
     groups = parameter_groups(model, train.weight_decay, train.position_bias_rate, train.muon_rate,
                               {prefix: rate for prefix, rate in rates.items() if rate != 1})
-    return TrainStep(objective, Optimizer(groups), train.clip_norm, train.ema, ranks, scaler, train.accumulate)
+    return TrainStep(objective, Optimizer(groups), train.clip_norm, train.ema, ranks, scaler, train.accumulate,
+                     saturates=target == "Ascend")
 
 
 def restore_model(checkpoint: Checkpoint, config: Config | None = None, amp: str | None = None,
