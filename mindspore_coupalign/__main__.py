@@ -25,7 +25,7 @@ COMMANDS = {
     "train": ("train", "train a model"),
     "plot-run": ("plot_run", "draw the curves of runs into one picture"),
     "evaluate": ("evaluate", "score a checkpoint on whole splits: oIoU, mIoU, P@X"),
-    "predict": ("predict", "segment what a sentence names in one image"),
+    "predict": ("predict", "segment what sentences name in images"),
     "show": ("show", "draw a split's best, worst and random predictions with their truth"),
     "export": ("export", "write a checkpoint as MINDIR and prove that it gives the same answers"),
 }

@@ -122,7 +122,7 @@ def test_transparency_is_turned_with_its_picture(tmp_path, orientation):
 
 @pytest.mark.parametrize("content, match", [
     (b"GIF89a" + bytes(40), "a GIF; save it as PNG or JPEG .*one frame"),
-    (b"\0\0\0\x18ftypheic" + bytes(40), "a HEIC photograph; save it as"), (b"", "is empty; download"),
+    (b"\0\0\0\x18ftypheic" + bytes(40), "a HEIC photograph; save it as"), (b"", "an empty file: download"),
     (b"\0\0\0\x1cftypavif" + bytes(40), "an AVIF"), (b"\0\0\0\x1cftypisom" + bytes(40), "a video; give one frame"),
     (b"  <!DOCTYPE html><html>", "a web page"), (b'<?xml version="1.0"?><svg width="3">', "an SVG drawing"),
     (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*git lfs pull"),

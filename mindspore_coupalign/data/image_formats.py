@@ -7,6 +7,7 @@ sees (deleted backgrounds, for example), so pictures are composed on a backgroun
 import cv2
 import numpy as np
 
+from mindspore_coupalign.data.file_kinds import kind_of_file
 from mindspore_coupalign.data.image_headers import PNG, exif_orientation
 
 BACKGROUND = 255  # white, as browsers and paper show it
@@ -23,9 +24,7 @@ _OTHERS = (  # first bytes, offset, what it is, remedy
     (b"\0\0\0\x0cJXL ", 0, "a JPEG XL file", _PICTURE), (b"\xff\x0a", 0, "a JPEG XL file", _PICTURE),
     (b"%PDF", 0, "a PDF", "save the page as PNG or JPEG"), (b"8BPS", 0, "a Photoshop file", _PICTURE),
     (b"II*\0", 0, "a TIFF (or raw photograph) of a kind that cannot be read", "save it as 8-bit PNG or JPEG"),
-    (b"MM\0*", 0, "a TIFF (or raw photograph) of a kind that cannot be read", "save it as 8-bit PNG or JPEG"),
-    (b"version https://git-lfs", 0, "a Git LFS pointer, not the file itself", "run `git lfs pull`"),
-    (b"PK\x03\x04", 0, "a zip archive", "unpack it"), (b"\x1f\x8b", 0, "a gzip archive", "unpack it"))
+    (b"MM\0*", 0, "a TIFF (or raw photograph) of a kind that cannot be read", "save it as 8-bit PNG or JPEG"))
 
 
 def compose(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -72,8 +71,6 @@ def _alpha(stored: np.ndarray | None, data: bytes, chunks: dict | None) -> np.nd
 
 def why_not_decoded(data: bytes) -> str:
     """What the undecodable file is, and the remedy."""
-    if not data:
-        return "the file is empty; download it again"
     for magic, at, kind, remedy in _OTHERS:
         if data[at:].startswith(magic) if at == 0 else data[at : at + len(magic)] == magic:
             return f"{kind}; {remedy}"
@@ -82,12 +79,9 @@ def why_not_decoded(data: bytes) -> str:
         if max(w, h) > _PNG_SIDE:
             return f"{w:,} x {h:,} pixels, and a PNG's side may have {_PNG_SIDE:,}; scale it down or cut it"
         return "a PNG that is damaged; download it again"
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "a web page, not an image; download the image itself"
-    if start.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096].lower():
+    if data[:512].lstrip().startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096]:
         return f"an SVG drawing; {_PICTURE}"
-    return "not an image that can be decoded; replace the file"
+    return kind_of_file(data[:512]) or "not an image that can be decoded; replace the file"
 
 
 def _png_chunks(data: bytes) -> dict[bytes, bytes]:

@@ -52,19 +52,26 @@ def decode_rgb(data: bytes, path: str | Path, upright: bool = False) -> np.ndarr
         if header.end < 0 or header.frame and not header.one_scan and header.lacks_scans:
             raise UserError(truncated)
         if header.one_scan:  # a decoder that needs more then fails, where it would fill up with grey at an end marker
-            content = data[:header.end] + _READ_AHEAD
-            reason = (f"the image is truncated or damaged ({len(data)} bytes with an end marker, but its data end "
-                      "before the picture does); download it again")
+            bgr = _decode(data[:header.end] + _READ_AHEAD, path, flags)
+            if bgr is None:
+                raise UserError(f"{path}: the image is truncated or damaged ({len(data)} bytes with an end marker, but "
+                                "its data end before the picture does); download it again")
+            return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     elif data.startswith(PNG) and b"IEND\xaeB`\x82" not in data[-4096:]:  # some writers append a little after it
         raise UserError(truncated)
+    bgr = _decode(data, path, flags)
+    if bgr is None:
+        raise UserError(f"{path}: {why_not_decoded(data)}")
+    return on_background(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), data, upright)
+
+
+def _decode(data: bytes, path: str | Path, flags: int) -> np.ndarray | None:
     try:
-        bgr = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if data else None
-        if bgr is not None:
-            return on_background(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), data, upright)
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except (cv2.error, MemoryError) as exc:
         if isinstance(exc, MemoryError) or "MAX_IMAGE" in str(exc) or "Insufficient memory" in str(exc):
-            reason = "too many pixels to decode; scale the picture down or cut it"
-    raise UserError(f"{path}: {reason or why_not_decoded(data)}")
+            raise UserError(f"{path}: too many pixels to decode; scale the picture down or cut it") from exc
+        return None
 
 
 def read_annotated(path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, int]:

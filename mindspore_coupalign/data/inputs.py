@@ -26,7 +26,7 @@ def to_rgb(image) -> np.ndarray:
             certain); channels first; a batch; no pixels; channels that are none of the above.
     """
     if isinstance(image, (str, os.PathLike)):
-        return read_rgb(os.fspath(image), upright=True)
+        return read_rgb(os.fsdecode(image), upright=True)
     pil = sys.modules.get("PIL.Image")  # not imported unless the object's own program did
     if pil is not None and isinstance(image, pil.Image):
         return _of_pil(image)
