@@ -13,6 +13,7 @@ import traceback
 
 from mindspore_coupalign import __version__, watch
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.interrupts import watch_interrupts
 from mindspore_coupalign.outputs import silence
 
 COMMANDS = {
@@ -75,6 +76,7 @@ def run_rank():
     """``main`` as one of several ranks, which never returns: MindSpore's teardown crashes when another rank has left
     before it."""
     watch.begin()
+    watch_interrupts()
     code = 1
     try:
         code = main()
@@ -92,9 +94,15 @@ def run_rank():
         os._exit(code)
 
 
+def console() -> int:
+    """``main`` as a process of its own, which answers Ctrl-C by 130 whatever MindSpore makes of the signal."""
+    watch_interrupts()
+    return main()
+
+
 if __name__ == "__main__":
     if not watch.folder():
-        sys.exit(main())
+        sys.exit(console())
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         from mindspore_coupalign.job import serve_as_scheduler
         sys.exit(serve_as_scheduler())

@@ -1,6 +1,4 @@
-"""Config -> network, losses, parameter groups, learning rates. The only reader of Config beside the entry points."""
-
-import math
+"""Config -> network, losses, parameter groups. With schedule.py the only reader of Config beside the entry points."""
 
 import mindspore as ms
 
@@ -75,28 +73,25 @@ def load_pretrained(model: CoupAlign, config: Config) -> list[Loaded]:
         UserError: a file that does not fit (see ``weights.load``), or frozen statistics without a file to have them
             from.
     """
-    image, encoder, found = config.model.image, model.encoder, []
+    return load_pretrained_image(model, config) + load_pretrained_text(model, config)
+
+
+def load_pretrained_image(model: CoupAlign, config: Config) -> list[Loaded]:
+    """The vision encoder's part of ``load_pretrained``."""
+    image = config.model.image
     if config.model.image_weights:
-        found.append(load_image_weights(encoder.vision, image, config.model.image_weights))
-    elif image.name != "swin" and image.norm == "frozen":
+        return [load_image_weights(model.encoder.vision, image, config.model.image_weights)]
+    if image.name != "swin" and image.norm == "frozen":
         raise UserError(f"model.image.norm=frozen normalises {image.name} by pretrained statistics: set "
                         "model.image_weights, or model.image.norm=batch to train it from scratch")
+    return []
+
+
+def load_pretrained_text(model: CoupAlign, config: Config) -> list[Loaded]:
+    """The text encoder's part of ``load_pretrained``."""
     if config.model.text_weights:
-        found.append(load_text_weights(encoder.text, config.model.text, config.model.text_weights))
-    return found
-
-
-def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.0) -> float:
-    """The rate of one step: linear warm-up, then polynomial (power 0.9) or cosine to 0.
-
-    Args:
-        clock: share of the time budget used, 0..1; the decay follows the steps or the clock, whichever is ahead.
-    """
-    train = config.train
-    warmup = min(train.warmup_steps, total_steps - 1)
-    progress = min(max((step - warmup) / max(1, total_steps - warmup), clock, 0.0), 1.0)
-    decay = (1 - progress) ** 0.9 if train.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * progress))
-    return train.lr * min(1.0, (step + 1) / (warmup + 1)) * decay
+        return [load_text_weights(model.encoder.text, config.model.text, config.model.text_weights)]
+    return []
 
 
 def freeze(model, prefixes: tuple):
@@ -117,7 +112,7 @@ def freeze(model, prefixes: tuple):
 
 
 def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0, muon_rate: float = 0.0,
-                     rates: dict | None = None) -> list:
+                     rates: dict | None = None, decayed: str = "matrices") -> list:
     """The optimizer's groups: matrices decay; norms, biases, position embeddings and position-bias tables do not.
 
     The tables learn ``position_bias_rate`` times as fast: Adam moves a value by at most the rate per step, and a score
@@ -126,6 +121,8 @@ def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0
 
     Args:
         rates: factors of the rate by prefix of the parameters' names; each of them gets four groups of its own.
+        decayed: "matrices", as above; "all"; or "lavt": all but the image encoder's norms and position-bias tables, as
+            in LAVT's code, where biases and the norms of the text encoder and decoder decay.
     """
     groups = []
     left = model.trainable_params()
@@ -133,16 +130,17 @@ def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0
     for prefix in sorted(rates, key=len, reverse=True):
         own = [p for p in left if p.name.startswith(prefix)]
         left = [p for p in left if not p.name.startswith(prefix)]
-        groups += _kinds(own, weight_decay, position_bias_rate, muon_rate, rates[prefix])
+        groups += _kinds(own, weight_decay, position_bias_rate, muon_rate, rates[prefix], decayed)
     return groups
 
 
-def _kinds(parameters: list, weight_decay: float, position_bias_rate: float, muon_rate: float, factor: float) -> list:
+def _kinds(parameters: list, weight_decay: float, position_bias_rate: float, muon_rate: float, factor: float,
+           rule: str) -> list:
     decayed, plain, tables, matrices = [], [], [], []
     for parameter in parameters:
         if "position_bias_table" in parameter.name:
             tables.append(parameter)
-        elif parameter.ndim < 2 or "position_embeddings" in parameter.name:
+        elif _stays(parameter, rule):
             plain.append(parameter)
         elif muon_rate > 0 and _is_muons(parameter):
             matrices.append(parameter)
@@ -150,8 +148,17 @@ def _kinds(parameters: list, weight_decay: float, position_bias_rate: float, muo
             decayed.append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay, "rate": factor},
             {"params": plain, "weight_decay": 0.0, "rate": factor},
-            {"params": tables, "weight_decay": 0.0, "rate": factor * position_bias_rate},
+            {"params": tables, "weight_decay": weight_decay if rule == "all" else 0.0,
+             "rate": factor * position_bias_rate},
             {"params": matrices, "weight_decay": weight_decay, "rate": factor * muon_rate, "muon": True}]
+
+
+def _stays(parameter, rule: str) -> bool:
+    """Whether a parameter that is no position-bias table has no weight decay."""
+    if rule == "matrices":
+        return parameter.ndim < 2 or "position_embeddings" in parameter.name
+    image_norm = parameter.name.startswith("encoder.vision.") and parameter.name.endswith((".gamma", ".beta"))
+    return rule == "lavt" and image_norm
 
 
 def _is_muons(parameter) -> bool:
@@ -174,11 +181,11 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
     if level != "O0" and train.amp_dtype == "float16":
         scaler = ms.amp.DynamicLossScaler(SCALE_START, 2, SCALE_WINDOW)
     freeze(model, train.freeze)
-    objective = Objective(model, MaskLoss(), PixelContrast(loss.temperature, loss.negatives),
+    objective = Objective(model, MaskLoss(loss.class_weights), PixelContrast(loss.temperature, loss.negatives),
                           (loss.bce, loss.dice, loss.contrast, loss.stages, loss.proposals))
     rates = {"encoder.vision.": train.image_rate, "encoder.text.": train.text_rate, "": train.head_rate}
     groups = parameter_groups(model, train.weight_decay, train.position_bias_rate, train.muon_rate,
-                              {prefix: rate for prefix, rate in rates.items() if rate != 1})
+                              {prefix: rate for prefix, rate in rates.items() if rate != 1}, train.decayed)
     return TrainStep(objective, Optimizer(groups), train.clip_norm, train.ema, ranks, scaler, train.accumulate)
 
 

@@ -81,9 +81,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Raises:
-        UserError: missing, truncated, changed since it was written, or not one of this project's.
+        UserError: missing, a folder, truncated, changed since it was written, or not one of this project's.
     """
     path = Path(path)
+    if path.is_dir():
+        held = next((path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()), None)
+        raise UserError(f"{path}: a folder, not a checkpoint; " + (
+            f"give {held}" if held else "it holds no best.safetensors; training writes that into its --output"))
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}

@@ -25,6 +25,8 @@ class DataConfig:
     images: str = ""  # image folder; empty: looked for in the usual places below root
     train_split: str = "train"
     val_split: str = "val"
+    sentence_field: str = "sent"  # sent: as REFER cleaned it; raw: as it was typed (LAVT's choice)
+    overlap: str = "union"  # an object's pixels under two of its parts: union keeps them, single does not (LAVT's rule)
     image_size: int = 480  # network input, H = W, after squashing
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB, of values in 0..1 (ImageNet)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -118,7 +120,7 @@ class TrainConfig:
     muon_rate: float = 0.0  # > 0: Muon moves the matrices, by a root mean square of muon_rate · lr; 0: AdamW everything
     schedule: str = "poly"  # the decay: poly (power 0.9), cosine or linear
     final_lr: float = 0.0  # where the decay ends
-    decay_epochs: int = 0  # > 0: the decay ends after so many epochs, and the rate stays at final_lr; 0: at the run's end
+    decay_epochs: int = 0  # > 0: the decay ends after so many epochs, the rate stays at final_lr; 0: at the end
     decay_every: str = "step"  # step or epoch: when the rate changes
     warmup_steps: int = 0
     weight_decay: float = 0.01
@@ -295,6 +297,8 @@ def _validate(config: Config, source: str):
     check(data.max_tokens >= 3, "data.max_tokens must be at least 3: [CLS], one word, [SEP]")
     check(data.max_tokens <= text.max_positions, "data.max_tokens is larger than model.text.max_positions")
     check(0 <= data.flip <= 1, "data.flip is a probability, 0 to 1")
+    one_of("data.sentence_field", data.sentence_field, ("sent", "raw"))
+    one_of("data.overlap", data.overlap, ("union", "single"))
     check(data.workers >= 1, "data.workers must be at least 1")
     one_of("model.name", model.name, ("coupalign", "lavt"))
     one_of("model.image.name", image.name, ("swin", "resnet", "darknet"))

@@ -7,14 +7,17 @@ import time
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 
-from mindspore_coupalign import build, ranks
+from mindspore_coupalign import ranks
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.errors import UserError
 
+TIMED, ENOUGH = 8, 30.0  # steps after the one that compiles, and their seconds, of which no more is needed
+
 
 def dry_run(trainer) -> int:
-    """Check images, disk and memory, compile, take two steps, and say what the run would cost.
+    """Check images, disk and memory, compile, take a few steps, and say what the run would cost.
 
     Raises:
         UserError: the first thing that would have stopped the run.
@@ -32,9 +35,9 @@ def dry_run(trainer) -> int:
                         "; lower train.keep, free some space or choose another --output")
     ranks.broadcast(trainer.model.get_parameters(), trainer.here)
     stream, seconds = trainer.micro_batches(), []
-    for _ in range(min(2, trainer.total - trainer.done)):
+    while len(seconds) < min(1 + TIMED, trainer.total - trainer.done) and not is_enough(seconds, trainer.here):
         start = time.perf_counter()
-        results = trainer.one_step(stream, build.learning_rate(config, trainer.done, trainer.total))
+        results = trainer.one_step(stream, trainer.rate())
         seconds.append(time.perf_counter() - start)
         skipped = "" if results["finite"] else " (no number, left out)"
         say(f"step {trainer.done}: loss {results['loss']:.3f}{skipped}, {seconds[-1]:.1f} s"
@@ -42,12 +45,21 @@ def dry_run(trainer) -> int:
     used, total = memory(trainer.here.target)
     say(f"memory: {used / 2**30:.1f} GiB at most" + (f" of {total / 2**30:.1f}" if total else ""))
     left = trainer.total - trainer.done
-    hours = left * seconds[-1] / 3600
-    say(f"the run: {left} steps more, " + (f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min") +
-        " without validation"
+    timed = seconds[1:] or seconds
+    usual = float(np.median(timed))
+    hours = left * usual / 3600
+    say(f"the run: {left} steps more of {usual:.2g} s (median of {len(timed)}), "
+        + (f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min") + " without validation"
         + (f", or {config.train.minutes:g} minutes by the clock" if config.train.minutes else ""))
     say("nothing was written")
     return 0
+
+
+def is_enough(seconds: list, here) -> bool:
+    """Whether the steps so far are long and many enough to go by; every rank says the same."""
+    if len(seconds) < 3:
+        return False
+    return ranks.add_up(np.array([round(1000 * sum(seconds[1:]))]), here)[0] > 1000 * ENOUGH * here.ranks
 
 
 def check_images(data: ReferData) -> int:

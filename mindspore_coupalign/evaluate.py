@@ -23,6 +23,7 @@ from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.metrics import THRESHOLDS, logit, overlap, summarize
 from mindspore_coupalign.outputs import check_writable, write_file
+from mindspore_coupalign.portable import check_data_root, with_data_paths
 from mindspore_coupalign.ranks import add_up
 from mindspore_coupalign.watch import Watch
 
@@ -92,10 +93,17 @@ def samples_of(data: ReferData, split: str) -> np.ndarray:
 
 
 def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> Config:
-    """The file's configuration, or the checkpoint's own with the overrides."""
+    """The file's configuration, or the checkpoint's own with the overrides.
+
+    Raises:
+        UserError: nothing says where the data lies.
+    """
     if path:
         return load_config(path, overrides)
-    return with_overrides(checkpoint.config, overrides, f"{checkpoint.path}'s configuration with the overrides")
+    source = f"{checkpoint.path}'s configuration with the overrides"
+    config = with_overrides(with_data_paths(checkpoint), overrides, source)
+    check_data_root(config, str(checkpoint.path))
+    return config
 
 
 def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
@@ -109,7 +117,7 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
     """
     here = here or runtime.Runtime("CPU", 0, 1)
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
-    tokens = Tokens(data, samples, tokenizer)
+    tokens = Tokens(data, samples, tokenizer, field=config.data.sentence_field)
     if shuffle:
         tokens.row[samples] = tokens.row[_derange(data, samples)]
     batch, cut = config.eval.batch_size, logit(config.eval.threshold)
@@ -123,7 +131,7 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
             logits = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0].astype(np.float32)
             here.watch.compiled()
             for i in np.flatnonzero(sample >= 0):
-                truth = data.mask(int(data.sentence_ref[sample[i]]))
+                truth = data.mask(int(data.sentence_ref[sample[i]]), config.data.overlap)
                 found[place[int(sample[i])]] = (overlap(transform.inverse(logits[i], truth.shape) > cut, truth),
                                                 overlap(logits[i] > cut, transform.mask(truth)))
                 bar.update()

@@ -21,9 +21,9 @@ from mindspore import nn
 
 from mindspore_coupalign import build, runtime
 from mindspore_coupalign.checkpoint import Checkpoint, load_checkpoint
-from mindspore_coupalign.config import config_to_dict
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import check_writable
+from mindspore_coupalign.portable import without_paths
 
 FORMAT = "coupalign-mindir-1"
 TOLERANCE = 1e-5  # largest difference, relative to the logits' largest absolute value
@@ -94,7 +94,7 @@ def export_mindir(checkpoint: Checkpoint, output: Path) -> list[float]:
                 "format": FORMAT, "sha256": _sha256(file), "input_size": data.image_size, "mean": data.mean,
                 "std": data.std, "threshold": checkpoint.config.eval.threshold, "max_tokens": data.max_tokens,
                 "tokenizer": tokenizer.to_json(), "step": checkpoint.progress.get("step"), "differences": differences,
-                "config": config_to_dict(checkpoint.config)}, indent=1) + "\n", encoding="utf-8")
+                "config": without_paths(checkpoint.config)}, indent=1) + "\n", encoding="utf-8")
             os.replace(file, output)
             os.replace(sidecar, sidecar_path(output))
     except OSError as exc:

@@ -35,9 +35,9 @@ def serve_as_scheduler() -> int:
 
 def summary(folder: Path, status: int) -> tuple[int, str]:
     """(exit code, line for the user) after msrun has ended with ``status``: which rank failed, and how."""
-    states = read_states(folder)
+    states, ended_by = read_states(folder), 128 + _asked_by(folder)
     if any(s["phase"] == "stopped" for s in states):  # said only after all ranks have saved
-        return 143, "all ranks have saved and stopped, as they were asked to"
+        return ended_by, "all ranks have saved and stopped, as they were asked to"
     if status == 0 and all(s["phase"] in ("done", "starting") for s in states):
         return 0, ""
     if states and all(s["phase"] == "done" for s in states):  # asked to stop too late
@@ -45,13 +45,13 @@ def summary(folder: Path, status: int) -> tuple[int, str]:
     told = any(s["phase"].startswith(f"rank {s['rank']}: ") for s in states)
     asked = (folder / ASKED).exists() and not told
     if asked and not any(s["step"] for s in states):
-        return 143, "stopped, as it was asked to, with no step to save"
+        return ended_by, "stopped, as it was asked to, with no step to save"
     # a rank that ended with a message has written it down, and one whose watch found another's failure; message first
     for state in sorted(states, key=lambda s: -s["code"]):
         if state["phase"].startswith("rank "):
             return state["code"], state["phase"] + ("; go on with --resume" if state["step"] else "")
     if asked:
-        return 143, "killed before the state was saved; go on with --resume from the newest checkpoint"
+        return ended_by, "killed before the state was saved; go on with --resume from the newest checkpoint"
     logs = "".join(log.read_text(errors="replace") for log in sorted(folder.glob("msrun*.log")))
     ended = re.findall(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)", logs)
     for pid, code in ended:
@@ -64,16 +64,28 @@ def summary(folder: Path, status: int) -> tuple[int, str]:
     return status or 1, f"the job failed; see the ranks' logs in {folder}"
 
 
-def stop_ranks(folder: Path):
+def _asked_by(folder: Path) -> int:
+    """The signal by which the job was asked to stop; SIGTERM where nothing is known."""
+    try:
+        return int((folder / ASKED).read_text())
+    except (OSError, ValueError):
+        return int(signal.SIGTERM)
+
+
+def stop_ranks(folder: Path, number: int = signal.SIGTERM):
     """Ask the ranks of this machine to save and stop; the others learn it from them in the next step.
 
     Those that have not started read it in the folder. Asked again, they are killed.
+
+    Args:
+        number: the signal that the launcher got, for its exit code.
     """
     asked_here = folder / f"{ASKED}_{socket.gethostname()}"
     again = asked_here.exists()
     if again and time.time() - asked_here.stat().st_mtime < PATIENCE:
         return
-    (folder / ASKED).touch()
+    if not (folder / ASKED).exists():
+        (folder / ASKED).write_text(str(int(number)))
     asked_here.touch()
     for state in _living(folder):
         with contextlib.suppress(ProcessLookupError):
@@ -86,11 +98,11 @@ def _living(folder: Path) -> list:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--stop":
-        stop_ranks(Path(sys.argv[2]))
+        stop_ranks(Path(sys.argv[2]), int(sys.argv[3]))
         sys.exit()
     while _living(Path(sys.argv[1])):  # msrun was killed, and the ranks are still saving
         time.sleep(0.2)
     code, line = summary(Path(sys.argv[1]), int(sys.argv[2]))
-    if line:
-        print(f"\nerror: {line}" if code != 143 else f"\n{line}", file=sys.stderr)  # rank 0's bar may hold the line
+    if line:  # rank 0's bar may hold the last one
+        print(f"\n{line}" if code in (130, 143) else f"\nerror: {line}", file=sys.stderr)
     sys.exit(code)

@@ -11,6 +11,7 @@ import numpy as np
 
 from mindspore_coupalign import build, figures, runtime
 from mindspore_coupalign.checkpoint import load_checkpoint
+from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import configuration, evaluate_samples, samples_of
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = {"best": _distinct(data, ranked[::-1], args.count), "worst": _distinct(data, ranked, args.count),
               "random": samples[: args.count]}
     for name, picked in chosen.items():
-        panels = [_panel(data, predictor, int(s)) for s in picked]
+        panels = [_panel(data, predictor, int(s), config.data) for s in picked]
         figures.write_png(output / f"{name}.png", figures.contact_sheet(panels, min(_COLUMNS, len(panels))))
     mean = 100 * iou(*scores["image"].T).mean()
     print(f"{config.data.dataset} {args.split}: {len(samples)} sentences, mIoU {mean:.2f} (image's own size); wrote "
@@ -67,9 +68,10 @@ def _distinct(data: ReferData, ranked: np.ndarray, count: int) -> np.ndarray:
     return ranked[np.sort(first)[:count]]
 
 
-def _panel(data: ReferData, predictor: Predictor, sample: int) -> np.ndarray:
+def _panel(data: ReferData, predictor: Predictor, sample: int, names: DataConfig) -> np.ndarray:
     r = int(data.sentence_ref[sample])
-    image, truth, sentence = data.read_image(r), data.mask(r), data.sentence(sample)
+    image, truth = data.read_image(r), data.mask(r, names.overlap)
+    sentence = data.sentence(sample, names.sentence_field)
     if image.shape[:2] != truth.shape:  # pictures that were scaled down to save space
         image = cv2.resize(image, truth.shape[::-1], interpolation=cv2.INTER_AREA)
     mask = predictor.predict(image, [sentence])[0].mask

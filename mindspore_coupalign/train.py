@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import ops
 from tqdm import tqdm
 
-from mindspore_coupalign import build, ranks, runtime
+from mindspore_coupalign import build, init_from, ranks, runtime
 from mindspore_coupalign.checkpoint import Checkpoint, load_parameters, named_arrays
 from mindspore_coupalign.config import Config, load_config, with_overrides
 from mindspore_coupalign.data.loader import TrainSource, batches
@@ -22,10 +22,13 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import evaluate_samples, report
+from mindspore_coupalign.interrupts import StopRequest
 from mindspore_coupalign.models.noise import draw_keys
 from mindspore_coupalign.outputs import silence
+from mindspore_coupalign.portable import without_absolute_paths
 from mindspore_coupalign.resume import check_resumable
 from mindspore_coupalign.run_folder import RunFolder, holds_a_run, load_state
+from mindspore_coupalign.schedule import Budget, learning_rate
 from mindspore_coupalign.train_step import LOSSES, RESULTS
 from mindspore_coupalign.watch import Watch
 
@@ -37,17 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", metavar="DIR",
                         help="where to write (default: the resumed run's folder, or runs/<name of the config file>)")
     parser.add_argument("--resume", metavar="DIR|FILE", help="go on from a run's folder or its last.safetensors")
+    init_from.add_arguments(parser)
     parser.add_argument("--dry-run", action="store_true",
-                        help="check data, weights, disk and memory, compile, take two steps, write nothing")
+                        help="check data, weights, disk and memory, compile, take a few steps, write nothing")
     runtime.add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    initial, more = init_from.from_arguments(args)
+    overrides = [*args.overrides, *more]
     state = load_state(args.resume, say=lambda line: print(line, file=sys.stderr)) if args.resume else None
     if args.config:
-        config = load_config(args.config, args.overrides)
+        config = load_config(args.config, overrides)
     elif state:
-        config = with_overrides(state.config, args.overrides, f"{state.path}'s configuration with the overrides")
+        config = with_overrides(state.config, overrides, f"{state.path}'s configuration with the overrides")
     else:
         raise UserError("train: give --config FILE (the shipped ones are in configs/), or --resume DIR")
     if args.output or not state:
@@ -63,19 +69,22 @@ def run(args: argparse.Namespace) -> int:
         if here.rank == 0:
             for line in changes:
                 print(line)
-        return start(config, state, output, here, args.dry_run)
+        return start(config, state, output, here, args.dry_run, initial)
 
 
-def start(config: Config, state: Checkpoint | None, output: Path, here: runtime.Runtime, dry: bool) -> int:
+def start(config: Config, state: Checkpoint | None, output: Path, here: runtime.Runtime, dry: bool,
+          initial: init_from.InitialWeights | None = None) -> int:
     if config.train.batch_size % (here.ranks * config.train.accumulate):
         raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
                         f"{here.ranks} ranks times train.accumulate={config.train.accumulate}")
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     if state:  # its words keep their numbers, wherever its files have gone
         tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))
+    elif initial:
+        tokenizer = initial.tokenizer(config)
     else:
         tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
-    trainer = Trainer(config, data, tokenizer, output, here, state)
+    trainer = Trainer(config, data, tokenizer, output, here, state, initial)
     if dry:
         from mindspore_coupalign.dry_run import dry_run
         return dry_run(trainer)
@@ -83,41 +92,17 @@ def start(config: Config, state: Checkpoint | None, output: Path, here: runtime.
     return trainer.code
 
 
-class StopRequest:
-    """While entered, a SIGTERM or SIGINT is noted in ``received`` and does not end the process; a second one does.
-
-    Args:
-        patient: a second one does not either: a rank may get one from its cluster and one from its launcher, which
-            knows when to lose patience.
-    """
-
-    def __init__(self, patient: bool = False):
-        self.received, self.patient = 0, patient
-
-    def __enter__(self):
-        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_):
-        if self.patient:  # the process ends next, and the last thing it does is to wait for the others
-            return
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, _):
-        self.received = int(number)
-        self.__exit__()
-
-
 class Trainer:
     """Holds what the loop needs; ``train`` runs it to the end and returns the last validation's report."""
 
     def __init__(self, config: Config, data: ReferData, tokenizer: SentenceTokenizer, output: Path,
-                 here: runtime.Runtime, state: Checkpoint | None = None):
+                 here: runtime.Runtime, state: Checkpoint | None = None,
+                 initial: init_from.InitialWeights | None = None):
         self.config, self.data, self.tokenizer, self.here, self.state = config, data, tokenizer, here, state
+        self.initial = initial
         train, names = config.train, config.data
         self.run = RunFolder(output, train.keep, here.rank == 0)
-        refs = len(data.refs_to_train(names.train_split))
+        self.refs = refs = len(data.refs_to_train(names.train_split))
         if refs == 0:
             raise UserError(f"{data.source}: split '{names.train_split}' has no refs with sentences to train on")
         self.total = train.steps or math.ceil(train.epochs * refs / train.batch_size)
@@ -126,7 +111,11 @@ class Trainer:
         if train.val_samples:
             self.val_samples = self.val_samples[:train.val_samples]
         self.model = build.build_model(config, tokenizer.vocab_size)
-        if state is None:  # else every parameter comes from the checkpoint
+        if initial is not None:
+            initial.load(self.model, config)
+            for line in initial.lines:
+                self.say(line)
+        elif state is None:  # else every parameter comes from the checkpoint
             for loaded in build.load_pretrained(self.model, config):
                 self.say(loaded.table())
         self.step = build.build_train_step(self.model, config, here.ranks, here.target)
@@ -134,11 +123,12 @@ class Trainer:
         self.validated = 0  # step of the last validation
         self.window = []  # results of the steps since the last line of the log
         self.skipped = self.skipped_in_row = 0  # steps without a number since that line; in a row
-        self.clock = 0.0  # share of the time budget that is used, the same on every rank
+        self.validations = 0  # of this process
         self.stop, self.code = StopRequest(patient=here.watch.folder is not None), 0  # of the process, at its end
         self.started = time.perf_counter()
         if state is not None:
             self._restore(state)
+        self.budget = self._budget()
 
     def _restore(self, state: Checkpoint):
         source, progress = str(state.path), state.progress
@@ -149,7 +139,17 @@ class Trainer:
         self.skipped, self.skipped_in_row = progress["skipped"], progress["skipped_in_row"]
         if _judged_by(state.config) != _judged_by(self.config):
             self.best = -1.0
-        self.clock = self._share(self.spent)  # the same on every rank, however long each has loaded
+
+    def _budget(self) -> Budget:
+        train, share, finished = self.config.train, 0.0, 0.0
+        if self.state is not None and train.minutes:
+            progress, before = self.state.progress, self.state.config.train.minutes
+            finished = progress.get("finished_minutes", 0.0)
+            if "decay_share" in progress:
+                share = min(1.0, progress["decay_share"] * before / train.minutes)  # more minutes raise the rate again
+            elif self.done > train.warmup_steps:  # of an older version, or of a run without a budget
+                share = min(1.0, self.spent / (60 * train.minutes))
+        return Budget(train, self.spent, share, finished, math.ceil(len(self.val_samples) / train.batch_size))
 
     def say(self, line: str, bar=None):
         if self.here.rank > 0:
@@ -160,7 +160,7 @@ class Trainer:
             silence(sys.stdout)
 
     def is_over(self) -> bool:
-        return self.done >= self.total or self.clock >= 1
+        return self.done >= self.total or self.budget.over
 
     def _is_due(self) -> bool:
         """Whether the validation of the step just done is still to come."""
@@ -190,10 +190,12 @@ class Trainer:
         result = self._save(bar, validates=True) if self._is_due() else None
         timed, started = 0, time.perf_counter()
         while not (stops or self.is_over()):
-            rate = build.learning_rate(self.config, self.done, self.total, self.clock)
+            rate = self.rate()
             results = self.one_step(stream, rate)
             bar.update()
             self._judge(results)
+            for line in self.budget.warnings():
+                self.say(line, bar)
             timed, stops = timed + 1, results["stop"] > 0
             if self.is_over() or self.done % train.log_every == 0:
                 self._log_losses(rate, timed * train.batch_size / (time.perf_counter() - started), bar)
@@ -205,7 +207,12 @@ class Trainer:
                 started += time.perf_counter() - paused
         return stops, result
 
+    def rate(self) -> float:
+        """Of the next step."""
+        return learning_rate(self.config, self.done, self.total, self.budget.share, self.refs)
+
     def _save(self, bar, validates: bool) -> dict | None:
+        started = time.perf_counter()
         self.here.watch.enter("saving", self.done, compiles=validates)
         self.step.share_statistics(self.here)
         self._save_state()  # before a validation, which may take long and may meet a damaged image
@@ -213,19 +220,33 @@ class Trainer:
         if validates:
             result = self.validate(bar)
             self._save_state(again=True)
+            self.validations += 1
+        self.budget.pause(self._without_compiling(started) if validates and self.config.train.minutes else 0.0)
         return result
+
+    def _without_compiling(self, started: float) -> float:
+        """Seconds of the saves and the validation since then, the mean over the ranks; the first batch counts as the
+        others do, since it may have compiled the network."""
+        ended, first = time.perf_counter(), self.here.watch.compiled_at
+        batches = math.ceil(len(self.val_samples) / self.here.ranks / self.config.eval.batch_size)
+        seconds = ended - started
+        if self.validations == 1 and first and batches > 1:
+            seconds -= max(0.0, first - self.validation_started - (ended - first) / (batches - 1))
+        return float(ranks.add_up(np.array([round(1000 * seconds)]), self.here)[0]) / 1000 / self.here.ranks
 
     def micro_batches(self):
         """Endless from the next step on: image, ids, word_mask, mask, sample of this rank's share of a micro-batch."""
         names, train = self.config.data, self.config.train
         transform = ImageTransform(names.image_size, names.mean, names.std)
         self.source = TrainSource(self.data, names.train_split, self.tokenizer, transform, train.seed, train.batch_size,
-                                  names.flip, (self.done, self.total), self.here.rank, self.here.ranks)
+                                  names.flip, (self.done, self.total), self.here.rank, self.here.ranks,
+                                  names.sentence_field, names.overlap)
         return batches(self.source, self.source.local // train.accumulate, names.workers)
 
     def one_step(self, stream, rate: float) -> dict:
         """One update from ``train.accumulate`` micro-batches; RESULTS by name, losses as means."""
         train, found, watch = self.config.train, [], self.here.watch
+        clock = self._seconds() / (60 * train.minutes) if train.minutes else 0.0
         for micro in range(train.accumulate):
             watch.enter("loading", self.done)
             image, ids, word_mask, mask, _ = next(stream)
@@ -235,12 +256,12 @@ class Trainer:
             if self.here.target == "CPU":  # elsewhere collectives wait for much longer
                 watch.meet()
             results = self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(np.float32(rate)), keys,
-                                (self.stop.received > 0, self._share(self._seconds())), last)
+                                (self.stop.received > 0, clock), last)
             found.append(results.asnumpy())
         self.done += 1
         results = dict(zip(RESULTS, map(float, found[-1]), strict=True))
         results |= dict(zip(LOSSES, np.mean(found, 0)[:len(LOSSES)].astype(float), strict=False))
-        self.clock = results["clock"] / self.here.ranks
+        self.budget.note(results["clock"] / self.here.ranks * 60 * train.minutes, self.done)
         return results
 
     def _judge(self, results: dict):
@@ -254,9 +275,10 @@ class Trainer:
         first = (self.done - 1) * self.config.train.batch_size
         samples = [self.source.sample_at(first + i) for i in range(self.config.train.batch_size)]
         numbers = {key: _finite_or_text(results[key]) for key in ("loss", "grad_norm", "scale")}
+        field = self.config.data.sentence_field
         self.run.log({"step": self.done, **numbers, "samples": samples,
                       "refs": [int(self.data.ref_ids[self.data.sentence_ref[s]]) for s in samples],
-                      "sentences": [self.data.sentence(s) for s in samples]}, "skipped.jsonl")
+                      "sentences": [self.data.sentence(s, field) for s in samples]}, "skipped.jsonl")
         if self.skipped_in_row >= self.config.train.max_skipped:
             raise UserError(f"step {self.done}: the loss ({results['loss']:g}) or its gradient was no number in "
                             f"{self.skipped_in_row} steps in a row, none of which has changed the weights; their "
@@ -270,14 +292,9 @@ class Trainer:
     def _seconds(self) -> float:
         return self.spent + time.perf_counter() - self.started
 
-    def _share(self, seconds: float) -> float:
-        """Of the time budget, at most 1; 0 without a budget."""
-        budget = 60 * self.config.train.minutes
-        return min(1.0, seconds / budget) if budget else 0.0
-
     def validate(self, bar=None) -> dict | None:
         """Score the validation samples with the averaged weights where there are any; keep the best."""
-        self.validated = self.done
+        self.validated, self.validation_started = self.done, time.perf_counter()
         with _Averaged(self.step):
             result = None
             if len(self.val_samples):
@@ -291,7 +308,8 @@ class Trainer:
                          f"({len(self.val_samples)} sentences, image's own size)", bar)
             if result is None or score > self.best:
                 self.best = score if result else self.best
-                self.run.save_best(named_arrays(self.model.get_parameters(), "model"), *self._about())
+                self.run.save_best(named_arrays(self.model.get_parameters(), "model"),
+                                   without_absolute_paths(self.config), *self._about()[1:])
         return result
 
     def _save_state(self, again: bool = False):
@@ -306,10 +324,15 @@ class Trainer:
     def _about(self, counters: dict | None = None) -> tuple:
         """Configuration, tokenizer and progress, as checkpoints keep them."""
         progress = {"step": self.done, "best": self.best, "seconds": round(self._seconds(), 1)}
+        if self.config.train.minutes:
+            progress |= {"decay_share": self.budget.share,
+                         "finished_minutes": self.config.train.minutes if self.budget.over else 0.0}
         return self.config, self.tokenizer.to_json(), progress | (counters or {})
 
     def _open(self):
         self.run.open(self.config, self.done, self.validated, self.state.path if self.state else None)
+        if self.initial is not None:
+            self.run.log({"step": 0, "init_from": self.initial.facts})
         ranks.broadcast(self.model.get_parameters(), self.here)
         train = self.config.train
         parameters = sum(p.size for p in self.model.trainable_params())
@@ -320,9 +343,8 @@ class Trainer:
                  "(the first step compiles the network)")
 
     def _log_losses(self, rate: float, speed: float, bar):
-        """The means since the last line; null where every step was skipped."""
-        window = self.window
-        means = {key: float(np.mean([r[key] for r in window])) if window else None for key in (*LOSSES, "grad_norm")}
+        """The means since the last line; null where every step was skipped, or an older version had no such number."""
+        means = {key: _mean([r[key] for r in self.window if key in r]) for key in (*LOSSES, "grad_norm")}
         entry = {"step": self.done, **{k: v if v is None else round(v, 5) for k, v in means.items()}, "lr": rate,
                  "samples_per_s": round(speed, 1)}
         if self.step.scaler is not None:
@@ -340,7 +362,12 @@ class Trainer:
 
 def _judged_by(config: Config) -> tuple:
     """What scores must have in common to be compared."""
-    return config.data.val_split, config.train.val_samples, config.eval.threshold
+    data = config.data
+    return data.val_split, data.sentence_field, data.overlap, config.train.val_samples, config.eval.threshold
+
+
+def _mean(values: list) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _finite_or_text(value: float):

@@ -70,6 +70,7 @@ class Watch:
         self.folder, self.rank, self.fixed, self.workers = folder, rank, limit, workers
         self.longest, self.state, self.waits, self.met = 0.0, {}, False, 0
         self.ending, self.ended = "done", threading.Event()
+        self.compiled_at = 0.0  # time.perf_counter() of the first ``compiled`` of this phase; 0: there was none
         self.lock = threading.Lock()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,7 @@ class Watch:
 
     def enter(self, phase: str, step: int, compiles: bool = False):
         """``phase``: starting, loading, step, saving, evaluating, stopped, done, or a failure: "rank …"."""
+        self.compiled_at = 0.0
         if self.folder is None:
             return
         now = time.time()
@@ -111,6 +113,7 @@ class Watch:
 
     def compiled(self):
         """What this phase had to compile is compiled: from here on a rank without a beat hangs."""
+        self.compiled_at = self.compiled_at or time.perf_counter()
         if self.folder is not None:
             with self.lock:
                 self.state["compiles"] = False

@@ -31,7 +31,8 @@ launch_ranks() {
     --master_port="${MASTER_PORT:-8118}" --join=True --cluster_time_out=60 --log_dir="$logs" --tail_worker_log=0 \
     python -m mindspore_coupalign "$@" 2>"$logs/msrun${NODE_RANK:+_$NODE_RANK}.log" &
   local job=$!
-  trap 'python -m mindspore_coupalign.job --stop "$logs" || true' TERM INT HUP
+  trap 'python -m mindspore_coupalign.job --stop "$logs" 15 || true' TERM HUP
+  trap 'python -m mindspore_coupalign.job --stop "$logs" 2 || true' INT
   while :; do
     status=0
     wait "$job" || status=$?

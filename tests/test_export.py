@@ -41,6 +41,8 @@ def test_the_command_writes_two_files_and_the_difference(exported):
     assert sorted(p.name for p in file.parent.iterdir()) == ["model.mindir", "model.mindir.json"]
     facts = json.loads(export.sidecar_path(file).read_text())
     assert facts["step"] == 7 and facts["input_size"] == 64 and facts["config"]["model"]["queries"] == 6
+    paths = {"root", "images", "tokenizer", "image_weights", "text_weights"}  # of the machine that trained
+    assert not paths & (facts["config"]["data"].keys() | facts["config"]["model"].keys())
     assert len(facts["differences"]) == 3 and max(facts["differences"]) <= export.TOLERANCE
     assert re.search(r"3 random inputs: largest difference [\d.]+e[+-]\d+ of the logits' scale", out)
     assert os.access(file, os.W_OK)

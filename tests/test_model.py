@@ -157,29 +157,30 @@ def test_without_sentence_mask_alignment(batch):
 
 
 def mask_losses(logits, mask, side):
-    """Cross-entropy and Dice of logits (2, side², 1) against the share of the mask (2, 1, 64, 64) in each cell."""
+    """(cross-entropy, Dice) of logits (2, side², 1) against the share of the mask (2, 1, 64, 64) in each cell."""
     p = 1 / (1 + np.exp(-logits.reshape(2, -1).astype(np.float64)))
     t = mask.reshape(2, side, 64 // side, side, 64 // side).mean((2, 4)).reshape(2, -1)
-    return (-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
-            + (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).mean())
+    return np.array([-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean(),
+                     (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).mean()])
 
 
 def test_stage_heads(batch):
     """Logits of the first two stages; their losses compare them with the share of the mask in each cell."""
-    config = tiny_config("loss.stages=0.5", "loss.contrast=0")
+    config = tiny_config("loss.stages=0.5", "loss.contrast=0", "loss.bce=3", "loss.dice=0.7")
     model = randomize(tiny_model("loss.stages=0.5"))
     early = eager(model.forward, *batch[:3])[5]
     assert [e.shape for e in early] == [(2, 256, 1), (2, 64, 1)]
     objective = build.build_train_step(model, config).objective
     losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in eager(objective, *batch)], strict=True))
     expected = sum(mask_losses(e.asnumpy(), batch[3], side) for e, side in zip(early, (16, 8), strict=True))
-    assert losses["stages"] == pytest.approx(expected, rel=1e-4)
-    assert losses["loss"] == pytest.approx(losses["bce"] + losses["dice"] + 0.5 * expected, rel=1e-4)
+    assert (losses["stages_bce"], losses["stages_dice"]) == pytest.approx(tuple(expected), rel=1e-4)
+    total = 3 * losses["bce"] + 0.7 * losses["dice"] + 0.5 * (3 * expected[0] + 0.7 * expected[1])
+    assert losses["loss"] == pytest.approx(total, rel=1e-4) and losses["proposals_bce"] == 0
 
 
 def test_the_picked_mask(batch):
     """The proposals' sum under the sentence's weights, in logits; its losses, and nothing of it in the mask."""
-    config = tiny_config("loss.proposals=0.5", "loss.contrast=0")
+    config = tiny_config("loss.proposals=0.5", "loss.contrast=0", "loss.bce=3", "loss.dice=0.7")
     model = randomize(build.build_model(config, 30))
     out = eager(model.forward, *batch[:3])
     logits, proposals, chosen, picked = (out[i].asnumpy() for i in (0, 2, 3, 6))
@@ -188,8 +189,9 @@ def test_the_picked_mask(batch):
     objective = build.build_train_step(model, config).objective
     losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in eager(objective, *batch)], strict=True))
     expected = mask_losses(picked, batch[3], 16)
-    assert losses["proposals"] == pytest.approx(expected, rel=1e-4)
-    assert losses["loss"] == pytest.approx(losses["bce"] + losses["dice"] + 0.5 * expected, rel=1e-4)
+    assert (losses["proposals_bce"], losses["proposals_dice"]) == pytest.approx(tuple(expected), rel=1e-4)
+    total = 3 * losses["bce"] + 0.7 * losses["dice"] + 0.5 * (3 * expected[0] + 0.7 * expected[1])
+    assert losses["loss"] == pytest.approx(total, rel=1e-4) and losses["stages_dice"] == 0
     model.picked.gain.set_data(-model.picked.gain)
     np.testing.assert_array_equal(eager(model, *batch[:3]).asnumpy(), logits)
 

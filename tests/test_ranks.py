@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_reliability import QUICK, running
+from test_reliability import QUICK, hear_interrupts, running
 from test_train import log_of, run_command, write_config
 
 from mindspore_coupalign import job, watch
@@ -54,7 +54,7 @@ def environment(tmp_path, **more) -> dict:
 def start(tmp_path, workers, *arguments):
     return subprocess.Popen(["bash", "scripts/run_distribute_train.sh", str(workers), *map(str, arguments)], cwd=ROOT,
                             env=environment(tmp_path), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            start_new_session=True)
+                            start_new_session=True, preexec_fn=hear_interrupts)
 
 
 @pytest.fixture(scope="module")
@@ -160,19 +160,21 @@ def test_a_rank_that_hangs_ends_the_job_that_a_resume_went_on_with(quick, killed
     assert load_checkpoint(run / "last.safetensors").progress["step"] >= step + 2
 
 
-@pytest.fixture(scope="module")
-def stopped(quick, tmp_path_factory):
-    """A run of one rank that got SIGTERM: its folder, exit code, output and errors."""
+@pytest.fixture(scope="module", params=[signal.SIGTERM])
+def stopped(quick, tmp_path_factory, request):
+    """A run of one rank that got a signal: its folder, exit code, output and errors."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     process = running(quick, run)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(request.param)
     out, err = process.communicate(timeout=60)
     return run, process.returncode, out, err, load_checkpoint(run / "last.safetensors").progress["step"]
 
 
-def test_sigterm_saves_and_ends(stopped):
+@pytest.mark.parametrize("stopped, expected", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], indirect=["stopped"])
+def test_sigterm_or_ctrl_c_saves_and_ends(stopped, expected):
+    """MindSpore turns the second into the first; the exit code has to tell them apart all the same."""
     run, code, out, err, step = stopped
-    assert code == 143 and "Traceback" not in err
+    assert code == expected and "Traceback" not in err
     assert f"the state of step {step} is saved; go on with --resume" in out
     assert log_of(run)[0][-1]["step"] == step  # nothing was done after the save
 
@@ -193,14 +195,15 @@ def test_a_job_that_is_asked_to_stop_saves_first(quick, stopped, tmp_path):
     assert not [s for s in watch.read_states(tmp_path / "logs") if watch.lives(s["pid"])]
 
 
-def test_a_job_that_is_asked_to_stop_before_it_has_started(setting, tmp_path):
+@pytest.mark.parametrize("way, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_job_that_is_asked_to_stop_before_it_has_started(setting, tmp_path, way, code):
     process = start(tmp_path, 2, setting[1], "CPU", "--output", tmp_path / "run")
     while not (tmp_path / "logs" / "worker_0.log").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(way)
     out, _ = process.communicate(timeout=100)
-    assert process.returncode == 143 and out.strip().splitlines()[-1].startswith("stopped, as it was asked to"), out
+    assert process.returncode == code and out.strip().splitlines()[-1].startswith("stopped, as it was asked to"), out
     assert not (tmp_path / "run").exists() and not job._living(tmp_path / "logs")
 
 
@@ -255,6 +258,40 @@ def test_a_rank_that_comes_late_is_waited_for(tmp_path):
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [s["phase"] for s in watch.read_states(tmp_path / "ranks")] == ["done", "done"]
+
+
+SPIN = """
+import os, signal, sys, types
+import mindspore as ms
+import numpy as np
+from mindspore_coupalign import __main__ as command_line
+command_line.watch_interrupts()
+spin = types.ModuleType("mindspore_coupalign.spin")
+spin.add_arguments = lambda parser: None
+
+def run(args):
+    product = ms.jit(lambda x: x @ x)
+    x = ms.Tensor(np.ones((9, 9), np.float32))
+    product(x).asnumpy()
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(100000):
+        product(x).asnumpy()
+    return 0
+
+spin.run = run
+sys.modules[spin.__name__] = spin
+command_line.COMMANDS["spin"] = ("spin", "compute for long")
+sys.exit(command_line.main(["spin"]))
+"""
+
+
+def test_ctrl_c_ends_any_command_with_130(tmp_path):
+    """Also while MindSpore computes, whose own handler would make a SIGTERM of it."""
+    (tmp_path / "spin.py").write_text(SPIN)
+    done = subprocess.run([sys.executable, tmp_path / "spin.py"], capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=hear_interrupts)
+    assert done.returncode == 130 and done.stderr.strip().splitlines()[-1] == "interrupted", done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_ranks_meet(tmp_path):
@@ -424,7 +461,7 @@ def test_a_second_signal_kills(tmp_path, monkeypatch):
     assert sent == [signal.SIGTERM, signal.SIGKILL]
 
 
-def test_summaries(tmp_path):
+def test_summaries(tmp_path, monkeypatch):
     for rank, phase in enumerate(("step", "loading")):
         (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase, pid=500 + rank)))
     (tmp_path / "msrun.log").write_text("x\nWorker process 501 exit with exception. Error code: -9.\n")
@@ -437,6 +474,10 @@ def test_summaries(tmp_path):
     (tmp_path / watch.ASKED).touch()
     code, line = job.summary(tmp_path, 1)
     assert code == 143 and line.startswith("killed before the state was saved")
+    (tmp_path / watch.ASKED).unlink()
+    monkeypatch.setattr(job, "_living", lambda folder: [])
+    job.stop_ranks(tmp_path, signal.SIGINT)
+    assert job.summary(tmp_path, 1)[0] == 130 and job.summary(tmp_path, 1)[1].startswith("killed before")
     for phase, status, expected in (("done", 0, (0, "")), ("done", 143, (0, "")), ("starting", 0, (0, ""))):
         for rank in (0, 1):
             (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase)))

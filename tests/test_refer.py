@@ -56,6 +56,23 @@ def test_every_sentence_is_in_one_split_once(tiny):
     assert tiny.kind_names == () and (tiny.sentence_kind == -1).all()
 
 
+def test_each_wording_stands_for_the_other_where_that_is_missing(tmp_path):
+    wordings = [{"sent": "a", "raw": "A."}, {"sent": "b"}, {"raw": "C!"}, {"sent": "d", "raw": None},
+                {"sent": "e", "raw": " "}, {"sent": " ", "raw": "F"}, {"sent": "", "raw": ""},
+                {"sent": "é", "raw": "É"}, {"sent": "same", "raw": "same"}]
+
+    def edit(refs):
+        refs[0]["sentences"] = [{"sent_id": k} | wording for k, wording in enumerate(wordings)]
+
+    data = read_refer(write_refer(tmp_path, *changed(refs=edit)), "tiny", "unc")
+    assert [data.sentence(s) for s in range(9)] == ["a", "b", "C!", "d", "e", "F", "", "é", "same"]
+    assert [data.sentence(s, "raw") for s in range(9)] == ["A.", "b", "C!", "d", "e", "F", "", "É", "same"]
+    assert data.sentence(9) == "the red square left of image number 1 0" == data.sentence(9, "raw").lower()
+    assert data.raw.startswith(b"A.\xc3\x89THE RED")  # one copy of what is equal
+    with pytest.raises(ValueError, match="field must be"):
+        data.sentence(0, "tokens")
+
+
 def test_unknown_split_lists_the_splits(tiny):
     with pytest.raises(UserError, match="no split 'testB'; the splits here are train, val, testA"):
         tiny.split("testB")
@@ -106,6 +123,38 @@ def test_rle_masks_are_exact(tiny):
     np.testing.assert_array_equal(tiny.mask(4), box_mask() | box_mask()[:, ::-1])
 
 
+def test_pixels_under_two_parts(tmp_path):
+    """``single`` is ``np.sum(parts, axis=2) == 1``, as LAVT keeps of REFER's mask; no second mask without overlap."""
+    from pycocotools import mask as coco
+
+    def box(x, y, side=20):
+        return [x, y, x + side, y, x + side, y + side, x, y + side]
+
+    def rle(mask):
+        packed = coco.encode(np.asfortranarray(mask))
+        return {"size": packed["size"], "counts": packed["counts"].decode()}
+
+    boxes = [np.pad(np.ones((10, 10), np.uint8), ((y, 30 - y), (x, 50 - x))) for x, y in ((0, 0), (5, 5), (40, 20))]
+    segmentations = [[SQUARE], [box(2, 2), box(12, 7), box(15, 10)], [box(2, 2), box(30, 2)], [box(2, 2), box(2, 2)],
+                     [rle(mask) for mask in boxes], rle(boxes[0])]
+
+    def edit(instances):
+        for annotation, segmentation in zip(instances["annotations"], segmentations, strict=True):
+            annotation["segmentation"] = segmentation
+
+    data = read_refer(write_refer(tmp_path, *changed(instances=edit)), "tiny", "unc")
+    assert (np.diff(data.single_at) > 0).tolist() == [False, True, False, True, True, False]
+    for r, segmentation in enumerate(segmentations):
+        parts = segmentation if isinstance(segmentation, list) else [segmentation]
+        summed = coco.decode(coco.frPyObjects(parts, HEIGHT, WIDTH) if isinstance(parts[0], list) else parts).sum(2)
+        np.testing.assert_array_equal(data.mask(r, "single"), summed == 1)
+        np.testing.assert_array_equal(data.mask(r), summed > 0)
+        assert data.mask_area(r, "single") == (summed == 1).sum() and data.mask_area(r) == (summed > 0).sum()
+    assert data.mask_area(3, "single") == 0 and data.mask_area(3) == 400
+    with pytest.raises(ValueError, match="overlap must be"):
+        data.mask(0, "both")
+
+
 def test_random_rles_are_exact_compressed_and_not(tmp_path):
     from pycocotools import mask as coco
 
@@ -116,7 +165,7 @@ def test_random_rles_are_exact_compressed_and_not(tmp_path):
         packed = coco.encode(np.asfortranarray(mask))
         for rle in (plain_rle(mask), plain_rle(mask) | {"id": 3, "score": 0.5},
                     {"size": list(shape), "counts": packed["counts"].decode()}):
-            counts, outside = segmentation_to_rle(rle, *shape)
+            counts, _, outside = segmentation_to_rle(rle, *shape)
             np.testing.assert_array_equal(rle_to_mask(counts, *shape), mask)
             assert not outside
 
@@ -132,19 +181,19 @@ def test_polygons_outside_the_image_are_clipped(tiny, tmp_path):
     assert tiny.ref_outside.tolist() == [False] * 5 + [True]
     assert tiny.mask(5)[31:, 51:].all() and not tiny.mask(5)[:29].any()
     for polygon in (OUTSIDE, [-50, -50, -40, -50, -40, -40]):
-        counts, outside = segmentation_to_rle([polygon], HEIGHT, WIDTH)
+        counts, _, outside = segmentation_to_rle([polygon], HEIGHT, WIDTH)
         assert outside and not rle_to_mask(counts, HEIGHT, WIDTH).any()
     for x, y, reaches in ((-3, 0, True), (0, -3, True), (42, 0, True), (0, 22, True), (-0.9, -0.9, False),
                           (40.9, 20.9, False)):
         square = (np.array(SQUARE).reshape(4, 2) - [10, 5] + [x, y]).ravel().tolist()  # 20 × 20 pixels
-        assert segmentation_to_rle([square], HEIGHT, WIDTH)[1] == reaches
+        assert segmentation_to_rle([square], HEIGHT, WIDTH).outside == reaches
     around = [-1e4, -1e4, 1e4, -1e4, 1e4, 1e4, -1e4, 1e4]
     assert rle_to_mask(segmentation_to_rle([around], HEIGHT, WIDTH)[0], HEIGHT, WIDTH).all()
 
 
 @pytest.mark.parametrize("segmentation", [[], [[]], [[1, 2, 3, 4]], [[5, 5, 20, 20], SQUARE][:1]])
 def test_degenerate_polygons_are_empty(segmentation):
-    counts, _ = segmentation_to_rle(segmentation, HEIGHT, WIDTH)
+    counts, *_ = segmentation_to_rle(segmentation, HEIGHT, WIDTH)
     assert not rle_to_mask(counts, HEIGHT, WIDTH).any()
 
 
@@ -175,7 +224,10 @@ def test_annotation_on_another_image(tmp_path):
 @pytest.mark.parametrize("edits, words", [
     ({"refs": lambda refs: refs[2].pop("split")}, ("refs(unc).p", "ref number 2", "'split'", "missing")),
     ({"refs": lambda refs: refs[2].update(ann_id=[1, 2])}, ("ref number 2", "'ann_id'", "whole number", "[1, 2]")),
-    ({"refs": lambda refs: refs[1]["sentences"][1].pop("sent")}, ("a sentence of ref 501", "'sent'")),
+    ({"refs": lambda refs: [refs[1]["sentences"][1].pop(field) for field in ("sent", "raw")]},
+     ("a sentence of ref 501", "'sent'", "missing")),
+    ({"refs": lambda refs: refs[1]["sentences"][1].update(sent=5)}, ("a sentence of ref 501", "'sent'", "found 5")),
+    ({"refs": lambda refs: refs[1]["sentences"][1].update(raw=[1])}, ("a sentence of ref 501", "'raw'", "found [1]")),
     ({"refs": lambda refs: refs.__setitem__(4, "x")}, ("ref number 4", "'ref_id'")),
     ({"refs": lambda refs: refs.clear()}, ("refs(unc).p", "expected a list of refs")),
     ({"instances": lambda i: i.pop("images")}, ("instances.json", "'images'", "missing")),

@@ -18,20 +18,22 @@ from tiny_network import TINY
 
 from mindspore_coupalign import build, runtime, train
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.checkpoint import load_checkpoint
+from mindspore_coupalign.checkpoint import load_checkpoint, save_checkpoint
 from mindspore_coupalign.config import load_config
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.shapes import make_shapes
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import _derange
+from mindspore_coupalign.portable import without_absolute_paths
 from mindspore_coupalign.run_folder import RunFolder, load_state
+from mindspore_coupalign.schedule import learning_rate
 from mindspore_coupalign.train_step import LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.wpa_stages=[1]",
          "model.image.name=darknet", "model.image.norm=batch", "model.text.activation=relu", "loss.negatives=40",
-         "loss.stages=0.5", "loss.proposals=0.3", "model.text.dropout=0.2"]  # quick to compile, but with stage heads,
-# random numbers and statistics that are no parameters
+         "loss.bce=2", "loss.dice=0.5", "loss.stages=0.5", "loss.proposals=0.3", "model.text.dropout=0.2"]
+# quick to compile, but with stage heads, random numbers and statistics that are no parameters
 SHORT = ["train.steps=6", "train.val_every=3", "train.ema=0.5", "train.muon_rate=0.8", "data.flip=0.5",
          "eval.threshold=0.35"]
 
@@ -109,13 +111,13 @@ def test_a_run_leaves_its_files(whole, config):
     losses, scores = log_of(whole.output)
     assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in scores] == [3, 6]
-    keys = {"loss", "bce", "dice", "contrast", "stages", "proposals", "grad_norm", "lr", "samples_per_s"}
-    assert all(keys <= line.keys() for line in losses)
+    assert all({*LOSSES, "grad_norm", "lr", "samples_per_s"} == line.keys() - {"step"} for line in losses)
     assert all(np.isfinite(list(line.values())).all() for line in losses)
-    for line in losses:
-        total = line["bce"] + line["dice"] + 0.1 * line["contrast"] + 0.5 * line["stages"] + 0.3 * line["proposals"]
-        assert line["loss"] == pytest.approx(total, abs=1e-4)
-    rates = [build.learning_rate(load_config(config, SHORT), step, 6) for step in range(6)]
+    for line in losses:  # the raw terms, of which the configuration's weights make the loss
+        masks = {part: 2 * line[f"{part}bce"] + 0.5 * line[f"{part}dice"] for part in ("", "stages_", "proposals_")}
+        total = masks[""] + 0.1 * line["contrast"] + 0.5 * masks["stages_"] + 0.3 * masks["proposals_"]
+        assert line["loss"] == pytest.approx(total, abs=5e-5) and line["stages_bce"] > 0 < line["proposals_dice"]
+    rates = [learning_rate(load_config(config, SHORT), step, 6) for step in range(6)]
     np.testing.assert_allclose([line["lr"] for line in losses], rates, rtol=1e-5)
     assert "6 steps of 4 samples on" in whole.out and "Traceback" not in whole.err
 
@@ -123,7 +125,8 @@ def test_a_run_leaves_its_files(whole, config):
 def test_checkpoints_say_where_they_are_from(whole, config):
     last, best = (load_checkpoint(whole.output / f"{name}.safetensors") for name in ("last", "best"))
     assert last.progress["step"] == 6 and best.progress["step"] in (3, 6)
-    assert last.config == best.config == load_config(config, SHORT)
+    assert last.config == load_config(config, SHORT)
+    assert best.config == without_absolute_paths(last.config) and best.config.data.root == ""
     assert {name.partition(".")[0] for name in last.arrays} == {"model", "ema", "adam_m", "adam_v"}
     assert last.progress["updates"] == 6 and not any("noise" in name for name in last.arrays)
     assert {name.partition(".")[0] for name in best.arrays} == {"model"}
@@ -271,11 +274,14 @@ class FakeStep:
         return ms.Tensor(np.array([loss] * (len(LOSSES) + 1) + [np.isfinite(loss), 1, *signals], np.float32))
 
 
-def compute_nothing(monkeypatch, losses, **settings):
+def full_marks(model, data, samples, *_, **__):
+    return {"sample": samples, **{size: np.ones((len(samples), 2), int) for size in ("image", "input")}}
+
+
+def compute_nothing(monkeypatch, losses, evaluate=full_marks, **settings):
     """The command train takes FakeSteps and gives every sample the same score."""
     monkeypatch.setattr(build, "build_train_step", lambda *_: FakeStep(losses, **settings))
-    monkeypatch.setattr(train, "evaluate_samples", lambda model, data, samples, *_, **__: {
-        "sample": samples, "image": np.ones((len(samples), 2), int), "input": np.ones((len(samples), 2), int)})
+    monkeypatch.setattr(train, "evaluate_samples", evaluate)
 
 
 @pytest.fixture
@@ -307,12 +313,63 @@ def test_a_rank_that_only_saves_must_give_signs_of_life(loop, monkeypatch):
 
 
 def test_a_time_budget_ends_a_run_and_keeps_it(loop, tmp_path, capsys):
-    budget = ["train.steps=100000", "train.minutes=0.01", "train.val_every=100000"]
-    assert loop([1.0] * 100, *budget, pause=0.05) == 0
+    budget = ["train.steps=100000", "train.minutes=0.05", "train.val_every=100000", "train.schedule=linear",
+              "train.log_every=1"]
+    assert loop([1.0] * 100, *budget, pause=0.1) == 0
     state = load_checkpoint(tmp_path / "run/last.safetensors")
-    assert 5 <= state.progress["step"] < 15 and state.progress["seconds"] >= 0.6
+    assert 15 <= state.progress["step"] <= 30 and 2.5 < state.progress["seconds"] < 3.3
+    assert state.progress["decay_share"] > 0.9 and state.progress["finished_minutes"] == 0.05
+    rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
+    assert rates[:2] == [1e-3, 1e-3] and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 2e-4
+    assert "are kept for the last validation" in capsys.readouterr().out
     assert loop([1.0], *budget, resume="run") == 0
     assert f"trained to its end at step {state.progress['step']}" in capsys.readouterr().out
+    assert loop([1.0] * 100, *budget, "train.minutes=0.1", resume="run", pause=0.1) == 0  # half of it is left
+    again = [line["lr"] for line in log_of(tmp_path / "run")[0]][len(rates):]
+    assert again[0] == pytest.approx(0.5e-3, rel=0.1) and again[-1] < 2e-4
+
+
+def test_the_last_validation_gets_its_time(loop, tmp_path, monkeypatch):
+    """As long as an earlier one has taken, without what that one compiled; and the budget does not count compiling as
+    training: the decay ends with the last step."""
+    scores = []
+
+    def evaluate(model, data, samples, *_, here, **__):
+        time.sleep(0.2 if scores else 0.9)  # the first batch, which compiles
+        here.watch.compiled()
+        time.sleep(0.6)
+        scores.append(time.perf_counter())
+        return full_marks(model, data, samples)
+
+    def compile_first(self, *arguments):
+        time.sleep(0 if self.compiled else 1.5)
+        self.compiled = True
+        return step(self, *arguments)
+
+    step = FakeStep.__call__
+    monkeypatch.setattr(FakeStep, "__call__", compile_first)
+    monkeypatch.setattr(FakeStep, "compiled", False)
+    assert loop([1.0] * 500, "train.steps=100000", "train.minutes=0.1", "train.val_every=20", "data.val_split=train",
+                "train.schedule=linear", "train.log_every=1", "eval.batch_size=6", pause=0.05, evaluate=evaluate) == 0
+    state = load_checkpoint(tmp_path / "run/last.safetensors")
+    assert len(scores) >= 2 and 5.6 < state.progress["seconds"] < 6.4
+    rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
+    assert rates[2] > 0.95e-3 and rates[-1] < 0.1e-3 and rates == sorted(rates, reverse=True)
+
+
+def test_a_state_of_an_older_version_is_resumed(loop, tmp_path):
+    """Whose window names the losses otherwise, and whose progress knows nothing of a decay."""
+    settings = ["train.steps=6", "train.log_every=4", "train.val_every=6"]
+    assert loop([1.0] * 2, *settings, stop_in=2) == 143
+    path = tmp_path / "run/last.safetensors"
+    state = load_checkpoint(path)
+    window = [{key: value for key, value in line.items() if "_bce" not in key and "_dice" not in key}
+              | {"stages": 7.0, "proposals": 9.0} for line in state.progress["window"]]
+    assert len(window) == 2
+    save_checkpoint(path, state.arrays, state.config, state.tokenizer, state.progress | {"window": window})
+    assert loop([3.0] * 4, *settings, resume="run") == 0
+    line = log_of(tmp_path / "run")[0][0]
+    assert (line["step"], line["loss"], line["stages_bce"]) == (4, 2.0, 3.0) and "stages" not in line
 
 
 def test_the_log_is_the_mean_since_the_last_line(loop, tmp_path):
@@ -483,13 +540,19 @@ def test_a_finished_run_has_nothing_left_to_do(config, whole, capsys):
     assert (whole.output / "last.safetensors").stat().st_mtime_ns == before
 
 
-def test_evaluate_refuses(config, whole, tmp_path, capsys):
+def test_evaluate_refuses(config, whole, root, tmp_path, capsys):
     best = whole.output / "best.safetensors"
 
     def refused(checkpoint, *more):
         return fails(capsys, "evaluate", "--checkpoint", checkpoint, *more)
 
     assert "no such checkpoint" in refused(tmp_path / "no.safetensors", "--split", "val")
+    assert f"{whole.output}: a folder, not a checkpoint; give {best}" in refused(whole.output, "--split", "val")
+    assert f"{tmp_path}: a folder, not a checkpoint; it holds no best.safetensors" in refused(tmp_path, "--split", "val")
+    shutil.copyfile(best, tmp_path / "alone.safetensors")
+    line = refused(tmp_path / "alone.safetensors", "--split", "val")
+    assert "does not say where the data lies" in line and "give data.root=FOLDER" in line
+    assert "no split 'vall'" in refused(tmp_path / "alone.safetensors", "--split", "vall", f"data.root={root}")
     assert f"{config}: not a checkpoint" in refused(config, "--split", "val")
     assert "no split 'vall'" in refused(best, "--split", "val", "vall")
     assert "does not exist" in refused(best, "--split", "val", "--output", tmp_path / "no" / "scores.json")

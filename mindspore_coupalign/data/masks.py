@@ -3,8 +3,10 @@
 h, w image size in pixels. A segmentation is, after the COCO format (https://cocodataset.org/#format-data), a list of
 polygons ``[x0, y0, x1, y1, ...]`` in pixels, or an RLE dict ``{"size": [h, w], "counts": ...}`` with counts as a list
 (uncompressed) or as text (compressed), in column-major order. RefCLEF has lists of compressed RLE dicts: parts of one
-region. Parts are united.
+region.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco
@@ -12,8 +14,16 @@ from pycocotools import mask as coco
 MAX_COORDINATE = 1e5  # pixels; pycocotools walks along every edge, so an absurd coordinate would never end
 
 
-def segmentation_to_rle(segmentation, h: int, w: int) -> tuple[bytes, bool]:
-    """One compressed RLE of an image of h × w pixels, and whether a polygon leaves the image by more than a pixel.
+class Region(NamedTuple):
+    """What a segmentation covers, as compressed RLEs."""
+
+    union: bytes  # pixels under any part
+    single: bytes  # pixels under exactly one part; empty where no two parts overlap, so that it is the union
+    outside: bool  # a polygon leaves the image by more than a pixel
+
+
+def segmentation_to_rle(segmentation, h: int, w: int) -> Region:
+    """A segmentation of an image of h × w pixels.
 
     Polygons are clipped to the image as pycocotools does; one wholly outside leaves an empty mask. Polygons of fewer
     than three points enclose nothing and are left out.
@@ -22,15 +32,12 @@ def segmentation_to_rle(segmentation, h: int, w: int) -> tuple[bytes, bool]:
         ValueError: anything that is not a segmentation of an h × w image; the text says what is wrong.
     """
     if isinstance(segmentation, dict):
-        return _checked_rle(segmentation, h, w), False
+        return Region(_checked_rle(segmentation, h, w), b"", False)
     if not isinstance(segmentation, list):
         raise ValueError(f"expected polygons or an RLE dict, found {type(segmentation).__name__}")
     if segmentation and all(isinstance(part, dict) for part in segmentation):
-        parts = [_checked_rle(part, h, w) for part in segmentation]
-        if len(parts) == 1:
-            return parts[0], False
-        union = np.bitwise_or.reduce([rle_to_mask(part, h, w) for part in parts])
-        return coco.encode(np.asfortranarray(union))["counts"], False
+        parts = [{"size": [h, w], "counts": _checked_rle(part, h, w)} for part in segmentation]
+        return Region(*_joined(parts), False)
     polygons, outside = [], False
     for part in segmentation:
         points = _polygon(part)
@@ -39,8 +46,19 @@ def segmentation_to_rle(segmentation, h: int, w: int) -> tuple[bytes, bool]:
             low, high = points.min(axis=0), points.max(axis=0)
             outside |= bool(low.min() < -1 or high[0] > w + 1 or high[1] > h + 1)
     if not polygons:
-        return coco.encode(np.zeros((h, w), np.uint8, order="F"))["counts"], outside
-    return coco.merge(coco.frPyObjects(polygons, h, w))["counts"], outside
+        return Region(coco.encode(np.zeros((h, w), np.uint8, order="F"))["counts"], b"", outside)
+    return Region(*_joined(coco.frPyObjects(polygons, h, w)), outside)
+
+
+def _joined(parts: list) -> tuple[bytes, bytes]:
+    """``union`` and ``single`` of RLEs of one image."""
+    if len(parts) == 1:
+        return parts[0]["counts"], b""
+    union = coco.merge(parts)
+    if coco.area(parts).sum() == coco.area(union):  # without decoding: hardly any object's parts overlap
+        return union["counts"], b""
+    layers = sum(coco.decode(part).astype(np.uint16) for part in parts)
+    return union["counts"], coco.encode(np.asfortranarray(layers == 1, np.uint8))["counts"]
 
 
 def rle_to_mask(counts: bytes, h: int, w: int) -> np.ndarray:

@@ -20,6 +20,8 @@ from mindspore_coupalign.data.pickles import load_plain_pickle
 from mindspore_coupalign.errors import UserError
 
 LARGEST_SIDE = 65535  # pixels, JPEG's limit
+SENTENCE_FIELDS = ("sent", "raw")
+OVERLAPS = ("union", "single")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,24 @@ class ReferData:
     sentence_ids: np.ndarray  # (S,)
     sentence_kind: np.ndarray  # (S,) int16, index into kind_names, -1 where the file names no kind
     kind_names: tuple[str, ...]  # RefShapes' kinds of sentences; empty for other data sets
-    text: bytes  # all sentences, UTF-8
+    text: bytes  # all sentences ("sent"), UTF-8
     text_at: np.ndarray  # (S + 1,) int64, offsets into text
+    raw: bytes  # the sentences as they were typed, where that differs from ``text``
+    raw_at: np.ndarray  # (S + 1,) int64, offsets into raw; an empty stretch where it does not differ
     rle: bytes  # all masks, COCO's compressed RLE
     rle_at: np.ndarray  # (R + 1,) int64, offsets into rle
+    single: bytes  # the pixels under exactly one part, where a mask's parts overlap
+    single_at: np.ndarray  # (R + 1,) int64, offsets into single; an empty stretch where they do not
 
-    def sentence(self, s: int) -> str:
+    def sentence(self, s: int, field: str = "sent") -> str:
+        """A sentence as REFER cleaned it (``sent``: lower case, hardly any punctuation) or as it was typed (``raw``).
+
+        Each stands for the other where that is missing or blank.
+        """
+        if field not in SENTENCE_FIELDS:
+            raise ValueError(f"field must be one of {', '.join(SENTENCE_FIELDS)}, found {field!r}")
+        if field == "raw" and self.raw_at[s + 1] > self.raw_at[s]:
+            return self.raw[self.raw_at[s] : self.raw_at[s + 1]].decode("utf-8")
         return self.text[self.text_at[s] : self.text_at[s + 1]].decode("utf-8")
 
     def refs_of(self, split: str) -> np.ndarray:
@@ -91,15 +105,25 @@ class ReferData:
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
         return random.permutation(first + random.integers(0, count))
 
-    def mask(self, r: int) -> np.ndarray:
-        """(h, w) uint8, 1 on the object of ref r."""
-        h, w = self.image_sizes[self.ref_image[r]].tolist()
-        return rle_to_mask(self.rle[self.rle_at[r] : self.rle_at[r + 1]], h, w)
+    def mask(self, r: int, overlap: str = "union") -> np.ndarray:
+        """(h, w) uint8, 1 on the object of ref r.
 
-    def mask_area(self, r: int) -> int:
+        Args:
+            overlap: of the parts that an object is drawn in. ``union``: the pixels under any of them; ``single``: those
+                under exactly one, as LAVT counts them (``ref_mask == 1`` of REFER's sum over the parts).
+        """
+        return rle_to_mask(self._rle(r, overlap), *self.image_sizes[self.ref_image[r]].tolist())
+
+    def mask_area(self, r: int, overlap: str = "union") -> int:
         """Pixels of ref r's mask, without decoding it."""
-        h, w = self.image_sizes[self.ref_image[r]].tolist()
-        return rle_area(self.rle[self.rle_at[r] : self.rle_at[r + 1]], h, w)
+        return rle_area(self._rle(r, overlap), *self.image_sizes[self.ref_image[r]].tolist())
+
+    def _rle(self, r: int, overlap: str) -> bytes:
+        if overlap not in OVERLAPS:
+            raise ValueError(f"overlap must be one of {', '.join(OVERLAPS)}, found {overlap!r}")
+        if overlap == "single" and self.single_at[r + 1] > self.single_at[r]:
+            return self.single[self.single_at[r] : self.single_at[r + 1]]
+        return self.rle[self.rle_at[r] : self.rle_at[r + 1]]
 
     def image_path(self, r: int) -> Path:
         return self.image_dir / str(self.image_files[self.ref_image[r]])
@@ -135,14 +159,16 @@ def read_refer(root: str | Path, dataset: str, split_by: str, images: str = "") 
 def _read_refs(refs: list, source: Path) -> tuple[dict, list]:
     """The columns that refs(*).p alone gives, and per ref the keys (ref_id, ann_id, image_id)."""
     keys, splits = [], []
-    owners, sentence_ids, kinds, texts, starts = [], [], [], [], [0]
+    owners, sentence_ids, kinds, texts, typed, starts = [], [], [], [], [], [0]
     for i, ref in enumerate(refs):
         keys.append([_field(ref, key, (int, str), source, "ref number", i) for key in ("ref_id", "ann_id", "image_id")])
         splits.append(_field(ref, "split", (str,), source, "ref number", i))
         for sentence in _field(ref, "sentences", (list,), source, "ref number", i):
             where = (source, "a sentence of ref", keys[-1][0])
             sentence_ids.append(_field(sentence, "sent_id", (int, str), *where))
-            texts.append(_field(sentence, "sent", (str,), *where).encode("utf-8", "replace"))
+            sent, raw = _wordings(sentence, where)
+            texts.append(sent)
+            typed.append(b"" if raw == sent else raw)
             kinds.append(_field(sentence, "kind", (str,), *where) if "kind" in sentence else None)
             owners.append(i)
         starts.append(len(owners))
@@ -153,7 +179,18 @@ def _read_refs(refs: list, source: Path) -> tuple[dict, list]:
         "ref_split": ref_split, "split_names": split_names, "ref_sentences": np.array(starts, np.int64),
         "sentence_ref": np.array(owners, np.int32), "sentence_ids": np.array(sentence_ids),
         "sentence_kind": sentence_kind, "kind_names": kind_names, "text": b"".join(texts), "text_at": _offsets(texts),
+        "raw": b"".join(typed), "raw_at": _offsets(typed),
     }, keys
+
+
+def _wordings(sentence, where: tuple) -> tuple[bytes, bytes]:
+    """``sent`` and ``raw`` of a sentence; where one is missing or blank, the other."""
+    has_raw = isinstance(sentence, dict) and sentence.get("raw") is not None
+    raw = _field(sentence, "raw", (str,), *where) if has_raw else ""
+    has_sent = not has_raw or sentence.get("sent") is not None  # asked for where there is neither
+    sent = _field(sentence, "sent", (str,), *where) if has_sent else ""
+    return ((sent if sent.strip() else raw or sent).encode("utf-8", "replace"),
+            (raw if raw.strip() else sent).encode("utf-8", "replace"))
 
 
 def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
@@ -162,7 +199,7 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
     images = {_id(record, source, "images", i): record for i, record in _records(instances, "images", source)}
     annotations = {_id(record, source, "annotations", i): record
                    for i, record in _records(instances, "annotations", source)}
-    index, files, sizes, ref_image, rles, outside = {}, [], [], [], [], []
+    index, files, sizes, ref_image, regions = {}, [], [], [], []
     for ref_id, ann_id, image_id in keys:
         image, annotation = images.get(image_id), annotations.get(ann_id)
         for name, key, record in (("annotation", ann_id, annotation), ("image", image_id, image)):
@@ -182,15 +219,15 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
         ref_image.append(index[image_id])
         segmentation = _field(annotation, "segmentation", (list, dict), source, "annotation", ann_id)
         try:
-            rle, leaves = segmentation_to_rle(segmentation, *sizes[index[image_id]])
+            regions.append(segmentation_to_rle(segmentation, *sizes[index[image_id]]))
         except ValueError as exc:
             raise UserError(f"{source}: annotation {ann_id} (ref {ref_id}): segmentation: {exc}") from exc
-        rles.append(rle)
-        outside.append(leaves)
+    unions, singles, outside = zip(*regions, strict=True)
     return {
         "image_files": np.array(files), "image_sizes": np.array(sizes, np.int32),
         "ref_image": np.array(ref_image, np.int32), "ref_outside": np.array(outside, bool),
-        "rle": b"".join(rles), "rle_at": _offsets(rles),
+        "rle": b"".join(unions), "rle_at": _offsets(unions),
+        "single": b"".join(singles), "single_at": _offsets(singles),
     }
 
 
@@ -236,5 +273,5 @@ def _codes(values: list) -> tuple[tuple[str, ...], np.ndarray]:
     return names, np.array([code[value] for value in values], np.int16)
 
 
-def _offsets(parts: list) -> np.ndarray:
+def _offsets(parts: list | tuple) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
