@@ -16,9 +16,11 @@ import pytest
 pytest.importorskip("torch", reason="needs requirements-parity.txt")
 
 from tiny_network import TINY, VOCABULARY, pynative
-from torch_twin import ours, theirs
+from torch_twin import macs, ours, theirs
 from torch_twin.inputs import random_batch
 
+from mindspore_coupalign import build
+from mindspore_coupalign import macs as our_macs
 from mindspore_coupalign.config import config_from_dict, config_to_dict, load_config, with_overrides
 
 FEATURES, LOSSES, GRADIENTS = 1e-4, 1e-5, 1e-3
@@ -95,6 +97,18 @@ def test_reduced_network(case, request):
     for our_losses, our_gradients in results:
         assert our_losses == pytest.approx(losses, rel=LOSSES)
         assert_same_gradients(our_gradients, gradients, config)
+
+
+@pytest.mark.parametrize("case", ["no_padding", "padded_windows", "lavt"])
+def test_macs(case):
+    """PyTorch counts what `describe` says, which has the affinity of pixels and words twice, for each direction."""
+    config = with_overrides(config_from_dict(TINY, "tiny"), [o for o in CASES[case] if "loss" not in o], case)
+    model = build.build_model(config, VOCABULARY)
+    expected = macs.count(config_to_dict(config), VOCABULARY)
+    if case != "lavt":
+        sizes, channels = model.encoder.vision.sizes, model.encoder.vision.channels
+        expected += sum(config.data.max_tokens * h * w * c for (h, w), c in zip(sizes, channels, strict=True))
+    assert sum(row[2] for row in our_macs.parts(model, config.data.max_tokens)) == expected
 
 
 FULL = {  # 480: windows of 12 pad the last two stages, and the sentence has 12 of 20 tokens; 384: no padding at all
