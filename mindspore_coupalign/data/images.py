@@ -21,7 +21,7 @@ _READ_AHEAD = bytes(10)
 
 
 def read_rgb(path: str | Path, upright: bool = False) -> np.ndarray:
-    """(h, w, 3) uint8 RGB of a JPEG, PNG or other file that cv2 decodes.
+    """(h, w, 3) uint8 RGB of a JPEG, PNG or other file that cv2 decodes; of an animation, the first frame.
 
     Args:
         upright: turn the picture as its EXIF orientation says. Off for data sets: their masks lie on the stored pixels.
@@ -46,7 +46,6 @@ def decode_rgb(data: bytes, path: str | Path, upright: bool = False) -> np.ndarr
     """As ``read_rgb``, from a file's content; ``path`` is named in errors."""
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     truncated = f"{path}: the image is truncated ({len(data)} bytes); download it again"
-    content, reason = data, ""
     if data.startswith(b"\xff\xd8"):
         header = read_jpeg_header(data)
         if header.end < 0 or header.frame and not header.one_scan and header.lacks_scans:
