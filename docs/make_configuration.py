@@ -6,11 +6,14 @@ A field's description is the comment behind it. The test tests/test_docs.py fail
 import dataclasses
 import inspect
 import io
+import sys
 import tokenize
 import typing
 from pathlib import Path
 
-from mindspore_coupalign import config
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the source tree's own package
+
+from mindspore_coupalign import config  # noqa: E402
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """# Configuration reference
