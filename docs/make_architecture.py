@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the source tree's own package
 
-from mindspore_coupalign import build  # noqa: E402
-from mindspore_coupalign.config import Config, load_config  # noqa: E402
+from mindspore_coupalign import build
+from mindspore_coupalign.config import Config, load_config
 
 PICTURE = Path(__file__).with_name("images") / "architecture.svg"
 VISION, TEXT, FUSION, HEAD, PLAIN = "#dbeafe", "#fef3c7", "#dcfce7", "#fae8ff", "#f3f4f6"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the source tree's own package
 
-from mindspore_coupalign import config  # noqa: E402
+from mindspore_coupalign import config
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """# Configuration reference
