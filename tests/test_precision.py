@@ -36,18 +36,17 @@ def logits(variant, precision):
     return eager(model, *tiny_batch(2)[:3]).asnumpy()
 
 
-@pytest.mark.parametrize(("variant", "bound"), [
-    ("coupalign", 0.01),
+@pytest.mark.parametrize(("variant", "level", "bound"), [
+    ("coupalign", "O1", 0.01),
     # norms over positions right behind 1e5 are ill-conditioned at any precision; with the fusion in float16, 0.94
-    pytest.param("lavt", 0.2, marks=pytest.mark.slow)])
-def test_a_large_activation_in_the_residual_stream(variant, bound):
-    """Finite and near float32 at O1; at O2, which rounds the stream itself, it is neither."""
-    exact, mixed, rounded = (logits(variant, precision) for precision in
-                             (FLOAT32, Precision("O1", "float16"), Precision("O2", "float16")))
-    assert np.isfinite(exact).all() and np.isfinite(mixed).all()
-    scale = np.abs(exact).max()
-    assert 0 < np.abs(mixed - exact).max() / scale < bound
-    assert not np.abs(rounded - exact).max() / scale < 0.5
+    pytest.param("lavt", "O1", 0.2, marks=pytest.mark.slow),
+    pytest.param("coupalign", "O2", None, marks=pytest.mark.slow)])
+def test_a_large_activation_in_the_residual_stream(variant, level, bound):
+    """The logits are finite and near float32's at O1; at O2, which rounds the stream itself, they are not."""
+    exact, mixed = (logits(variant, precision) for precision in (FLOAT32, Precision(level, "float16")))
+    assert np.isfinite(exact).all() and np.isfinite(mixed).all() == (bound is not None)
+    if bound:
+        assert 0 < np.abs(mixed - exact).max() / np.abs(exact).max() < bound
 
 
 @pytest.fixture(scope="module")
