@@ -7,6 +7,7 @@ so that ``--help`` answers at once. Exit codes: 0 done, 1 a check failed or a bu
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -24,7 +25,7 @@ COMMANDS = {
     "train": ("train", "train a model"),
     "plot-run": ("plot_run", "draw the curves of runs into one picture"),
     "evaluate": ("evaluate", "score a checkpoint on whole splits: oIoU, mIoU, P@X"),
-    "predict": ("predict", "segment what a sentence names in one image"),
+    "predict": ("predict", "segment what sentences name in images"),
     "show": ("show", "draw a split's best, worst and random predictions with their truth"),
     "export": ("export", "write a checkpoint as MINDIR and prove that it gives the same answers"),
 }
@@ -32,6 +33,9 @@ COMMANDS = {
 
 def main(argv: list | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # names of files and sentences that the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="coupalign", description="Referring image segmentation with CoupAlign on MindSpore.",
         epilog="`coupalign COMMAND --help` explains a command.")

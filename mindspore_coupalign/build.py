@@ -18,7 +18,7 @@ from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.swin import Swin
 from mindspore_coupalign.muon import matrix_shape
 from mindspore_coupalign.optim import PACK_BELOW, Optimizer
-from mindspore_coupalign.precision import choose_level, set_precision
+from mindspore_coupalign.precision import choose_precision, restored_precision, set_precision
 from mindspore_coupalign.train_step import Objective, TrainStep
 from mindspore_coupalign.weights.load import Loaded, load_image_weights, load_text_weights
 
@@ -175,10 +175,10 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
         UserError: a precision that the target has not, or a part to freeze that is not there.
     """
     loss, train = config.loss, config.train
-    level = choose_level(train.amp, train.amp_dtype, target)
-    set_precision(model, level, train.amp_dtype)
+    precision = choose_precision(train.amp, train.amp_dtype, target)
+    set_precision(model, precision)
     scaler = None
-    if level != "O0" and train.amp_dtype == "float16":
+    if precision.amp_dtype == "float16":
         scaler = ms.amp.DynamicLossScaler(SCALE_START, 2, SCALE_WINDOW)
     freeze(model, train.freeze)
     objective = Objective(model, MaskLoss(loss.class_weights), PixelContrast(loss.temperature, loss.negatives),
@@ -186,19 +186,28 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
     rates = {"encoder.vision.": train.image_rate, "encoder.text.": train.text_rate, "": train.head_rate}
     groups = parameter_groups(model, train.weight_decay, train.position_bias_rate, train.muon_rate,
                               {prefix: rate for prefix, rate in rates.items() if rate != 1}, train.decayed)
-    return TrainStep(objective, Optimizer(groups), train.clip_norm, train.ema, ranks, scaler, train.accumulate)
+    return TrainStep(objective, Optimizer(groups), train.clip_norm, train.ema, ranks, scaler, train.accumulate,
+                     saturates=target == "Ascend")
 
 
-def restore_model(checkpoint: Checkpoint, config: Config | None = None) -> tuple[CoupAlign, SentenceTokenizer]:
+def restore_model(checkpoint: Checkpoint, config: Config | None = None, amp: str | None = None,
+                  target: str | None = None) -> tuple[CoupAlign, SentenceTokenizer]:
     """The network with a checkpoint's weights (the averaged ones where it has them) and its tokenizer.
 
+    Args:
+        config: of the network; default: the checkpoint's.
+        amp: level of mixed precision; default: the level that the checkpoint's training has on ``target``.
+        target: device that will compute; default: MindSpore's current one.
+
     Raises:
-        UserError: ``config`` describes another network than the checkpoint's.
+        UserError: ``config`` describes another network than the checkpoint's, or the target cannot compute at ``amp``.
     """
+    precision = restored_precision(checkpoint, amp, target or ms.get_context("device_target"))
     config = config or checkpoint.config
     tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))
     model = build_model(config, tokenizer.vocab_size)
     weights = checkpoint.section("model") | checkpoint.section("ema")  # what is frozen has no average
     load_parameters(model.get_parameters(), weights, str(checkpoint.path))
     model.set_train(False)
+    set_precision(model, precision)
     return model, tokenizer

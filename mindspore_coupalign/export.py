@@ -6,6 +6,7 @@ the threshold and the tokenizer. The file appears under its name only after it w
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -38,20 +39,23 @@ class NotEqual(Exception):
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--checkpoint", required=True, metavar="FILE",
                         help="best.safetensors or last.safetensors of a run")
-    parser.add_argument("--output", required=True, metavar="FILE.mindir", help="written together with FILE.mindir.json")
+    parser.add_argument("--output", required=True, metavar="FILE.mindir",
+                        help="written together with FILE.mindir.json; older ones are replaced")
     runtime.add_device_argument(parser)
+    runtime.add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.suffix != ".mindir":
         raise UserError(f"--output {output}: the name must end in .mindir")
+    _check_utf8(output, "choose another --output")
     for path in (output, sidecar_path(output)):
         check_writable(path)
     checkpoint = load_checkpoint(args.checkpoint)
     runtime.setup(args.device_target, checkpoint.config.train.seed)
     try:
-        differences = export_mindir(checkpoint, output)
+        differences = export_mindir(checkpoint, output, args.amp)
     except NotEqual as exc:
         print(f"error: {output}: {exc}; nothing was written", file=sys.stderr)
         return 1
@@ -65,14 +69,14 @@ def sidecar_path(mindir: Path) -> Path:
     return mindir.with_name(mindir.name + ".json")
 
 
-def export_mindir(checkpoint: Checkpoint, output: Path) -> list[float]:
+def export_mindir(checkpoint: Checkpoint, output: Path, amp: str | None = None) -> list[float]:
     """Write the MINDIR and its sidecar; the largest difference from the network, per trial, relative to the scale.
 
     Raises:
         UserError: the output cannot be written, or the model is too large for one file.
         NotEqual: the graph, loaded again, gives other logits.
     """
-    model, tokenizer = build.restore_model(checkpoint)
+    model, tokenizer = build.restore_model(checkpoint, amp=amp)
     weights = sum(p.nbytes for p in model.get_parameters())
     if weights > _LARGEST:
         raise UserError(f"{checkpoint.path}: {weights / 2**30:.1f} GiB of weights, but MindSpore splits models over "
@@ -83,7 +87,8 @@ def export_mindir(checkpoint: Checkpoint, output: Path) -> list[float]:
         # a folder of its own below the output's: same file system, and whatever export leaves goes with it
         with _scratch(output.parent) as folder:
             file = folder / "model.mindir"
-            ms.export(model, *inputs[0], file_name=str(file), file_format="MINDIR")
+            with _plain_path(folder) as plain:
+                ms.export(model, *inputs[0], file_name=f"{plain}/{file.name}", file_format="MINDIR")
             if sorted(os.listdir(folder)) != [file.name]:
                 raise UserError(f"{output}: MindSpore wrote {', '.join(sorted(os.listdir(folder)))} instead of one "
                                 "file; export a smaller model")
@@ -93,13 +98,24 @@ def export_mindir(checkpoint: Checkpoint, output: Path) -> list[float]:
             sidecar.write_text(json.dumps({
                 "format": FORMAT, "sha256": _sha256(file), "input_size": data.image_size, "mean": data.mean,
                 "std": data.std, "threshold": checkpoint.config.eval.threshold, "max_tokens": data.max_tokens,
-                "tokenizer": tokenizer.to_json(), "step": checkpoint.progress.get("step"), "differences": differences,
+                "tokenizer": tokenizer.to_json(), "step": checkpoint.progress.get("step"),
+                **model.precision._asdict(), "differences": differences,
                 "config": without_paths(checkpoint.config)}, indent=1) + "\n", encoding="utf-8")
             os.replace(file, output)
             os.replace(sidecar, sidecar_path(output))
     except OSError as exc:
         raise UserError(f"{output}: cannot be written ({exc.strerror or exc}); choose another --output") from exc
     return differences
+
+
+@contextlib.contextmanager
+def _plain_path(folder: Path):
+    """Another path of the folder, for ``ms.export`` refuses every name but ASCII's letters, digits and @_-.:/"""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 class _scratch:
@@ -146,6 +162,7 @@ def load_mindir(path: str | Path) -> tuple[nn.GraphCell, dict]:
         UserError: the MINDIR or its sidecar is missing, damaged, or they do not belong together.
     """
     path = Path(path)
+    _check_utf8(path, "rename it")
     facts = _read_sidecar(path)
     try:
         found = _sha256(path)
@@ -159,6 +176,13 @@ def load_mindir(path: str | Path) -> tuple[nn.GraphCell, dict]:
     except (RuntimeError, ValueError) as exc:
         raise UserError(f"{path}: MindSpore {ms.__version__} cannot load it ({' '.join(str(exc).split())[:120]}); "
                         "export the checkpoint again with this version") from exc
+
+
+def _check_utf8(path: Path, remedy: str):
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as exc:
+        raise UserError(f"{path}: MindSpore reads and writes no file whose path is not UTF-8; {remedy}") from exc
 
 
 _FIELDS = {"sha256": str, "input_size": int, "mean": list, "std": list, "threshold": float, "max_tokens": int,

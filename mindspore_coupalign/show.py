@@ -1,12 +1,11 @@
 """Command ``show``: a split's best, worst and randomly drawn predictions as three contact sheets.
 
-Every panel is one sentence: the prediction tinted, the truth outlined in green, the sentence, and I/U at the image's
-own size. ``random.png`` is the honest one: its sentences are drawn before anything is predicted.
+Every panel is one sentence: prediction and ground truth as outlines, the sentence, and I/U at the image's own size.
+``random.png`` is the honest one: its sentences are drawn before anything is predicted.
 """
 
 import argparse
 
-import cv2
 import numpy as np
 
 from mindspore_coupalign import build, figures, runtime
@@ -16,10 +15,11 @@ from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import configuration, evaluate_samples, samples_of
 from mindspore_coupalign.metrics import iou, overlap
-from mindspore_coupalign.outputs import make_folder
+from mindspore_coupalign.outputs import check_absent, make_folder
 from mindspore_coupalign.predict import Predictor
 
 _COLUMNS = 4
+_SHEETS = ("best", "worst", "random")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser):
                         help="score N randomly drawn sentences of the split (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws (default: 0)")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for best.png, worst.png and random.png")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace the sheets in DIR; without it, nothing is computed where one exists")
     runtime.add_device_argument(parser)
+    runtime.add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,23 +45,27 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
     config = configuration(None, args.overrides, checkpoint)
     output = make_folder(args.output)
-    runtime.setup(args.device_target, args.seed)
+    if not args.overwrite:
+        check_absent(output / f"{name}.png" for name in _SHEETS)
+    here = runtime.setup(args.device_target, args.seed)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     random = np.random.default_rng(args.seed)
     samples = random.permutation(samples_of(data, args.split))[: args.samples or None]
-    model, tokenizer = build.restore_model(checkpoint, config)
+    model, tokenizer = build.restore_model(checkpoint, config, args.amp, here.target)
     scores = evaluate_samples(model, data, samples, tokenizer, config, progress=args.split)
     predictor = Predictor.from_model(model, tokenizer, config)
     order = np.argsort(iou(*scores["image"].T), kind="stable")  # equal ones stay in their random order
     ranked = scores["sample"][order]
-    chosen = {"best": _distinct(data, ranked[::-1], args.count), "worst": _distinct(data, ranked, args.count),
-              "random": samples[: args.count]}
-    for name, picked in chosen.items():
+    chosen = (_distinct(data, ranked[::-1], args.count), _distinct(data, ranked, args.count), samples[: args.count])
+    for name, picked in zip(_SHEETS, chosen, strict=True):
         panels = [_panel(data, predictor, int(s), config.data) for s in picked]
-        figures.write_png(output / f"{name}.png", figures.contact_sheet(panels, min(_COLUMNS, len(panels))))
+        sheet = figures.contact_sheet(panels, min(_COLUMNS, len(panels)))
+        title = f"{config.data.dataset} {args.split}: {name} of {len(samples)} sentences"
+        sheet = np.concatenate([figures.legend(sheet.shape[1], title), sheet])
+        figures.write_png(output / f"{name}.png", sheet)
     mean = 100 * iou(*scores["image"].T).mean()
     print(f"{config.data.dataset} {args.split}: {len(samples)} sentences, mIoU {mean:.2f} (image's own size); wrote "
-          f"{', '.join(f'{name}.png' for name in chosen)} to {output}")
+          f"{', '.join(f'{name}.png' for name in _SHEETS)} to {output}")
     return 0
 
 
@@ -72,8 +79,6 @@ def _panel(data: ReferData, predictor: Predictor, sample: int, names: DataConfig
     r = int(data.sentence_ref[sample])
     image, truth = data.read_image(r), data.mask(r, names.overlap)
     sentence = data.sentence(sample, names.sentence_field)
-    if image.shape[:2] != truth.shape:  # pictures that were scaled down to save space
-        image = cv2.resize(image, truth.shape[::-1], interpolation=cv2.INTER_AREA)
-    mask = predictor.predict(image, [sentence])[0].mask
+    mask = predictor.predict(image, [sentence], strict=False)[0].mask
     score = float(iou(*np.array(overlap(mask, truth))))
     return figures.overlay(image, mask, sentence, truth, f"IoU {score:.2f}")

@@ -17,13 +17,14 @@ from mindspore_coupalign import build, init_from, ranks, runtime
 from mindspore_coupalign.checkpoint import Checkpoint, load_parameters, named_arrays
 from mindspore_coupalign.config import Config, load_config, with_overrides
 from mindspore_coupalign.data.loader import TrainSource, batches
+from mindspore_coupalign.data.notices import doubts, turned_pictures
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluate import evaluate_samples, report
 from mindspore_coupalign.interrupts import StopRequest
-from mindspore_coupalign.models.noise import draw_keys
+from mindspore_coupalign.models.noise import check_device, draw_keys
 from mindspore_coupalign.outputs import silence
 from mindspore_coupalign.portable import without_absolute_paths
 from mindspore_coupalign.resume import check_resumable
@@ -35,7 +36,7 @@ from mindspore_coupalign.watch import Watch
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--config", metavar="FILE",
-                        help="YAML, for example configs/refshapes_tiny.yaml (default with --resume: the run's own)")
+                        help="YAML file, or the name of a shipped one (default with --resume: the run's own)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-4 data.root=/data")
     parser.add_argument("--output", metavar="DIR",
                         help="where to write (default: the resumed run's folder, or runs/<name of the config file>)")
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     elif state:
         config = with_overrides(state.config, overrides, f"{state.path}'s configuration with the overrides")
     else:
-        raise UserError("train: give --config FILE (the shipped ones are in configs/), or --resume DIR")
+        raise UserError("train: give --config with a file or the name of a shipped configuration, or --resume DIR")
     if args.output or not state:
         output = Path(args.output or Path("runs") / Path(args.config).stem)
     else:
@@ -77,6 +78,7 @@ def start(config: Config, state: Checkpoint | None, output: Path, here: runtime.
     if config.train.batch_size % (here.ranks * config.train.accumulate):
         raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
                         f"{here.ranks} ranks times train.accumulate={config.train.accumulate}")
+    check_device(here.target)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     if state:  # its words keep their numbers, wherever its files have gone
         tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))
@@ -110,6 +112,11 @@ class Trainer:
         self.val_samples = data.split(names.val_split)
         if train.val_samples:
             self.val_samples = self.val_samples[:train.val_samples]
+        self.turned_said = False  # whether EXIF orientations were mentioned
+        if here.rank == 0:
+            splits = {names.train_split: data.split(names.train_split), names.val_split: self.val_samples}
+            for line in doubts(data, splits, tokenizer, names):
+                self.say(line)
         self.model = build.build_model(config, tokenizer.vocab_size)
         if initial is not None:
             initial.load(self.model, config)
@@ -358,6 +365,9 @@ class Trainer:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         bar.set_postfix_str(f"loss {loss}, lr {rate:.1e}, {speed:.0f} samples/s{left}{skipped}", refresh=False)
         self.window, self.skipped = [], 0
+        if self.data.turned and not self.turned_said:
+            self.turned_said = True
+            self.say(turned_pictures(self.data), bar)
 
 
 def _judged_by(config: Config) -> tuple:

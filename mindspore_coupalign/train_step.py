@@ -6,6 +6,7 @@ Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); keys (S,) 
 import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore.amp import all_finite
 
 from mindspore_coupalign.checkpoint import check_arrays
 from mindspore_coupalign.models.noise import connect
@@ -79,8 +80,8 @@ def _copies(parameters, prefix: str) -> ParameterTuple:
 class TrainStep:
     """``step(image, ids, word_mask, mask, lr)`` updates the model and returns the values of RESULTS.
 
-    A loss or gradient that is no number updates nothing: neither parameters, moments and averages nor the statistics
-    of batch norms; ``finite`` is then 0. Losses and gradients are means over the ranks.
+    A non-finite loss or gradient updates nothing: neither parameters, moments and averages nor the statistics of batch
+    norms; ``finite`` is then 0, on all ranks alike. Losses and gradients are means over the ranks.
 
     Args:
         objective: the losses over the model.
@@ -89,10 +90,13 @@ class TrainStep:
         ema: decay of the averaged weights and statistics; 0 keeps none.
         scaler: an ``amp.DynamicLossScaler`` for half precision, or None.
         accumulate: micro-batches per update; every call but the last of each says ``last=False`` and only adds.
+        saturates: the device may answer its largest number where others overflow, and 0 where they have NaN (Ascend).
+            No norm betrays that; ``amp.all_finite`` does, which reads the device's overflow flag there. Where numbers
+            follow IEEE 754, it would say of every gradient what their norm says of all, and is left out.
     """
 
     def __init__(self, objective: Objective, optimizer, clip_norm: float, ema: float, ranks: int = 1, scaler=None,
-                 accumulate: int = 1):
+                 accumulate: int = 1, saturates: bool = False):
         self.objective, self.optimizer, self.ema_decay, self.scaler = objective, optimizer, ema, scaler
         params = optimizer.params
         self.averages = averages = optimizer.packing.state("ema", {p.name: p.asnumpy() for p in params}) if ema else ()
@@ -103,10 +107,11 @@ class TrainStep:
         self.kept = kept = _copies(statistics, "kept")
         self.average_statistics = average_statistics = _copies(statistics if ema else (), "ema")
         sums = optimizer.packing.state("sum") if accumulate > 1 else ()
+        spoilt_before = ms.Parameter(Tensor(0, ms.float32), name="spoilt", requires_grad=False)  # micro-batches of sums
         all_reduce = ops.AllReduce() if ranks > 1 else None
         hyper_map = ops.HyperMap()
         half_square_sum = ops.L2Loss()
-        one_share, no_number = Tensor(1 / accumulate, ms.float32), Tensor(np.nan, ms.float32)
+        share = Tensor(1 / accumulate, ms.float32)
 
         def scaled(image, ids, word_mask, mask, scale):
             losses = objective(image, ids, word_mask, mask)
@@ -114,14 +119,22 @@ class TrainStep:
 
         gradient = ms.value_and_grad(scaled, None, params, has_aux=True)
 
-        def update(gradients, losses, scale, lr):
-            """(norm, finite) of the gradients, which are still scaled."""
+        def non_finite(loss, gradients):
+            """1 where this rank's loss or gradients are not finite, else 0. Each rank asks before the gradients' sum,
+            since its device's flag knows nothing of the others; the flags are summed, so that all decide alike."""
+            finite = ops.isfinite(loss)
+            if saturates:
+                finite = ops.logical_and(finite, all_finite(gradients))
+            return 1 - finite.astype(ms.float32)
+
+        def update(gradients, spoilt, scale, lr):
+            """(norm, finite) of the gradients, which are still scaled; ``spoilt`` counts what was not finite before."""
             if ranks > 1:
                 gradients = hyper_map(ops.partial(_mean, all_reduce, 1 / ranks), gradients)
             if scaler is not None:
                 gradients = hyper_map(ops.partial(ops.mul, 1 / scale), gradients)
             norm = ops.sqrt(2 * ops.addn(hyper_map(half_square_sum, gradients)))
-            finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(losses[0]))
+            finite = ops.logical_and(ops.isfinite(norm), spoilt == 0)
             if finite:
                 if clip_norm > 0:
                     factor = ops.minimum(clip_norm / (norm + 1e-6), 1.0)
@@ -143,20 +156,23 @@ class TrainStep:
         def step(image, ids, word_mask, mask, lr, keys, signals, last):
             ops.assign(keys_parameter, keys)
             scale = Tensor(1, ms.float32) if scaler is None else scaler.scale_value * 1.0
+            if saturates:  # asking clears the flag, which whatever ran before, as a validation, may have raised
+                image = ops.depend(image, all_finite((image,)))
             (_, losses), gradients = gradient(image, ids, word_mask, mask, scale)
             gradients = optimizer.pack(gradients)
+            spoilt = non_finite(losses[0], gradients)
             if ranks > 1:
-                losses = all_reduce(losses) * (1 / ranks)
-                signals = all_reduce(signals)
+                signals = all_reduce(ops.concat((signals, spoilt.reshape((1,)))))
+                losses, spoilt, signals = all_reduce(losses) * (1 / ranks), signals[2], signals[:2]
             norm, finite = ops.zeros_like(scale), ops.ones_like(scale)
             if accumulate == 1:
-                norm, finite = update(gradients, losses, scale, lr)
+                norm, finite = update(gradients, spoilt, scale, lr)
             else:
-                # a loss that is no number may have finite gradients; only the last micro-batch's is looked at later
-                share = ops.select(ops.isfinite(losses[0]), one_share, no_number)
                 hyper_map(ops.partial(_add, share), sums, gradients)
+                spoilt = spoilt_before + spoilt
+                ops.assign(spoilt_before, spoilt * (1 - last.astype(ms.float32)))
                 if last:
-                    norm, finite = update(sums, losses, scale, lr)
+                    norm, finite = update(sums, spoilt, scale, lr)
                     hyper_map(_clear, sums)
             return ops.concat((losses, ops.stack((norm, finite, scale)), signals))
 

@@ -21,7 +21,9 @@ from mindspore_coupalign.predict import Predictor
 @pytest.fixture(scope="session")
 def exported(command_line, tiny_checkpoint, tmp_path_factory):
     """The MINDIR that the real command wrote, and what it printed."""
-    file = tmp_path_factory.mktemp("export") / "model.mindir"
+    folder = tmp_path_factory.mktemp("export") / "my models (é)"  # MindSpore's own export refuses such names
+    folder.mkdir()
+    file = folder / "model.mindir"
     done = command_line("export", "--checkpoint", tiny_checkpoint, "--output", file)
     assert done.code == 0, done.err
     return file, done.out
@@ -41,6 +43,7 @@ def test_the_command_writes_two_files_and_the_difference(exported):
     assert sorted(p.name for p in file.parent.iterdir()) == ["model.mindir", "model.mindir.json"]
     facts = json.loads(export.sidecar_path(file).read_text())
     assert facts["step"] == 7 and facts["input_size"] == 64 and facts["config"]["model"]["queries"] == 6
+    assert facts["amp"] == "O0" and facts["amp_dtype"] == "float32"
     paths = {"root", "images", "tokenizer", "image_weights", "text_weights"}  # of the machine that trained
     assert not paths & (facts["config"]["data"].keys() | facts["config"]["model"].keys())
     assert len(facts["differences"]) == 3 and max(facts["differences"]) <= export.TOLERANCE
@@ -124,7 +127,8 @@ def quick(monkeypatch, exported, tiny_restored):
             file.write(exported[0].read_bytes())
 
     monkeypatch.setattr(export.ms, "export", copied)
-    monkeypatch.setattr(export.build, "restore_model", lambda _: (tiny_restored.model, tiny_restored.tokenizer))
+    monkeypatch.setattr(export.build, "restore_model",
+                        lambda _, amp=None: (tiny_restored.model, tiny_restored.tokenizer))
 
 
 def run(capsys, checkpoint, output):
@@ -151,6 +155,10 @@ def test_a_graph_that_differs_is_not_kept(quick, tiny_checkpoint, tmp_path, monk
 def test_what_cannot_be_written_is_named_and_nothing_stays(quick, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     code, err = run(capsys, tiny_checkpoint, tmp_path / "a.onnx")
     assert code == 2 and "must end in .mindir" in err
+    code, err = run(capsys, tiny_checkpoint, tmp_path / "caf\udce9.mindir")
+    assert code == 2 and "not UTF-8; choose another --output" in err
+    with pytest.raises(UserError, match="not UTF-8; rename it"):
+        Predictor.from_mindir(tmp_path / "caf\udce9.mindir")
     code, err = run(capsys, tiny_checkpoint, tmp_path / "none" / "a.mindir")
     assert code == 2 and "does not exist" in err
     monkeypatch.setattr(export, "_LARGEST", 1000)

@@ -12,7 +12,7 @@ from tiny_network import eager, tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
 from mindspore_coupalign.models.bert import padding_bias
-from mindspore_coupalign.models.layers import SubPixel
+from mindspore_coupalign.models.layers import SubPixel, Tanh
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import WordPixelAlignment
@@ -236,6 +236,12 @@ def test_subpixel_puts_each_channel_in_its_place():
 @pytest.mark.parametrize("upsample", ["subpixel", "guided"])
 def test_other_heads_give_the_inputs_size(upsample, batch):
     assert eager(randomize(tiny_model(f"model.upsample={upsample}")), *batch[:3]).shape == (2, 1, 64, 64)
+
+
+def test_tanh_is_exact():
+    """The CPU's own kernel is off by up to 1e-4."""
+    x = np.linspace(-12, 12, 20001).astype(np.float32)
+    np.testing.assert_allclose(Tanh()(ms.Tensor(x)).asnumpy(), np.tanh(x.astype(np.float64)), rtol=0, atol=4e-6)
 
 
 def test_an_open_gate_lets_the_words_in(features):

@@ -103,16 +103,24 @@ def test_two_ranks_equal_one(one_and_two):
 
 @pytest.mark.parametrize("workers", [3])
 def test_evaluation_on_three_ranks_is_exact(one_and_two, setting, workers, tmp_path):
-    """Splits that three does not divide, each sentence once: the same file as from one rank."""
+    """Splits that three does not divide, each sentence once: the same files as from one rank."""
     best = one_and_two[0] / "best.safetensors"
-    run_command("evaluate", "--checkpoint", best, "--split", "val", "train", "--output", tmp_path / "one.json")
+
+    def options(name):
+        return ["--protocol", "sentence", "ref-averaged", "cris", "--output", str(tmp_path / f"{name}.json"),
+                "--details", str(tmp_path / f"{name}.jsonl")]
+
+    run_command("evaluate", "--checkpoint", best, "--split", "val", "train", *options("one"))
     done = subprocess.run(
-        ["bash", "scripts/run_eval.sh", str(best), "val train", "CPU", "--output", str(tmp_path / "many.json")],
+        ["bash", "scripts/run_eval.sh", str(best), "val train", "CPU", *options("many")],
         cwd=ROOT, text=True, capture_output=True, timeout=300, env=environment(tmp_path, WORKER_NUM=str(workers)))
     assert done.returncode == 0, done.stdout + done.stderr
     one, many = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "many"))
     assert many == one and one["splits"]["val"]["sentences"] % workers
-    assert done.stdout.count("image's own size") >= 2 and done.stdout.count("wrote") == 1
+    assert done.stdout.count("image's own size") >= 2 and done.stdout.count("wrote") == 2
+    details = (tmp_path / "many.jsonl").read_text()
+    assert details == (tmp_path / "one.jsonl").read_text()
+    assert details.count("\n") == sum(split["sentences"] for split in one["splits"].values())
 
 
 def under_way(process, logs: Path, step: int) -> list:

@@ -116,6 +116,30 @@ class EvalSource(_Source):
         return self.transform.image(self.data.read_image(int(self.data.sentence_ref[s]))), ids, word_mask, s
 
 
+class PromptSource(_Source):
+    """Images with given word pieces, one after the other, then padding (index -1) to fill whole batches.
+
+    Args:
+        prompts: (index, ref, ids (n,), word_mask (n,)) with n <= tokens, T = tokens after padding.
+    """
+
+    def __init__(self, data, prompts: list, tokens: int, pad_id: int, transform: ImageTransform, batch_size: int):
+        self.data, self.prompts, self.tokens, self.pad_id, self.transform = data, prompts, tokens, pad_id, transform
+        self.length = -(-len(prompts) // batch_size) * batch_size
+
+    def __len__(self):
+        return self.length
+
+    def item(self, k):
+        ids, word_mask = np.full(self.tokens, self.pad_id, np.int32), np.zeros(self.tokens, np.int32)
+        if k >= len(self.prompts):
+            word_mask[0] = 1
+            return np.zeros((3, self.transform.size, self.transform.size), np.float32), ids, word_mask, np.int32(-1)
+        index, ref, pieces, mask = self.prompts[k]
+        ids[: len(pieces)], word_mask[: len(mask)] = pieces, mask
+        return self.transform.image(self.data.read_image(ref)), ids, word_mask, np.int32(index)
+
+
 def batches(source: _Source, batch_size: int, workers: int):
     """Iterate over a source in its order as tuples of NumPy arrays, prepared by threads.
 
