@@ -7,6 +7,7 @@ step begins, so that every rank comes to the same decision.
 import math
 from collections import deque
 
+from mindspore_coupalign.checkpoint import Checkpoint
 from mindspore_coupalign.config import Config, TrainConfig
 
 SETTLED = 4  # timed steps after which a warning may rest on their mean
@@ -57,6 +58,20 @@ class Budget:
         self.paused, self.measured, self.reserve, self.most = False, 0.0, 0.0, 0.0
         self.warned = False
         self.over = self.seconds > 0 and (0 < self.minutes <= finished or spent >= self.seconds)
+
+    @classmethod
+    def of_run(cls, config: Config, state: Checkpoint | None, batches: float) -> "Budget":
+        """That of a new run, or of one that goes on from a training state."""
+        train = config.train
+        if state is None or not train.minutes:
+            return cls(train, batches=batches)
+        progress, before, spent = state.progress, state.config.train.minutes, state.progress["seconds"]
+        share = 0.0
+        if "decay_share" in progress:
+            share = progress["decay_share"] * before / train.minutes  # more minutes raise the rate again
+        elif progress["step"] > train.warmup_steps:  # of an older version, or of a run without a budget
+            share = spent / (60 * train.minutes)
+        return cls(train, spent, min(1.0, share), progress.get("finished_minutes", 0.0), batches)
 
     def note(self, now: float, done: int):
         """A step is done, the ``done``-th of the run, that began at ``now``."""

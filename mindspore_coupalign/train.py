@@ -135,7 +135,7 @@ class Trainer:
         self.started = time.perf_counter()
         if state is not None:
             self._restore(state)
-        self.budget = self._budget()
+        self.budget = Budget.of_run(config, state, math.ceil(len(self.val_samples) / train.batch_size))
 
     def _restore(self, state: Checkpoint):
         source, progress = str(state.path), state.progress
@@ -146,17 +146,6 @@ class Trainer:
         self.skipped, self.skipped_in_row = progress["skipped"], progress["skipped_in_row"]
         if _judged_by(state.config) != _judged_by(self.config):
             self.best = -1.0
-
-    def _budget(self) -> Budget:
-        train, share, finished = self.config.train, 0.0, 0.0
-        if self.state is not None and train.minutes:
-            progress, before = self.state.progress, self.state.config.train.minutes
-            finished = progress.get("finished_minutes", 0.0)
-            if "decay_share" in progress:
-                share = min(1.0, progress["decay_share"] * before / train.minutes)  # more minutes raise the rate again
-            elif self.done > train.warmup_steps:  # of an older version, or of a run without a budget
-                share = min(1.0, self.spent / (60 * train.minutes))
-        return Budget(train, self.spent, share, finished, math.ceil(len(self.val_samples) / train.batch_size))
 
     def say(self, line: str, bar=None):
         if self.here.rank > 0:

@@ -168,7 +168,7 @@ def test_a_rank_that_hangs_ends_the_job_that_a_resume_went_on_with(quick, killed
     assert load_checkpoint(run / "last.safetensors").progress["step"] >= step + 2
 
 
-@pytest.fixture(scope="module", params=[signal.SIGTERM])
+@pytest.fixture(scope="module")
 def stopped(quick, tmp_path_factory, request):
     """A run of one rank that got a signal: its folder, exit code, output and errors."""
     run = tmp_path_factory.mktemp("stopped") / "run"
@@ -187,6 +187,7 @@ def test_sigterm_or_ctrl_c_saves_and_ends(stopped, expected):
     assert log_of(run)[0][-1]["step"] == step  # nothing was done after the save
 
 
+@pytest.mark.parametrize("stopped", [signal.SIGTERM], indirect=True)
 def test_a_job_that_is_asked_to_stop_saves_first(quick, stopped, tmp_path):
     """SIGTERM as a cluster's scheduler sends it: to every process, those of the script's group and the ranks. Two
     ranks, which go on where one had stopped."""
@@ -270,15 +271,18 @@ def test_a_rank_that_comes_late_is_waited_for(tmp_path):
 
 SPIN = """
 import os, signal, sys, types
-import mindspore as ms
-import numpy as np
 from mindspore_coupalign import __main__ as command_line
 command_line.watch_interrupts()
+import mindspore as ms
+import numpy as np
 spin = types.ModuleType("mindspore_coupalign.spin")
 spin.add_arguments = lambda parser: None
 
+@ms.jit
+def product(x):
+    return ms.ops.matmul(x, x)
+
 def run(args):
-    product = ms.jit(lambda x: x @ x)
     x = ms.Tensor(np.ones((9, 9), np.float32))
     product(x).asnumpy()
     os.kill(os.getpid(), signal.SIGINT)

@@ -1,9 +1,12 @@
 """The learning rate's schedules, and the time budget: when a run ends and how its decay follows the clock."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny_network import tiny_config
 
+from mindspore_coupalign.checkpoint import Checkpoint
 from mindspore_coupalign.config import Config, with_overrides
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.schedule import Budget, learning_rate
@@ -100,10 +103,21 @@ def test_a_run_that_was_resumed_goes_on_where_its_decay_was():
     assert clock.rates[-1] < 0.01 and clock.now <= 601 and again.over
 
 
-def test_a_finished_budget_and_a_larger_one():
-    used = Budget(tiny_config("train.minutes=2").train, spent=118, share=1, finished=2.0)
-    more = Budget(tiny_config("train.minutes=8").train, spent=118, share=0.25, finished=2.0)
-    assert used.over and not more.over
+def test_a_budget_that_goes_on():
+    """Of the same minutes it is over; of more, the decay goes back, as it does with more epochs; and of an older
+    version's state, which knows the seconds alone."""
+    def of(minutes, before=2, **progress):
+        config = tiny_config(f"train.minutes={minutes}", "train.warmup_steps=10")
+        old = tiny_config(f"train.minutes={before}")
+        state = Checkpoint(Path("last.safetensors"), {}, old, "", {"step": 50, "seconds": 60.0} | progress)
+        return Budget.of_run(config, state, 5)
+
+    finished = {"decay_share": 0.98, "finished_minutes": 2.0, "seconds": 118.0}
+    assert of(2, **finished).over and not of(8, **finished).over
+    assert of(8, **finished).share == pytest.approx(0.245)
+    assert of(2, decay_share=0.3).share == 0.3 and not of(2, decay_share=0.3).over
+    assert of(2).share == 0.5 and of(2, step=10).share == 0 and of(2, seconds=120.0).over
+    assert of(0, **finished).share == 0 and not of(0, **finished).over
 
 
 def test_without_a_budget_nothing_is_over():

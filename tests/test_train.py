@@ -239,7 +239,7 @@ def test_a_few_samples_are_learned_by_heart(tmp_path):
     make_shapes(tmp_path / "data", 2, train=2, val=1, testA=1, testB=1)
     config = write_config(tmp_path / "c.yaml", tmp_path / "data", [
         "train.lr=5e-3", "train.schedule=cosine", "model.image.name=swin", "model.image.activation=relu",
-        "model.text.dropout=0", "loss.stages=0", "loss.proposals=0"])
+        "model.text.dropout=0", "loss.stages=0", "loss.proposals=0", "loss.bce=1", "loss.dice=1"])
     run_command("train", "--config", config, "--output", tmp_path / "run", "train.steps=100", "train.val_every=100",
                 "data.val_split=train", "loss.contrast=0", "train.warmup_steps=5")
     losses, scores = log_of(tmp_path / "run")
@@ -321,7 +321,7 @@ def test_a_time_budget_ends_a_run_and_keeps_it(loop, tmp_path, capsys):
     assert 15 <= state.progress["step"] <= 30 and 2.5 < state.progress["seconds"] < 3.3
     assert state.progress["decay_share"] > 0.9 and state.progress["finished_minutes"] == 0.05
     rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
-    assert rates[:2] == [1e-3, 1e-3] and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 2e-4
+    assert rates[1] == pytest.approx(1e-3, rel=1e-4) and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 2e-4
     assert "are kept for the last validation" in capsys.readouterr().out
     assert loop([1.0], *budget, resume="run") == 0
     assert f"trained to its end at step {state.progress['step']}" in capsys.readouterr().out
@@ -350,12 +350,12 @@ def test_the_last_validation_gets_its_time(loop, tmp_path, monkeypatch):
     step = FakeStep.__call__
     monkeypatch.setattr(FakeStep, "__call__", compile_first)
     monkeypatch.setattr(FakeStep, "compiled", False)
-    assert loop([1.0] * 500, "train.steps=100000", "train.minutes=0.1", "train.val_every=20", "data.val_split=train",
+    assert loop([1.0] * 500, "train.steps=100000", "train.minutes=0.15", "train.val_every=25", "data.val_split=train",
                 "train.schedule=linear", "train.log_every=1", "eval.batch_size=6", pause=0.05, evaluate=evaluate) == 0
     state = load_checkpoint(tmp_path / "run/last.safetensors")
-    assert len(scores) >= 2 and 5.6 < state.progress["seconds"] < 6.4
+    assert len(scores) >= 2 and 8 < state.progress["seconds"] < 9.7
     rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
-    assert rates[2] > 0.95e-3 and rates[-1] < 0.1e-3 and rates == sorted(rates, reverse=True)
+    assert rates[2] > 0.95e-3 and rates[-1] < 0.3e-3 and rates == sorted(rates, reverse=True)
 
 
 def test_a_state_of_an_older_version_is_resumed(loop, tmp_path):
