@@ -13,9 +13,7 @@ import numpy as np
 from torch_twin.inputs import random_weights
 
 
-def write(folder: Path, features: dict, losses: dict, gradients: dict):
-    folder.mkdir(exist_ok=True)
-    np.savez(folder / "features.npz", **features)
+def write(folder: Path, losses: dict, gradients: dict):
     np.savez(folder / "gradients.npz", **gradients)
     (folder / "losses.json").write_text(json.dumps(losses))
 
@@ -38,20 +36,25 @@ def ours(folder: Path, case: dict, batch: tuple):
     for hook in (*hooks, *more_hooks):
         hook.remove()
     np.savez(folder / "sides.npz", **sides)
-    write(folder / "ours", features, *ours.losses_and_gradients(objective, batch))
+    np.savez(folder / "ours" / "features.npz", **features)
+    del features, sides
+    write(folder / "ours", *ours.losses_and_gradients(objective, batch))
 
 
 def theirs(folder: Path, case: dict, batch: tuple):
     from torch_twin import theirs
 
     weights = random_weights(json.loads((folder / "shapes.json").read_text()))
-    write(folder / "theirs", *theirs.run(case["config"], case["vocabulary"], weights, batch,
-                                         sides=dict(np.load(folder / "sides.npz"))))
+    features, *rest = theirs.run(case["config"], case["vocabulary"], weights, batch,
+                                 sides=dict(np.load(folder / "sides.npz")))
+    np.savez(folder / "theirs" / "features.npz", **features)
+    write(folder / "theirs", *rest)
 
 
 if __name__ == "__main__":
     Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends, this process goes first
     where = Path(sys.argv[2])
+    (where / sys.argv[1]).mkdir(exist_ok=True)
     arrays = np.load(where / "batch.npz")
     given = tuple(arrays[name] for name in ("image", "ids", "word_mask", "mask"))
     {"ours": ours, "theirs": theirs}[sys.argv[1]](where, json.loads((where / "case.json").read_text()), given)

@@ -13,7 +13,7 @@ class Rectifier(nn.Module):
     """ReLU that can be told on which side of zero each value lies.
 
     A value whose rounding error is larger than itself may lie on either side, and the gradient jumps with it: ``side``
-    (bool, the input's shape) takes the other computation's decision where the two differ by no more than rounding.
+    (bool, the input's shape) is the other computation's decision, which is taken for values as small as that.
     """
 
     side = None
@@ -22,9 +22,8 @@ class Rectifier(nn.Module):
     def forward(self, x):
         if self.side is None:
             return x.relu()
-        doubtful = x.detach().abs()[self.side != (x > 0)]
-        assert not len(doubtful) or doubtful.max() <= self.rounding * x.detach().abs().max(), "not by rounding alone"
-        return torch.where(self.side, x, 0)
+        size = x.detach().abs()
+        return torch.where(torch.where(size <= self.rounding * size.max(), self.side, x > 0), x, 0)
 
 
 class Perceptron(nn.Sequential):
