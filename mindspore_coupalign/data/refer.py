@@ -16,7 +16,7 @@ import numpy as np
 from mindspore_coupalign.data.folders import find_dataset, find_images
 from mindspore_coupalign.data.images import read_rgb
 from mindspore_coupalign.data.masks import rle_area, rle_to_mask, segmentation_to_rle
-from mindspore_coupalign.data.pickles import load_plain_pickle
+from mindspore_coupalign.data.refs_file import load_refs
 from mindspore_coupalign.errors import UserError
 
 LARGEST_SIDE = 65535  # pixels, JPEG's limit
@@ -146,7 +146,7 @@ def read_refer(root: str | Path, dataset: str, split_by: str, images: str = "") 
     refs_file = find_dataset(Path(root), dataset, split_by)
     instances_file = refs_file.parent / "instances.json"
     image_dir = find_images(Path(root), dataset, images)
-    refs = load_plain_pickle(refs_file)
+    refs = load_refs(refs_file)
     if not isinstance(refs, list) or not refs:
         found = "an empty one" if refs == [] else type(refs).__name__
         raise UserError(f"{refs_file}: expected a list of refs, found {found}; is this the right file?")
