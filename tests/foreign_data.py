@@ -33,10 +33,12 @@ class Refer:
         self.image = {record["id"]: record for record in self.instances["images"]}
         self.annotation = {record["id"]: record for record in self.instances["annotations"]}
 
-    def mask(self, ref) -> np.ndarray:
+    def mask(self, ref, segmentation=None) -> np.ndarray:
+        """The ref's mask, or that of another segmentation of its picture."""
         image = self.image[ref["image_id"]]
         size = image["height"], image["width"]
-        return rle_to_mask(segmentation_to_rle(self.annotation[ref["ann_id"]]["segmentation"], *size).union, *size)
+        segmentation = segmentation or self.annotation[ref["ann_id"]]["segmentation"]
+        return rle_to_mask(segmentation_to_rle(segmentation, *size).union, *size)
 
     def box(self, ref) -> list:
         """x, y, width, height as floats."""
@@ -142,7 +144,7 @@ def uninext(refer: Refer, folder: Path) -> Written:
         images, annotations = [], []
         for record in records:
             running += 1
-            images.append({"file_name": "COCO_train2014_%012d.jpg" % record["image_id"], "height": record["height"],
+            images.append({"file_name": f"COCO_train2014_{record['image_id']:012d}.jpg", "height": record["height"],
                            "width": record["width"], "id": running, "expressions": record["expressions"]})
             annotations.append({"bbox": record["bbox"], "segmentation": record["mask"], "image_id": running,
                                 "iscrowd": 0, "category_id": 1, "id": running, "area": 1.0})
@@ -274,7 +276,7 @@ def coco(refer: Refer, folder: Path) -> Written:
     for split, refs in refer.splits().items():
         annotations = []
         for ref in refs:
-            annotations += [{**refer.annotation[ref["ann_id"]], "id": s["sent_id"], "category_id": 1, "caption": s["sent"]}
+            annotations += [{**refer.annotation[ref["ann_id"]], "id": s["sent_id"], "caption": s["sent"]}
                             for s in ref["sentences"]]
         (folder / f"captions_{split}.json").write_text(json.dumps({
             "images": refer.instances["images"], "annotations": annotations, "categories": [{"id": 1, "name": "o"}]}))

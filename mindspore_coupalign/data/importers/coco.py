@@ -3,7 +3,10 @@
 The sentence of an annotation is its ``sentences``, ``sentence``, ``expressions``, ``expression``, ``captions``,
 ``caption``, ``referring_expression``, ``phrase`` or ``text``, there or among its ``attributes`` (as CVAT exports them).
 Its split is the annotation's or the image's ``split``, else the one that the file's name tells, else --split.
+Annotations of one mask are one object with several sentences.
 """
+
+import json
 
 from mindspore_coupalign.data.importers.job import Import
 from mindspore_coupalign.data.importers.records import (
@@ -74,7 +77,8 @@ def _add(job: Import, annotation: dict, spoken: list[Sentence], images: dict, pa
     split = take(annotation, "split", str, "") or take(image, "split", str, "") or split_of(path)
     job.add(Ref(take(image, "file_name", str), size_of(image),
                 [Target(segmentation, _number(annotation.get("id")), take(annotation, "category_id", int, None))],
-                spoken, split, _number(annotation.get("ref_id")), _number(image_id)), field)
+                spoken, split, _number(annotation.get("ref_id")), _number(image_id)),
+            field, (split, image_id, json.dumps(segmentation, sort_keys=True)))
 
 
 def _number(value) -> int | None:

@@ -2,8 +2,8 @@
 
 ``hf-refer``: https://huggingface.co/datasets/jxu124/refcoco; masks are in ``raw_anns``, sizes in ``raw_image_info``
 (both JSON as text); its file ``test`` is REFER's testA.
-``hf-eval``: https://huggingface.co/datasets/lmms-lab/RefCOCO; it has no train split, and its ``segmentation`` is one flat
-list of numbers, so that of an object in several parts only one outline is left.
+``hf-eval``: https://huggingface.co/datasets/lmms-lab/RefCOCO; it has no train split, and its ``segmentation`` is one
+flat list of numbers, so that of an object in several parts only one outline is left.
 """
 
 import json

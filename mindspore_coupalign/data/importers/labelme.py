@@ -2,8 +2,9 @@
 
 With a top-level ``text`` (a sentence or a list: ReasonSeg), the shapes labelled ``target`` are the object; ``ignore``
 shapes are cut out, larger shapes under smaller ones, as LISA paints them. Without it, every shape is an object whose
-sentence is its ``description`` or else its ``label``; shapes of the same sentence and ``group_id`` are one object.
-The split is the name of the folder where that is a split's, else --split.
+sentence is its ``description`` or else its ``label``; shapes of the same sentence and ``group_id`` are one object, and
+shapes of the same outline one object with several sentences. The split is the name of the folder where that is a
+split's, else --split.
 """
 
 import json
@@ -34,7 +35,9 @@ def read_labelme(job: Import) -> None:
             if not shapes:
                 raise BadRecord("field 'shapes' is empty: no object is drawn")
             for spoken, mask in (_reasoned(content, shapes, size) if "text" in content else _described(shapes, size)):
-                job.add(Ref(image, size, [Target(encode(mask))], [Sentence(text) for text in spoken], split), "shapes")
+                segmentation = encode(mask)
+                job.add(Ref(image, size, [Target(segmentation)], [Sentence(text) for text in spoken], split), "shapes",
+                        (split, image, segmentation["counts"]))
 
 
 def _read(path):
