@@ -15,7 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+from refer_files import HEIGHT, SQUARE, TRIANGLE, WIDTH, plain_rle
 
+from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.data.masks import rle_to_mask, segmentation_to_rle
 
 
@@ -64,6 +66,45 @@ class Written:
 def read_source(folder: Path, split_by: str, images: Path) -> Refer:
     refs = pickle.loads((folder / f"refs({split_by}).p").read_bytes())
     return Refer(refs, json.loads((folder / "instances.json").read_text()), images)
+
+
+def made_up(folder) -> Refer:
+    """Five pictures, seven objects in four splits: polygons of one and two parts, RLE; raw differs from sent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    box = np.zeros((HEIGHT, WIDTH), np.uint8)
+    box[20:30, 3:9] = 1
+    images = [{"id": 100 + i, "file_name": f"COCO_train2014_{100 + i:012d}.jpg", "height": HEIGHT, "width": WIDTH}
+              for i in range(5)]
+    for image in images:
+        cv2.imwrite(str(folder / image["file_name"]), random.integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8))
+    shift = [v + 2 for v in SQUARE]
+    segmentations = [[SQUARE], [SQUARE, TRIANGLE], plain_rle(box), [TRIANGLE], [shift], [SQUARE], [TRIANGLE, shift]]
+    of_image, splits = [0, 0, 1, 2, 3, 4, 4], ["train", "train", "train", "val", "testA", "testB", "testB"]
+    refs, annotations, sent_id = [], [], 7
+    for r, segmentation in enumerate(segmentations):
+        image = images[of_image[r]]
+        annotations.append({"id": 900 + r, "image_id": image["id"], "category_id": 1 + r % 2, "iscrowd": 0,
+                            "segmentation": segmentation, "bbox": [0, 0, 1, 1], "area": 1.0})
+        spoken = [f"the thing number {r} {k}" for k in range(1 + r % 3)]
+        refs.append({
+            "ref_id": 50 + r, "ann_id": 900 + r, "image_id": image["id"], "category_id": 1 + r % 2, "split": splits[r],
+            "file_name": image["file_name"].replace(".jpg", f"_{r}.jpg"),
+            "sent_ids": list(range(sent_id, sent_id + len(spoken))),
+            "sentences": [{"sent_id": sent_id + k, "sent": text, "raw": f"The thing, number {r} {k}!",
+                           "tokens": text.split()} for k, text in enumerate(spoken)]})
+        sent_id += len(spoken)
+    return Refer(refs, {"images": images, "annotations": annotations, "categories": [
+        {"id": 1, "name": "thing"}, {"id": 2, "name": "stuff"}]}, folder)
+
+
+def import_data(capsys, form, source, output, *more, images=None):
+    """code, what was printed, what went to stderr."""
+    arguments = ["import-data", "--format", form, source, "--output", output, *more]
+    capsys.readouterr()
+    code = main([str(a) for a in arguments + (["--images", images] if images else [])])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def hf_refer(refer: Refer, folder: Path) -> Written:

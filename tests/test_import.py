@@ -1,61 +1,19 @@
-"""import-data: data written in each form by foreign_data comes back with equal masks and sentences per split; typical
-damages get one line; nothing half written is left."""
+"""import-data: what foreign_data writes in each form comes back with equal masks and sentences; export-data."""
 
 import json
 import pickle
 from collections import Counter
 
-import cv2
 import numpy as np
 import pytest
-from foreign_data import WRITERS, Refer, read_source
-from refer_files import SQUARE, TRIANGLE, plain_rle, refcoco_mini
+from foreign_data import WRITERS, Refer, import_data, made_up, read_source
+from refer_files import SQUARE, TRIANGLE, refcoco_mini
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.data.importers import FORMATS
 from mindspore_coupalign.data.refer import read_refer
 
-HEIGHT, WIDTH = 40, 60
 PARQUET = ("hf-refer", "hf-eval")
-
-
-def made_up(folder) -> Refer:
-    """Five pictures, seven objects in four splits: polygons of one and two parts, RLE; raw differs from sent."""
-    folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
-    box = np.zeros((HEIGHT, WIDTH), np.uint8)
-    box[20:30, 3:9] = 1
-    images = [{"id": 100 + i, "file_name": f"COCO_train2014_{100 + i:012d}.jpg", "height": HEIGHT, "width": WIDTH}
-              for i in range(5)]
-    for image in images:
-        cv2.imwrite(str(folder / image["file_name"]), random.integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8))
-    shift = [v + 2 for v in SQUARE]
-    segmentations = [[SQUARE], [SQUARE, TRIANGLE], plain_rle(box), [TRIANGLE], [shift], [SQUARE], [TRIANGLE, shift]]
-    of_image, splits = [0, 0, 1, 2, 3, 4, 4], ["train", "train", "train", "val", "testA", "testB", "testB"]
-    refs, annotations, sent_id = [], [], 7
-    for r, segmentation in enumerate(segmentations):
-        image = images[of_image[r]]
-        annotations.append({"id": 900 + r, "image_id": image["id"], "category_id": 1 + r % 2, "iscrowd": 0,
-                            "segmentation": segmentation, "bbox": [0, 0, 1, 1], "area": 1.0})
-        spoken = [f"the thing number {r} {k}" for k in range(1 + r % 3)]
-        refs.append({
-            "ref_id": 50 + r, "ann_id": 900 + r, "image_id": image["id"], "category_id": 1 + r % 2, "split": splits[r],
-            "file_name": image["file_name"].replace(".jpg", f"_{r}.jpg"),
-            "sent_ids": list(range(sent_id, sent_id + len(spoken))),
-            "sentences": [{"sent_id": sent_id + k, "sent": text, "raw": f"The thing, number {r} {k}!",
-                           "tokens": text.split()} for k, text in enumerate(spoken)]})
-        sent_id += len(spoken)
-    return Refer(refs, {"images": images, "annotations": annotations, "categories": [
-        {"id": 1, "name": "thing"}, {"id": 2, "name": "stuff"}]}, folder)
-
-
-def import_data(capsys, form, source, output, *more, images=None):
-    """code, what was printed, what went to stderr."""
-    arguments = ["import-data", "--format", form, source, "--output", output, *more]
-    capsys.readouterr()
-    code = main([str(a) for a in arguments + (["--images", images] if images else [])])
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 def content(data, field="sent") -> Counter:
@@ -143,4 +101,93 @@ def test_round_trip_of_real_data(capsys, tmp_path, form):
 
 
 def test_every_form_has_a_writer():
-    assert list(WRITERS) == list(FORMATS) and pickle and json
+    assert list(WRITERS) == list(FORMATS)
+
+
+@pytest.mark.parametrize("form, more", [("jsonl", ()), ("jsonl", ("--masks", "png")), ("coco", ())])
+def test_what_is_exported_comes_back(capsys, tmp_path, form, more):
+    refer = made_up(tmp_path / "root/images/train2014")
+    (tmp_path / "root/refcoco").mkdir()
+    (tmp_path / "root/refcoco/refs(unc).p").write_bytes(pickle.dumps(refer.refs, protocol=2))
+    (tmp_path / "root/refcoco/instances.json").write_text(json.dumps(refer.instances))
+    file = tmp_path / f"labels.{form}.json"
+    place = ["--root", str(tmp_path / "root"), "--dataset", "refcoco", "--split-by", "unc"]
+    assert main(["export-data", *place, "--format", form, "--output", str(file), *more]) == 0
+    code, _, err = import_data(capsys, form, file, tmp_path / "out", images=refer.images)
+    assert code == 0, err
+    back = read_refer(tmp_path / "out", *written_names(form, tmp_path / "out"))
+    first = read_refer(tmp_path / "root", "refcoco", "unc")
+    for field in ("sent", "raw"):
+        assert content(back, field) == content(first, field)
+    assert back.ref_ids.tolist() == first.ref_ids.tolist()
+    assert back.sentence_ids.tolist() == first.sentence_ids.tolist()
+    assert main(["export-data", *place, "--format", form, "--output", str(file), "--split", "val", "nowhere"]) == 2
+    assert "no split 'nowhere'" in capsys.readouterr().err
+
+
+def several(tmp_path):
+    """gRefCOCO: a sentence of two objects, one of none, one of a crowd and an object."""
+    refer = made_up(tmp_path / "pictures")
+    source = WRITERS["grefcoco"](refer, tmp_path / "grefcoco").source
+    refs = json.loads((source / "grefs(unc).json").read_text())
+    refs[1].update(ann_id=[900, 901], category_id=[1, 2])
+    refs[2].update(ann_id=[-1], category_id=[-1], no_target=True)
+    (source / "grefs(unc).json").write_text(json.dumps(refs))
+    return refer, source
+
+
+def test_several_objects_become_one_mask_and_sentences_without_one_are_left_out(capsys, tmp_path):
+    refer, source = several(tmp_path)
+    code, out, err = import_data(capsys, "grefcoco", source, tmp_path / "out", images=refer.images)
+    assert code == 0, err
+    assert "several objects got one mask of all of them: 2" in out and "mean no object left out" in out
+    data = read_refer(tmp_path / "out", "grefcoco", "unc")
+    assert len(data.ref_ids) == 6 and 52 not in data.ref_ids
+    both = data.mask(data.ref_ids.tolist().index(51))
+    np.testing.assert_array_equal(both, refer.mask(refer.refs[0]) | refer.mask(refer.refs[1]))
+
+
+def test_objects_can_be_kept_in_grefcocos_form_and_the_reader_says_so(capsys, tmp_path):
+    refer, source = several(tmp_path)
+    code, _, err = import_data(capsys, "grefcoco", source, tmp_path / "out", "--objects", "keep", images=refer.images)
+    assert code == 0, err
+    refs = json.loads((tmp_path / "out/grefcoco/refs(unc).json").read_text())
+    assert [ref["ann_id"] for ref in refs][:4] == [[900], [900, 901], [-1], [903]]
+    assert [ref["no_target"] for ref in refs][:4] == [False, False, True, False]
+    (tmp_path / "out/images/grefcoco").resolve(strict=True)
+    check = ["check-data", "--root", str(tmp_path / "out"), "--dataset", "grefcoco", "--split-by", "unc"]
+    assert main(check) == 2
+    assert "means 2 objects" in capsys.readouterr().err
+
+
+def test_phrasecuts_instances_are_united(capsys, tmp_path):
+    refer = made_up(tmp_path / "pictures")
+    for image in refer.instances["images"]:
+        (refer.images / image["file_name"]).rename(refer.images / f"{image['id']}.jpg")
+    task = {"task_id": "100__1_2", "image_id": 100, "ann_ids": [1, 2], "instance_boxes": [], "phrase": "things",
+            "Polygons": [[np.reshape(p, (-1, 2)).tolist()] for p in (SQUARE, TRIANGLE)]}
+    (tmp_path / "refer_miniv.json").write_text(json.dumps([task]))  # without sizes: the picture is opened
+    code, _, err = import_data(capsys, "phrasecut", tmp_path, tmp_path / "out", images=refer.images)
+    assert code == 0, err
+    data = read_refer(tmp_path / "out", "phrasecut", "vg")
+    np.testing.assert_array_equal(data.mask(0), refer.mask(refer.refs[0], [SQUARE, TRIANGLE]))
+    assert data.split_names == ("miniv",)
+
+
+def test_reasonsegs_shapes(capsys, tmp_path):
+    refer = made_up(tmp_path / "pictures")
+    square = np.reshape(SQUARE, (-1, 2)).tolist()
+    hole = [[15, 10], [25, 10], [25, 20], [15, 20]]
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/a.json").write_bytes(json.dumps({
+        "text": ["the café where one sits", "a place to sit"], "is_sentence": True, "shapes": [
+            {"label": "ignore", "points": hole}, {"label": "target", "points": square},
+            {"label": "flag", "points": hole}],
+        "imagePath": refer.instances["images"][0]["file_name"]}, ensure_ascii=False).encode("cp1252"))
+    code, _, err = import_data(capsys, "labelme", tmp_path, tmp_path / "out", images=refer.images)
+    assert code == 0, err
+    data = read_refer(tmp_path / "out", *written_names("labelme", tmp_path / "out"))
+    assert [data.sentence(s) for s in data.split("val")] == ["the café where one sits", "a place to sit"]
+    mask = data.mask(0)
+    assert mask[6, 12] and not mask[15, 20] and mask.sum() == 21 * 21 - 11 * 11  # outlines belong to their shapes
+

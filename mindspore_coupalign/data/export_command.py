@@ -1,8 +1,8 @@
 """``export-data``: a data set in REFER's layout -> JSON lines or COCO, for people who label or read it elsewhere.
 
-``jsonl``: a line per sentence, ``{"image", "sentence", "raw", "mask", "split", "ref_id", "sent_id"}``; masks as COCO has
-them (polygons or RLE), or painted as PNG beside the file (``--masks png``). ``coco``: one COCO file whose annotations
-carry ``sentences``, ``split`` and ``ref_id``. ``import-data`` reads both back.
+``jsonl``: a line per sentence, ``{"image", "sentence", "raw", "mask", "split", "ref_id", "sent_id"}``; masks as COCO
+has them (polygons or RLE), or painted as PNG beside the file (``--masks png``). ``coco``: one COCO file whose
+annotations carry ``sentences``, ``split`` and ``ref_id``. ``import-data`` reads both back.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from mindspore_coupalign.data.importers.job import bounds
+from mindspore_coupalign.data.importers.sources import as_key
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.refs_file import read_json
 from mindspore_coupalign.errors import UserError
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.split:
         refs = np.unique(np.concatenate([data.refs_of(split) for split in args.split]))
     instances = read_json(data.source.parent / "instances.json")
-    drawn = {annotation["id"]: annotation for annotation in instances["annotations"]}
+    drawn = {as_key(annotation["id"]): annotation for annotation in instances["annotations"]}
     if args.format == "coco":
         text = json.dumps(_coco(data, refs, drawn, instances))
     else:
@@ -74,7 +75,7 @@ def _lines(data: ReferData, refs: np.ndarray, drawn: dict, masks: Path | None):
     """A dict per sentence; with ``masks`` it writes each ref's mask there, white on black."""
     for r in refs.tolist():
         ref_id = data.ref_ids[r].item()
-        mask = drawn[data.ann_ids[r].item()]["segmentation"]
+        mask = drawn[as_key(data.ann_ids[r].item())]["segmentation"]
         if masks is not None:
             mask = f"{masks.name}/{ref_id}.png"
             write_file(masks / f"{ref_id}.png", cv2.imencode(".png", data.mask(r) * 255)[1].tobytes())
@@ -84,10 +85,10 @@ def _lines(data: ReferData, refs: np.ndarray, drawn: dict, masks: Path | None):
 
 
 def _coco(data: ReferData, refs: np.ndarray, drawn: dict, instances: dict) -> dict:
-    used = {drawn[ann_id]["image_id"] for ann_id in data.ann_ids[refs].tolist()}
+    used = {drawn[as_key(ann_id)]["image_id"] for ann_id in data.ann_ids[refs].tolist()}
     annotations = []
     for r in refs.tolist():
-        original = drawn[data.ann_ids[r].item()]
+        original = drawn[as_key(data.ann_ids[r].item())]
         box, area = bounds(data.rle[data.rle_at[r] : data.rle_at[r + 1]], data.image_sizes[data.ref_image[r]].tolist())
         annotations.append({
             "id": original["id"], "image_id": original["image_id"], "category_id": original.get("category_id", 1),

@@ -3,7 +3,8 @@
 ``{"image": "a.jpg", "sentence": "the red cup", "mask": "a_cup.png", "split": "train"}``. ``mask`` is the path of a
 painted picture (relative to the file, or to --masks), a COCO RLE dict, polygons, or a box [x, y, width, height] in
 pixels; it may stand under ``polygons``, ``segmentation``, ``rle`` or ``box`` as well. ``sentence`` may be a list
-(``sentences`` too). Lines of the same picture and mask make one object with several sentences.
+(``sentences`` too). Lines of the same picture and mask make one object with several sentences. ``raw`` (the sentence as
+it was typed), ``ref_id`` and ``sent_id`` are kept where they are given.
 """
 
 import json
@@ -66,8 +67,10 @@ def _read_line(job: Import, path: Path, line: str):
     split = take(record, "split", str, "")
     value = record[given[0]] if given else None
     picture = job.pictures.find(image)
-    key = (picture, split, json.dumps([value, record.get("mask_value")]))
-    ref = Ref(picture, None, [], [Sentence(text.strip()) for text in spoken], split)
+    ref_id, raw = take(record, "ref_id", int, None), take(record, "raw", str, "")
+    key = (picture, split, ref_id, json.dumps([value, record.get("mask_value")]))
+    found = [Sentence(text.strip(), raw, take(record, "sent_id", int, None)) for text in spoken]
+    ref = Ref(picture, None, [], found, split, ref_id)
     if given and job.known(key) is None:
         ref.targets = [Target(_segmentation(job, path, given[0], value, record, picture))]
     job.add(ref, given[0] if given else "", key)

@@ -7,6 +7,7 @@ import io
 import re
 from pathlib import Path, PurePosixPath
 
+import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -107,7 +108,7 @@ class Pictures:
 def read_mask(content: bytes, what: str, value=None) -> np.ndarray:
     """A painted mask, (h, w) uint8 0 or 1.
 
-    Grey and indexed pictures hold 0 and one other value, or dark and bright (from 128 on) with hardly anything between;
+    Grey and indexed pictures hold 0 and one other value, or dark and bright (from 128 on) with grey along the outline;
     pictures with transparency hold the object where they are opaque; coloured ones black and one other colour.
     ``value`` names the object's grey value, index or colour [r, g, b] where there are several.
 
@@ -132,10 +133,12 @@ def read_mask(content: bytes, what: str, value=None) -> np.ndarray:
     values = np.unique(pixels)
     if values.max() <= 1 or (len(values) == 2 and values[0] == 0):
         return (pixels > 0).astype(np.uint8)
-    extremes = ((pixels < 32) | (pixels >= 224)).mean()  # anti-aliased and JPEG outlines lie between
-    if is_index or values.max() < 128 or extremes < 0.9:
+    mask = (pixels >= 128).astype(np.uint8)
+    square = np.ones((7, 7), np.uint8)
+    outline = cv2.dilate(mask, square) - cv2.erode(mask, square)  # soft brushes and JPEG leave grey along it
+    if is_index or values.max() < 128 or ((pixels >= 32) & (pixels < 224) & (outline == 0)).any():
         raise _several(what, values.tolist())
-    return (pixels >= 128).astype(np.uint8)
+    return mask
 
 
 def _pixels(content: bytes, what: str) -> tuple[np.ndarray, bool]:
