@@ -7,6 +7,7 @@ Shapes: logits (B, 1, H, W) at the network's input size.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import mindspore as ms
@@ -17,6 +18,7 @@ from mindspore_coupalign import build, runtime
 from mindspore_coupalign.checkpoint import Checkpoint, load_checkpoint
 from mindspore_coupalign.config import Config, load_config, with_overrides
 from mindspore_coupalign.data.loader import EvalSource, Tokens, batches
+from mindspore_coupalign.data.notices import doubts, turned_pictures
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
@@ -58,6 +60,8 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here
     samples = {name: samples_of(data, name) for name in (*names, *shuffled)}  # what is wrong there is found early
     references = read_references(data, names)
     model, tokenizer = build.restore_model(checkpoint, config)
+    for name in dict.fromkeys((*names, *shuffled)):
+        _warn(here, doubts(data, samples[name], tokenizer, config.data), name)
     here.watch.enter("evaluating", 0, compiles=True)
 
     def scored(name: str, shuffle: bool) -> dict:
@@ -66,6 +70,7 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here
 
     results = {name: scored(name, shuffle=False) for name in names}
     control = {name: scored(name, shuffle=True) for name in shuffled}
+    _warn(here, turned_pictures(data))
     if here.rank > 0:
         return 0
     label = f"{config.data.dataset} ({config.data.split_by})"
@@ -81,6 +86,11 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here
         write_file(args.output, (json.dumps(document, indent=1) + "\n").encode())
         print(f"wrote {args.output}")
     return 0
+
+
+def _warn(here: runtime.Runtime, text: str, split: str = ""):
+    if text and here.rank == 0:
+        print(f"warning: {split}{': ' if split else ''}{text}", file=sys.stderr)
 
 
 def samples_of(data: ReferData, split: str) -> np.ndarray:

@@ -6,7 +6,6 @@ own size. ``random.png`` is the honest one: its sentences are drawn before anyth
 
 import argparse
 
-import cv2
 import numpy as np
 
 from mindspore_coupalign import build, figures, runtime
@@ -72,8 +71,6 @@ def _panel(data: ReferData, predictor: Predictor, sample: int, names: DataConfig
     r = int(data.sentence_ref[sample])
     image, truth = data.read_image(r), data.mask(r, names.overlap)
     sentence = data.sentence(sample, names.sentence_field)
-    if image.shape[:2] != truth.shape:  # pictures that were scaled down to save space
-        image = cv2.resize(image, truth.shape[::-1], interpolation=cv2.INTER_AREA)
     mask = predictor.predict(image, [sentence])[0].mask
     score = float(iou(*np.array(overlap(mask, truth))))
     return figures.overlay(image, mask, sentence, truth, f"IoU {score:.2f}")

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from types import SimpleNamespace
 
 import cv2
 import mindspore as ms
@@ -213,14 +212,14 @@ def test_a_checkpoint_of_another_configuration(tiny_checkpoint, tiny_refer, tmp_
     assert "another configuration" in error and str(tiny_checkpoint) in error
 
 
-def test_show_takes_pictures_that_were_scaled_down(tmp_path):
+def test_show_refuses_pictures_of_another_size(tmp_path):
     """As evaluate does."""
     data = read_refer(write_refer(tmp_path), "tiny", "unc")
     sample = int(data.split("train")[0])
-    file = data.image_dir / data.image_files[data.ref_image[data.sentence_ref[sample]]]
+    file = data.image_path(data.sentence_ref[sample])
     assert cv2.imwrite(str(file), np.full((20, 30, 3), 90, np.uint8))
-    everything = SimpleNamespace(predict=lambda image, _: [SimpleNamespace(mask=np.ones(image.shape[:2], bool))])
-    assert show._panel(data, everything, sample).shape[1] == 60 * 8
+    with pytest.raises(UserError, match=f"{file.name}: 30 x 20 pixels, not 60 x 40 as instances.json says"):
+        show._panel(data, None, sample, tiny_config().data)
 
 
 def test_show_draws_three_sheets(tiny_checkpoint, tiny_refer, tmp_path, capsys):

@@ -1,8 +1,8 @@
 """``check-data``: is a data folder complete, readable and the one that the literature counts?
 
 Counts every split beside the published numbers, opens every image that a ref uses, and looks for what spoils training
-in silence: empty masks, images of another size than their masks, empty or truncated sentences, images shared between
-training and another split.
+in silence: empty masks, images of another size than their masks or with an EXIF orientation, empty or truncated
+sentences, refs of one id, images shared between training and another split.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from mindspore_coupalign.data.images import read_rgb
+from mindspore_coupalign.data.images import MissingImage, WrongSize
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer
 from mindspore_coupalign.errors import UserError
@@ -31,6 +31,8 @@ PUBLISHED = {
 }
 _DEFAULT_TOKENIZER = "bert-base-uncased"
 _LISTED = 10  # problems of one kind that are spelt out
+_MISSING, _WRONG_SIZE = "missing images", "images of another size than instances.json says"
+_TURNED = "images with an EXIF orientation, which is not applied: do their masks lie on the pixels as stored?"
 
 
 @dataclass
@@ -107,29 +109,23 @@ def _counts(data: ReferData, published: dict, report: Report) -> None:
 
 def _images(data: ReferData, workers: int, report: Report) -> None:
     def look(i: int) -> tuple[str, str] | None:
-        path = data.image_dir / str(data.image_files[i])
         try:
-            if not path.is_file():
-                return "missing images", str(path)
-            size = read_rgb(path).shape[:2]
+            _, orientation = data.read_image_file(i)
+        except (MissingImage, WrongSize) as exc:
+            return _MISSING if isinstance(exc, MissingImage) else _WRONG_SIZE, str(exc)
         except UserError as exc:
             return "unreadable images", str(exc)
-        except OSError as exc:  # a name that is too long for the file system
-            return "unreadable images", f"{str(path)[:100]}: {exc.strerror}"
-        if size != tuple(data.image_sizes[i]):
-            height, width = data.image_sizes[i]
-            return ("images of another size than instances.json says",
-                    f"{path}: {size[1]} x {size[0]} pixels, not {width} x {height}")
-        return None
+        return None if orientation == 1 else (_TURNED, f"{data.image_dir / str(data.image_files[i])}: {orientation}")
 
     count = len(data.image_files)
     with ThreadPoolExecutor(workers) as pool:
         # disable=None: a bar only where stderr is a terminal
         results = list(tqdm(pool.map(look, range(count)), total=count, desc="images", unit="", disable=None))
-    problems = [result for result in results if result]
-    for title, text in sorted(problems):
-        report.broken.setdefault(title, []).append(text)
-    print(f"images       {count - len(problems):,} of {count:,} are there, readable and of the right size")
+    problems = sorted(result for result in results if result)
+    for title, text in problems:
+        (report.warnings if title == _TURNED else report.broken).setdefault(title, []).append(text)
+    good = count - sum(title != _TURNED for title, _ in problems)
+    print(f"images       {good:,} of {count:,} are there, readable and of the right size")
 
 
 def _masks(data: ReferData, report: Report) -> None:
@@ -138,6 +134,17 @@ def _masks(data: ReferData, report: Report) -> None:
     for title, found in (("empty masks", share == 0), ("masks that cover the whole image", share == 1)):
         if found.any():
             report.warnings[title] = [_ref(data, r) for r in np.flatnonzero(found)]
+    alone = areas > 0
+    alone[alone] = [data.mask_area(r, "single") == 0 for r in np.flatnonzero(alone)]
+    if alone.any():
+        report.warnings["masks that data.overlap=single leaves empty"] = [_ref(data, r) for r in np.flatnonzero(alone)]
+    if data.ref_left_out.any():
+        report.warnings["masks of which a polygon with fewer than three points was left out"] = [
+            _ref(data, r) for r in np.flatnonzero(data.ref_left_out)]
+    ids, counts = np.unique(data.ref_ids, return_counts=True)
+    if (counts > 1).any():
+        report.warnings["refs that share their ref_id"] = [
+            _ref(data, r) for r in np.flatnonzero(np.isin(data.ref_ids, ids[counts > 1]))]
     print(f"masks        median {np.median(share):.1%} of the image; {data.ref_outside.sum():,} of {len(share):,} have "
           "a polygon that reaches outside the image (clipped)")
 
@@ -182,7 +189,7 @@ def _result(report: Report, strict: bool) -> int:
     tail = f" {warnings:,} warning{'s' * (warnings != 1)} above." if warnings else ""
     if report.broken:
         found = ", ".join(f"{len(problems):,} {title}" for title, problems in report.broken.items())
-        print(f"\nResult: broken: {found}; mend these before training.{tail}")
+        print(f"\nResult: broken: {found}; correct these before training.{tail}")
         return 1
     if report.differs:
         print("\nResult: every file is readable, but the counts differ from the published ones, so scores on this "

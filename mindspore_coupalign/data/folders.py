@@ -1,6 +1,7 @@
 """Where a data set's files lie below its root, and helpful words when they do not."""
 
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 
 from mindspore_coupalign.errors import UserError
 
@@ -59,3 +60,26 @@ def find_images(root: Path, dataset: str, images: str) -> Path:
         if folder.is_dir():
             return folder
     raise UserError(f"no image folder for {dataset}: tried {', '.join(map(str, tried))}; name it in data.images")
+
+
+def elsewhere(image_dir: Path, name: str) -> str:
+    """Where a picture lies that is not at ``image_dir / name``, with the remedy: the end of an error message."""
+    folders = [image_dir.parent, image_dir.parent.parent, *_subfolders(image_dir)]
+    found = [folder for folder in folders if os.path.isfile(folder / name)]
+    if len(found) == 1:
+        return f", but {found[0] / name} exists; give {found[0]} as data.images (check-data: --images)"
+    if found:
+        return f"; {len(found)} other folders hold one ({', '.join(map(str, found[:3]))}); name one in data.images"
+    bare = PurePosixPath(name).name
+    if bare != name and os.path.isfile(image_dir / bare):
+        return (f", but {image_dir / bare} exists; instances.json puts its pictures into a folder "
+                f"{PurePosixPath(name).parent}: move them there, or take it out of its file_name fields")
+    return "; check the image folder, or name another in data.images (check-data: --images)"
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return []

@@ -79,6 +79,10 @@ def run(args: argparse.Namespace) -> int:
     _counts(job)
     for text, count in job.notes.items():
         print(f"note: {text}{f': {count:,}' if count else ''}")
+    turned = [name for name in job.sizes if job.pictures.orientation.get(name, 1) != 1]
+    if turned:
+        print(f"note: pictures with an EXIF orientation, which is not applied: {len(turned):,} (first: {turned[0]}); "
+              "masks must lie on the pixels as stored")
     if job.bad:
         print(f"note: records left out: {job.bad:,}")
     several = any(len(ref.targets) != 1 for ref in job.refs)

@@ -8,7 +8,8 @@ import json
 import reprlib
 from pathlib import Path
 
-from mindspore_coupalign.data.pickles import _diagnosis, load_plain_pickle
+from mindspore_coupalign.data.file_kinds import kind_of_file
+from mindspore_coupalign.data.pickles import load_plain_pickle
 from mindspore_coupalign.errors import UserError
 
 
@@ -50,6 +51,6 @@ def read_json(path: Path):
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as exc:
-        why = str(exc)[:100] if content.lstrip()[:1] in (b"[", b"{") else ""
-        raise UserError(f"{path}: not complete JSON{_diagnosis(content[:64], len(content))}"
-                        f"{f' ({why})' if why else ''}") from exc
+        kind = kind_of_file(content[:64])
+        raise UserError(f"{path}: not complete JSON but {kind}" if kind else
+                        f"{path}: not complete JSON ({str(exc)[:100]}); truncated? get it again") from exc

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mindspore_coupalign.data.images import read_rgb
+from mindspore_coupalign.data.image_headers import exif_orientation
+from mindspore_coupalign.data.images import decode_rgb, read_bytes
 from mindspore_coupalign.data.importers.records import BadRecord, shown
 from mindspore_coupalign.errors import UserError
 
@@ -32,6 +33,7 @@ class Pictures:
         self._deeper = deeper
         self._found: dict[str, str] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
+        self.orientation: dict[str, int] = {}  # EXIF's, 1 to 8, of the pictures that were opened
 
     def find(self, name: str) -> str:
         """The name below the folder of the picture that a record calls ``name``.
@@ -71,21 +73,23 @@ class Pictures:
     def size(self, name: str) -> tuple[int, int]:
         """(h, w) of a found picture, which is decoded for it. Raises BadRecord when it cannot be."""
         if name not in self._sizes:
+            path = (self.folder or self.store) / name
             try:
-                self._sizes[name] = read_rgb((self.folder or self.store) / name).shape[:2]
+                content = read_bytes(path)
+                self._sizes[name] = decode_rgb(content, path).shape[:2]
             except UserError as exc:
                 raise BadRecord(str(exc)) from exc
+            self.orientation[name] = exif_orientation(content)
         return self._sizes[name]
 
     def compare(self, name: str, size: tuple[int, int], what: str):
         """Raise BadRecord when ``size`` (h, w) of ``what`` is not the picture's."""
         h, w = self.size(name)
-        if size == (h, w):
-            return
-        turned = size == (w, h) and read_rgb((self.folder or self.store) / name, upright=True).shape[:2] == size
-        why = ("its EXIF orientation turns it, and masks must lie on the pixels as stored: save the picture upright "
-               "(for example with `mogrify -auto-orient`)" if turned else "they must be of one size")
-        raise BadRecord(f"{what} is {size[1]} x {size[0]} pixels and picture {name} {w} x {h}; {why}")
+        if size != (h, w):
+            turned = size == (w, h) and self.orientation[name] >= 5
+            why = ("the picture is stored on its side (EXIF orientation), and masks must lie on the stored pixels: store "
+                   "it upright, for example with `mogrify -auto-orient`" if turned else "they must be of one size")
+            raise BadRecord(f"{what} is {size[1]} x {size[0]} pixels and picture {name} {w} x {h}; {why}")
 
     def keep(self, name: str, content: bytes) -> str:
         """Store a picture's bytes under a name, once; returns the name. Only where there is no image folder."""

@@ -148,16 +148,12 @@ def checked(segmentation, size: tuple[int, int], key: str) -> tuple[list | dict,
     Raises:
         BadRecord: it is none of a picture of this size, or covers no pixel.
     """
-    if isinstance(segmentation, list):
-        short = [part for part in segmentation if isinstance(part, list) and len(part) < 6]
-        segmentation = [part for part in segmentation if part not in short]
-        if not segmentation:
-            found = shown(short[0]) if short else "an empty list"
-            raise BadRecord(f"field {key!r}: a polygon needs three points, six numbers in one list; found {found}")
     try:
         rle = segmentation_to_rle(segmentation, *size).union
     except ValueError as exc:
         raise BadRecord(f"field {key!r}: {exc}") from exc
+    if isinstance(segmentation, list):
+        segmentation = [part for part in segmentation if not isinstance(part, list) or len(part) >= 6]
     if not rle_area(rle, *size):
         raise BadRecord(f"field {key!r} is an empty mask: no pixel of the picture ({size[1]} x {size[0]}) is in it")
     return segmentation, rle
