@@ -18,8 +18,9 @@ PARQUET = ("hf-refer", "hf-eval")
 
 def content(data, field="sent") -> Counter:
     """How often each (split, picture, sentence, mask) is there."""
+    masks = [data.mask(r).T.tobytes() for r in range(len(data.ref_ids))]
     return Counter((data.split_names[data.ref_split[r]], str(data.image_files[data.ref_image[r]]),
-                    data.sentence(s, field), data.mask(r).tobytes())
+                    data.sentence(s, field), masks[r])
                    for s, r in enumerate(data.sentence_ref.tolist()))
 
 
@@ -37,8 +38,9 @@ def expected(refer: Refer, form: str, field="sent") -> Counter:
             if not polygons:
                 continue
             name = f"{ref['image_id']}.jpg"
+        pixels = mask.T.tobytes()
         for sentence in ref["sentences"]:
-            found[ref["split"], name, sentence[field], mask.tobytes()] += 1
+            found[ref["split"], name, sentence[field], pixels] += 1
     return found
 
 

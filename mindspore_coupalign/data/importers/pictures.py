@@ -87,8 +87,9 @@ class Pictures:
         h, w = self.size(name)
         if size != (h, w):
             turned = size == (w, h) and self.orientation[name] >= 5
-            why = ("the picture is stored on its side (EXIF orientation), and masks must lie on the stored pixels: store "
-                   "it upright, for example with `mogrify -auto-orient`" if turned else "they must be of one size")
+            why = ("the picture is stored on its side (EXIF orientation), and masks must lie on the stored pixels: "
+                   "store it upright, for example with `mogrify -auto-orient`" if turned else
+                   "they must be of one size")
             raise BadRecord(f"{what} is {size[1]} x {size[0]} pixels and picture {name} {w} x {h}; {why}")
 
     def keep(self, name: str, content: bytes) -> str:
