@@ -64,8 +64,8 @@ def read(place: str):
     seconds, worked = time.perf_counter() - started, time.process_time() - worked
     kept = sum(value.nbytes if hasattr(value, "nbytes") else len(value) for value in vars(data).values()
                if hasattr(value, "nbytes") or isinstance(value, bytes)) / 2**20
-    print(f"{dataset:<8} {seconds:5.1f} s ({worked:.1f} s of one core), peak {peak_gib():.2f} GiB ({before:.2f} GiB before), "
-          f"{kept:,.0f} MiB kept for {len(data.sentence_ref):,} sentences")
+    print(f"{dataset:<8} {seconds:5.1f} s ({worked:.1f} s of one core), peak {peak_gib():.2f} GiB ({before:.2f} GiB "
+          f"before), {kept:,.0f} MiB kept for {len(data.sentence_ref):,} sentences")
 
 
 def peak_gib() -> float:

@@ -193,3 +193,80 @@ def test_reasonsegs_shapes(capsys, tmp_path):
     mask = data.mask(0)
     assert mask[6, 12] and not mask[15, 20] and mask.sum() == 21 * 21 - 11 * 11  # outlines belong to their shapes
 
+
+
+def test_the_vocabulary_spells_every_sentence(capsys, tmp_path):
+    from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+
+    refer = made_up(tmp_path / "pictures")
+    refer.refs[0]["sentences"][0]["sent"] = "Caf\u00e9-owner's \u732b, 3rd"
+    refer.refs[3]["sentences"][0]["sent"] = "unheard words in val"
+    written = WRITERS["jsonl"](refer, tmp_path / "own")
+    code, out, err = import_data(capsys, "jsonl", written.source, tmp_path / "out", "--vocabulary", images=refer.images)
+    assert code == 0, err
+    folder = tmp_path / "out/own/vocabulary"
+    assert str(folder) in out
+    tokenizer = SentenceTokenizer.from_name(str(folder), 40)
+    data = read_refer(tmp_path / "out", "own", "own")
+    texts = [data.sentence(s) for s in range(len(data.sentence_ref))]
+    ids, words = tokenizer(texts)
+    assert not ((ids == tokenizer.unknown_id) & (words == 1)).any()
+    assert tokenizer.lengths(["the thing number", "unheard"]).tolist() == [5, 9]  # train's words are whole
+
+
+def test_pictures_stay_where_they_are(capsys, tmp_path):
+    refer = made_up(tmp_path / "root/images/train2014")
+    written = WRITERS["seqtr"](refer, tmp_path / "seqtr")
+    code, out, _ = import_data(capsys, "seqtr", written.source, tmp_path / "root", images=refer.images)
+    assert code == 0 and not (tmp_path / "root/images/train2014").is_symlink()  # they are in their place already
+    code, out, _ = import_data(capsys, "seqtr", written.source, tmp_path / "other", images=refer.images)
+    assert code == 0 and "(a link)" in out and (tmp_path / "other/images/train2014").resolve() == refer.images
+    (tmp_path / "third/images/train2014").mkdir(parents=True)  # the place is another's
+    code, out, _ = import_data(capsys, "seqtr", written.source, tmp_path / "third", images=refer.images)
+    assert code == 0 and f"data.images={refer.images}" in out
+    assert len(read_refer(tmp_path / "third", "refcoco", "unc", str(refer.images)).ref_ids) == len(refer.refs)
+
+
+def test_the_reader_takes_json_beside_nothing_and_the_pickle_beside_json(tmp_path):
+    refer = made_up(tmp_path / "images/train2014")
+    (tmp_path / "refcoco").mkdir()
+    (tmp_path / "refcoco/instances.json").write_text(json.dumps(refer.instances))
+    (tmp_path / "refcoco/refs(unc).json").write_text(json.dumps(refer.refs))
+    first = read_refer(tmp_path, "refcoco", "unc")
+    (tmp_path / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refer.refs[:3], protocol=2))
+    second = read_refer(tmp_path, "refcoco", "unc")
+    assert first.source.suffix == ".json" and second.source.suffix == ".p" and len(second.ref_ids) == 3
+    assert content(first) == expected(refer, "") and content(first, "raw") == expected(refer, "", "raw")
+
+
+@pytest.mark.parametrize("form", ["hf-eval", "polyformer"])
+def test_pictures_inside_a_form_can_be_left_for_the_originals(capsys, tmp_path, form):
+    if form in PARQUET:
+        pytest.importorskip("pyarrow")
+    refer = made_up(tmp_path / "pictures")
+    written = WRITERS[form](refer, tmp_path / form)
+    code, out, err = import_data(capsys, form, written.source, tmp_path / "a", *written.arguments, images=refer.images)
+    assert code == 0 and "(a link)" in out, err
+    assert import_data(capsys, form, written.source, tmp_path / "b", *written.arguments)[0] == 0
+    first, second = (read_refer(tmp_path / root, "refcoco", "unc") for root in "ab")
+    assert content(first) == content(second)
+    np.testing.assert_array_equal(first.read_image(0), second.read_image(0))
+    stored = tmp_path / "b/images/train2014"
+    assert not stored.is_symlink() and {p.name for p in stored.iterdir()} <= {p.name for p in refer.images.iterdir()}
+    code, _, err = import_data(capsys, form, written.source, tmp_path / "b", *written.arguments, "--dataset", "refcocog")
+    assert code == 2 and "exists already" in err and "--images" in err  # they would mix with others
+
+
+def test_a_line_may_mean_no_object(capsys, tmp_path):
+    refer = made_up(tmp_path / "pictures")
+    name = refer.instances["images"][0]["file_name"]
+    lines = [{"image": name, "sentence": "a unicorn", "no_target": True},
+             {"image": name, "sentence": ["the thing", "it"], "mask": [SQUARE]}]
+    (tmp_path / "own.jsonl").write_text("\ufeff" + "\r\n\r\n".join(map(json.dumps, lines)))  # as Windows writes it
+    code, out, err = import_data(capsys, "jsonl", tmp_path / "own.jsonl", tmp_path / "a", images=refer.images)
+    assert code == 0 and "mean no object left out (--objects keep has them): 1" in out, err
+    assert read_refer(tmp_path / "a", "own", "own").sentence_ids.tolist() == [1, 2]
+    code, *_ = import_data(capsys, "jsonl", tmp_path / "own.jsonl", tmp_path / "b", "--objects", "keep",
+                           images=refer.images)
+    refs = json.loads((tmp_path / "b/own/refs(own).json").read_text())
+    assert code == 0 and [(ref["ann_id"], ref["no_target"]) for ref in refs] == [([-1], True), ([1], False)]

@@ -81,6 +81,8 @@ def test_painted_masks(tmp_path):
     ({"image": 7}, ("'image' must be text", "7")),
     ({"sentence": " "}, ("'sentence' is blank",)),
     ({"sentence": None}, ("'sentence' is missing",)),
+    ({"sentence": "\ud800"}, ("half a character",)),
+    ({"image": "\ud800.jpg"}, ("does not exist",)),
     ({"sentence": ["a", 2]}, ("'sentence' must be a sentence or a list",)),
     ({"mask": None}, ("give the object once", "none of them")),
     ({"box": [1, 2, 3, 4]}, ("give the object once", "mask, box")),
@@ -234,6 +236,19 @@ def test_without_pyarrow_the_command_to_install_it_is_named(capsys, tmp_path, mo
     (tmp_path / "refcoco.parquet").write_bytes(b"PAR1")
     code, _, err = import_data(capsys, "hf-refer", tmp_path / "refcoco.parquet", tmp_path / "out", images=tmp_path)
     assert code == 2 and "pip install" in err and "pyarrow" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", [form for form in WRITERS if form not in ("rrsis-d", "labelme", "coco")])
+def test_other_forms_are_recognised_where_refers_files_were_wanted(capsys, tmp_path, form):
+    if form.startswith("hf"):
+        pytest.importorskip("pyarrow")
+    source = WRITERS[form](made_up(tmp_path / "pictures"), tmp_path / form).source
+    folder = source if source.is_dir() else source.parent
+    (folder.parent / "images").mkdir(exist_ok=True)
+    check = ["check-data", "--root", str(folder.parent), "--dataset", folder.name, "--split-by", "unc"]
+    assert main(check) == 2
+    err = capsys.readouterr().err
+    assert f"import-data --format {'hf-refer' if form == 'hf-eval' else form} " in err, err
 
 
 @pytest.mark.parametrize("arguments, words", [

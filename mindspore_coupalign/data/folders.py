@@ -3,6 +3,7 @@
 import os
 from pathlib import Path, PurePosixPath
 
+from mindspore_coupalign.data.importers.recognise import foreign_form
 from mindspore_coupalign.errors import UserError
 
 KNOWN = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd or google", "refclef": "berkeley or unc",
@@ -14,12 +15,18 @@ def find_dataset(root: Path, dataset: str, split_by: str) -> Path:
     its reader.
 
     Raises:
-        UserError: the root or the data set's folder is missing; says what is there instead.
+        UserError: the root or the data set's folder is missing, or holds data of another form; says what is there.
     """
     folder = root / dataset
     if folder.is_dir() and dataset:
         pickled, json = folder / f"refs({split_by}).p", folder / f"refs({split_by}).json"
-        return json if json.exists() and not pickled.exists() else pickled
+        if json.exists() and not pickled.exists():
+            return json
+        form = "" if pickled.exists() or _holds_refs(folder) else foreign_form(folder)
+        if form:
+            raise UserError(f"{folder}: holds no refs({split_by}).p, but data of another form; bring it into REFER's "
+                            f"layout with `import-data --format {form} {folder} --images IMAGES --output ROOT`")
+        return pickled
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; data.root must hold <dataset>/refs(*).p and the images")
     if _holds_refs(root):

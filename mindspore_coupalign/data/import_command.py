@@ -12,8 +12,10 @@ from mindspore_coupalign.data.check import PUBLISHED
 from mindspore_coupalign.data.importers import FORMATS, importer
 from mindspore_coupalign.data.importers.job import LISTED, Import
 from mindspore_coupalign.data.importers.pictures import Pictures
+from mindspore_coupalign.data.importers.vocabulary import vocabulary
 from mindspore_coupalign.data.importers.writer import check_store, publish, staging, write_layout
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.outputs import make_folder, write_file
 
 # Refs, sentences and images per split of sets that check-data does not know, None where not known: PhraseCut's own
 # README, and the paper of RRSIS-D (RMSIN, CVPR 2024).
@@ -48,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "none; keep writes both as gRefCOCO does")
     parser.add_argument("--instances", type=Path, help="COCO's instances file, for forms that leave out the masks")
     parser.add_argument("--masks", type=Path, help="folder of the mask pictures, if not the usual one")
+    parser.add_argument("--vocabulary", action="store_true", help="also write OUTPUT/DATASET/vocabulary, a tokenizer "
+                        "of the data set's own words, for small networks trained from scratch")
     parser.add_argument("--skip-bad", type=int, default=0, metavar="N", help="leave out up to N records that cannot be "
                         "placed (default 0: refuse)")
 
@@ -72,9 +76,13 @@ def run(args: argparse.Namespace) -> int:
         importer(args.format)(job)
         _refuse_bad(job, args.skip_bad)
         write_layout(job, stage)
+        if args.vocabulary:
+            write_file(make_folder(stage.folder / "vocabulary") / "vocab.txt", _vocabulary(job).encode("utf-8"))
         place = publish(job, stage)
     print(f"read         {args.source} as {args.format}")
     print(f"written      {root / dataset}/refs({split_by}).json and instances.json")
+    if args.vocabulary:
+        print(f"vocabulary   {root / dataset}/vocabulary")
     print(f"images       {place}\n")
     _counts(job)
     for text, count in job.notes.items():
@@ -137,6 +145,12 @@ def _refuse_bad(job: Import, allowed: int):
         print(f"left out: {text}")
     if not job.refs:
         raise UserError(f"{job.source}: holds no record with an object; nothing was written; is --format right?")
+
+
+def _vocabulary(job: Import) -> str:
+    """Of the train split, or of all where there is none."""
+    refs = [ref for ref in job.refs if ref.split == "train"] or job.refs
+    return vocabulary([sentence.sent for ref in refs for sentence in ref.sentences])
 
 
 def _counts(job: Import):

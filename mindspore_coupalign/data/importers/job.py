@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from mindspore_coupalign.data.importers.pictures import Pictures
-from mindspore_coupalign.data.importers.records import BadRecord, Ref, Sentence, Target, checked
+from mindspore_coupalign.data.importers.records import BadRecord, Ref, Sentence, Target, checked, shown
 from mindspore_coupalign.data.masks import rle_to_mask
 
 LISTED = 10  # problems that are spelt out
@@ -62,7 +62,8 @@ class Import:
         except BadRecord as exc:
             self.bad += 1
             if len(self.problems) < LISTED:
-                self.problems.append(f"{path}: {name} {which}: {exc}".replace("\n", " "))
+                text = f"{path}: {name} {which}: {exc}".replace("\n", " ")
+                self.problems.append(text.encode("utf-8", "backslashreplace").decode())
 
     def known(self, key: Hashable) -> Ref | None:
         """The ref that was added under a key, for forms that repeat an object with every sentence."""
@@ -107,6 +108,12 @@ class Import:
     def check_sentences(self, found: list[Sentence]):
         if not found or not any(sentence.sent.strip() for sentence in found):
             raise BadRecord("it has no sentence" if not found else "its sentence is blank")
+        for sentence in found:
+            try:
+                (sentence.sent + sentence.raw).encode("utf-8")
+            except UnicodeEncodeError as exc:
+                raise BadRecord(f"its sentence {shown(sentence.sent)} holds half a character (a lone "
+                                "surrogate)") from exc
         blank = sum(not sentence.sent.strip() for sentence in found)
         if blank:
             self.notes["blank sentences beside others of the same object kept"] += blank
