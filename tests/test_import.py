@@ -253,7 +253,8 @@ def test_pictures_inside_a_form_can_be_left_for_the_originals(capsys, tmp_path, 
     np.testing.assert_array_equal(first.read_image(0), second.read_image(0))
     stored = tmp_path / "b/images/train2014"
     assert not stored.is_symlink() and {p.name for p in stored.iterdir()} <= {p.name for p in refer.images.iterdir()}
-    code, _, err = import_data(capsys, form, written.source, tmp_path / "b", *written.arguments, "--dataset", "refcocog")
+    again = [*written.arguments, "--dataset", "refcocog"]
+    code, _, err = import_data(capsys, form, written.source, tmp_path / "b", *again)
     assert code == 2 and "exists already" in err and "--images" in err  # they would mix with others
 
 

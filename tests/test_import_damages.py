@@ -188,6 +188,18 @@ def refuses(capsys, tmp_path, form, written, images, *words):
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
+def test_mdetrs_files_hold_several_sets_and_no_masks(capsys, tmp_path):
+    refer = made_up(tmp_path / "pictures")
+    written = WRITERS["mdetr"](refer, tmp_path / "mdetr")
+    coco = written.arguments[1]
+    code, _, err = import_data(capsys, "mdetr", written.source, tmp_path / "out", "--instances", coco,
+                               images=refer.images)
+    assert code == 2 and "of refcoco; choose one with --dataset" in err
+    code, _, err = import_data(capsys, "mdetr", written.source, tmp_path / "out", "--dataset", "refcoco",
+                               images=refer.images)
+    assert code == 2 and "--instances" in err and "no masks" in err
+
+
 def test_damages_of_tsv(capsys, tmp_path):
     refer = made_up(tmp_path / "pictures")
     written = WRITERS["polyformer"](refer, tmp_path / "polyformer")
@@ -292,3 +304,43 @@ def test_the_real_command_line(command_line, tmp_path):
     assert done.code == 0 and "every file is readable" in done.out
     done = command_line("import-data", "--format", "hf-refer", source, "--output", tmp_path / "again")
     assert done.code == 2 and "needs --images" in done.err
+
+
+def replaced(value, random):
+    """A JSON value with one node of it, any, replaced by something else."""
+    junk = [None, 5, -1, "x", "", [], {}, 1e400, True, [[1, 2]], "7", 2**70, float("nan"), "a\0b", "../x", 0.5]
+    nodes, holders = [()], {(): value}
+    for path in nodes:
+        inside = holders[path]
+        for key in inside if isinstance(inside, dict) else range(len(inside)) if isinstance(inside, list) else ():
+            nodes.append((*path, key))
+            holders[(*path, key)] = inside[key]
+    path = nodes[random.integers(len(nodes))]
+    if path:
+        holders[path[:-1]][path[-1]] = junk[random.integers(len(junk))]
+    return value if path else junk[random.integers(len(junk))]
+
+
+@pytest.mark.parametrize("form", ["seqtr", "uninext", "mdetr", "cris", "grefcoco", "phrasecut", "labelme", "coco"])
+def test_any_damage_gets_one_line_or_data_that_can_be_read(capsys, tmp_path, form):
+    refer, random = made_up(tmp_path / "pictures"), np.random.default_rng(0)
+    for image in refer.instances["images"]:
+        (refer.images / f"{image['id']}.jpg").write_bytes((refer.images / image["file_name"]).read_bytes())
+    written = WRITERS[form](refer, tmp_path / form)
+    files = sorted(written.source.rglob("*.json"))
+    outcomes = set()
+    for trial in range(40):
+        file = files[random.integers(len(files))]
+        whole = file.read_text()
+        file.write_text(json.dumps(replaced(json.loads(whole), random)))
+        code, _, err = import_data(capsys, form, written.source, tmp_path / f"out{trial}", *written.arguments,
+                                   images=refer.images)
+        outcomes.add(code)
+        if code == 0:
+            (folder,) = [path for path in (tmp_path / f"out{trial}").iterdir() if path.name != "images"]
+            (refs,) = folder.glob("refs(*).json")
+            read_refer(tmp_path / f"out{trial}", folder.name, refs.name[5:-6])
+        else:
+            assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+        file.write_text(whole)
+    assert outcomes == {0, 2}

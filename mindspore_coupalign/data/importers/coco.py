@@ -31,9 +31,7 @@ def read_coco(job: Import) -> None:
     for path in files(job.source, "*.json"):
         content = read_dict(path, "images", "annotations")
         images = by_id(content["images"], path, "images")
-        for entry in content.get("categories", ()):
-            if isinstance(entry, dict) and type(entry.get("id")) is int:
-                job.categories[entry["id"]] = str(entry.get("name", "object"))
+        job.name_categories(content)
         for i, annotation in enumerate(content["annotations"]):
             which = annotation.get("id", f"number {i}") if isinstance(annotation, dict) else f"number {i}"
             with job.record(path, "annotation", which):

@@ -105,6 +105,13 @@ class Import:
         if key is not None:
             self._known[key] = ref
 
+    def name_categories(self, content: dict):
+        """Take the names of a COCO file's categories; what is wrong there does no harm."""
+        entries = content.get("categories")
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and type(entry.get("id")) is int:
+                self.categories[entry["id"]] = str(entry.get("name", "object"))
+
     def check_sentences(self, found: list[Sentence]):
         if not found or not any(sentence.sent.strip() for sentence in found):
             raise BadRecord("it has no sentence" if not found else "its sentence is blank")

@@ -17,9 +17,7 @@ from mindspore_coupalign.errors import UserError
 def read_mdetr(job: Import) -> None:
     coco = read_dict(_instances(job), "annotations")
     masks = by_id(coco["annotations"], _instances(job), "annotations")
-    for entry in coco.get("categories", ()):
-        if isinstance(entry, dict) and type(entry.get("id")) is int:
-            job.categories[entry["id"]] = str(entry.get("name", "object"))
+    job.name_categories(coco)
     del coco
     foreign = set()
     for path in files(job.source, "finetune_*.json"):

@@ -31,9 +31,7 @@ def _read(job: Import, pattern: str, several: bool):
         content = read_dict(instances, "images", "annotations")
         images = by_id(content["images"], instances, "images")
         annotations = by_id(content["annotations"], instances, "annotations")
-        for entry in content.get("categories", ()):
-            if isinstance(entry, dict) and type(entry.get("id")) is int:
-                job.categories[entry["id"]] = str(entry.get("name", "object"))
+        job.name_categories(content)
         for i, ref in enumerate(refs):
             which = ref["ref_id"] if isinstance(ref, dict) and "ref_id" in ref else f"number {i}"
             with job.record(path, "ref", which):
