@@ -20,6 +20,8 @@ from mindspore_coupalign.outputs import silence
 COMMANDS = {
     "make-shapes": ("data.shapes", "draw the embedded data set RefShapes in REFER's layout"),
     "check-data": ("data.check", "check a data folder and count it against the published numbers"),
+    "import-data": ("data.import_command", "bring other forms of data, or your own pictures, into REFER's layout"),
+    "export-data": ("data.export_command", "write a data set as JSON lines or COCO, for labelling elsewhere"),
     "describe": ("describe", "list a configuration's parts with parameters and GMACs"),
     "convert-weights": ("weights.convert", "read the pretrained weights of other projects, strictly"),
     "train": ("train", "train a model"),

@@ -235,7 +235,7 @@ def test_annotation_on_another_image(tmp_path):
 
 @pytest.mark.parametrize("edits, words", [
     ({"refs": lambda refs: refs[2].pop("split")}, ("refs(unc).p", "ref number 2", "'split'", "missing")),
-    ({"refs": lambda refs: refs[2].update(ann_id=[1, 2])}, ("ref number 2", "'ann_id'", "whole number", "[1, 2]")),
+    ({"refs": lambda refs: refs[2].update(ann_id=[1, 2])}, ("ref 502", "2 objects", "--objects unite")),
     ({"refs": lambda refs: [refs[1]["sentences"][1].pop(field) for field in ("sent", "raw")]},
      ("a sentence of ref 501", "'sent'", "missing")),
     ({"refs": lambda refs: refs[1]["sentences"][1].update(sent=5)}, ("a sentence of ref 501", "'sent'", "found 5")),

@@ -12,7 +12,7 @@ import numpy as np
 
 from mindspore_coupalign.data.file_kinds import kind_of_file
 from mindspore_coupalign.data.masks import Region, segmentation_to_rle
-from mindspore_coupalign.data.pickles import load_plain_pickle
+from mindspore_coupalign.data.refs_file import load_refs
 from mindspore_coupalign.errors import UserError
 
 LARGEST_SIDE = 65535  # pixels, JPEG's limit
@@ -27,7 +27,7 @@ def read_annotations(refs_file: Path, instances_file: Path) -> dict:
         UserError: a file that is missing, damaged or of another kind, a missing or mistyped field, a ref whose
             annotation or image instances.json does not have or has twice, a segmentation that is none.
     """
-    refs = load_plain_pickle(refs_file)
+    refs = load_refs(refs_file)
     if not isinstance(refs, list) or not refs:
         found = "an empty one" if refs == [] else type(refs).__name__
         raise UserError(f"{refs_file}: expected a list of refs, found {found}; is this the right file?")
