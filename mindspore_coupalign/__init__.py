@@ -2,6 +2,8 @@
 
 import os
 
+from mindspore_coupalign import cuda
+
 __version__ = "0.1.0"
 
 # oneDNN 3.10, which MindSpore's CPU back end calls, answers plain-layout convolutions with its reference code when it
@@ -9,3 +11,5 @@ __version__ = "0.1.0"
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 # MindSpore's own warnings (about 30 lines a run) hide what a user has to read; GLOG_v=2 brings them back.
 os.environ.setdefault("GLOG_v", "3")
+# CUDA 11's libraries from pip have to be there before MindSpore is imported.
+cuda.activate()
