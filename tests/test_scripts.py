@@ -1,4 +1,4 @@
-"""scripts/*.sh through real shells: the caller's folder, a Python that is taken as it is, an install without network."""
+"""scripts/*.sh through real shells: the caller's folder, a Python that is taken as it is, an offline install."""
 
 import os
 import subprocess
