@@ -4,7 +4,7 @@ import os
 
 from mindspore_coupalign import cuda
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # oneDNN 3.10, which MindSpore's CPU back end calls, answers plain-layout convolutions with its reference code when it
 # may use AVX-512: 70 times slower than its AVX2 code (docs/mindspore.md). It reads this once, at its first kernel.

@@ -143,13 +143,42 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The shipped configurations by name (the file's, without .yaml), wherever the package is installed."""
+    package = Path(__file__).resolve().parent
+    folders = (package / "configs", package.parent / "configs")  # of an installation, of a source tree
+    files = next((sorted(folder.rglob("*.yaml")) for folder in folders if folder.is_dir()), [])
+    return {file.stem: file for file in files}
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of that path, or else the shipped configuration: ``refcoco_swin_b``, also as ``configs/….yaml``.
+
+    Raises:
+        UserError: there is neither.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    shipped = shipped_configs()
+    if path.stem in shipped and path.suffix in ("", ".yaml") and path.parts[:1] in (path.parts[-1:], ("configs",)):
+        return shipped[path.stem]
+    near = difflib.get_close_matches(path.stem, shipped, n=3) or sorted(shipped)
+    raise UserError(f"{name}: no such configuration file, and none of that name is shipped; shipped are "
+                    f"{', '.join(near)}")
+
+
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     """Read a YAML file (following its ``base:``) and apply ``section.key=value`` overrides.
+
+    Args:
+        path: a file, or the name of a shipped configuration such as ``refcoco_swin_b``.
 
     Raises:
         UserError: missing or malformed file, unknown key, wrong type, impossible combination.
     """
-    values = _read_yaml(Path(path), seen=())
+    path = find_config(path)
+    values = _read_yaml(path, seen=())
     _apply(values, overrides)
     source = str(path) if not overrides else f"{path} with its overrides"
     return config_from_dict(values, source)
@@ -198,7 +227,7 @@ def _read_yaml(path: Path, seen: tuple) -> dict:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as exc:
-        raise UserError(f"{path}: no such configuration file; the shipped ones are in configs/") from exc
+        raise UserError(f"{path}: no such configuration file, which another one names as its base") from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise UserError(f"{path}: cannot be read as a YAML text file ({_first_line(exc)})") from exc
     try:

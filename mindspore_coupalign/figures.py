@@ -1,7 +1,8 @@
 """Drawing: masks over photographs, attention maps, contact sheets. Nothing here knows the network.
 
-Shapes: rgb (h, w, 3) uint8; mask, truth (h, w) bool; values (h, w) float. Small pictures are enlarged by a whole
-factor, so that a 64-pixel image is still readable; every function returns a new (h', w', 3) uint8 picture.
+Masks are outlines: a tint would change the colour that a sentence names. Small pictures are enlarged by a whole factor,
+so that a 64-pixel image is still readable; every function returns a new (h', w', 3) uint8 picture.
+Shapes: rgb (h, w, 3) uint8; mask, truth (h, w) bool, truth is the ground truth; values (h, w) float.
 """
 
 from pathlib import Path
@@ -9,32 +10,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mindspore_coupalign.captions import INK, NOTE_INK, PAPER, line_height, text_strip
 from mindspore_coupalign.outputs import write_file
 
 MASK_COLOUR = (255, 64, 96)  # RGB
 TRUTH_COLOUR = (64, 224, 128)
-_INK, _NOTE_INK, _PAPER = (24, 24, 24), (90, 90, 90), (250, 250, 250)
-_FONT, _FONT_SCALE, _LINE = cv2.FONT_HERSHEY_SIMPLEX, 0.5, 20  # a line of text is 20 pixels high
-_MARGIN = 8
+_LETTERS, _MARGIN = 14, 8  # pixels
 _SHORT, _LONG = 320, 1600  # small pictures grow until the short side is _SHORT, never past _LONG on the other
 
 
 def overlay(rgb: np.ndarray, mask: np.ndarray, sentence: str, truth: np.ndarray | None = None,
             note: str = "") -> np.ndarray:
-    """The picture with the mask tinted and outlined, the truth outlined, and the sentence and a note below.
+    """The picture with the mask outlined, and the sentence and a note below; an empty mask is said there.
 
     Args:
-        truth: drawn as an outline in another colour.
+        truth: outlined in another colour, by a thinner line on top.
         note: a short remark under the sentence, such as "IoU 0.87".
     """
     factor = _factor(rgb.shape, _SHORT)
-    picture, region = _repeat(rgb, factor), _repeat(mask.astype(np.uint8), factor)
-    tint = (0.55 * picture + 0.45 * np.array(MASK_COLOUR)).astype(np.uint8)
-    picture = np.where(region[..., None] > 0, tint, picture)
-    _outline(picture, region, MASK_COLOUR)
+    picture = _repeat(rgb, factor)
+    _outline(picture, _repeat(mask.astype(np.uint8), factor), MASK_COLOUR)
     if truth is not None:
-        _outline(picture, _repeat(truth.astype(np.uint8), factor), TRUTH_COLOUR)
-    return caption(picture, sentence, note)
+        _outline(picture, _repeat(truth.astype(np.uint8), factor), TRUTH_COLOUR, thin=True)
+    return caption(picture, sentence, note if mask.any() else f"nothing predicted; {note}".rstrip("; "))
 
 
 def heat(rgb: np.ndarray, values: np.ndarray, short: int = 192) -> np.ndarray:
@@ -57,14 +55,20 @@ def heat(rgb: np.ndarray, values: np.ndarray, short: int = 192) -> np.ndarray:
 def caption(rgb: np.ndarray, text: str, note: str = "") -> np.ndarray:
     """The picture with a strip below that holds the wrapped text and, in grey, a note."""
     scale = max(1.0, min(rgb.shape[:2]) / 600)  # a large photograph is seen from further away
-    margin, height = round(_MARGIN * scale), round(_LINE * scale)
-    lines = [(line, ink) for words, ink in ((text, _INK), (note, _NOTE_INK))
-             for line in _wrap(words, rgb.shape[1] - 2 * margin, _FONT_SCALE * scale)]
-    strip = np.full((margin + height * len(lines), rgb.shape[1], 3), _PAPER, np.uint8)
-    for i, (line, ink) in enumerate(lines):
-        at = (margin, height * (i + 1) - margin // 4)
-        cv2.putText(strip, line, at, _FONT, _FONT_SCALE * scale, ink, round(scale), cv2.LINE_AA)
-    return np.concatenate([rgb, strip])
+    lines = [(words, ink) for words, ink in ((text, INK), (note, NOTE_INK)) if words.strip()]
+    return np.concatenate([rgb, text_strip(rgb.shape[1], lines, round(_LETTERS * scale), round(_MARGIN * scale))])
+
+
+def legend(width: int, title: str, truth: bool = True) -> np.ndarray:
+    """A strip that says which outline is which, (h, width, 3)."""
+    marks = [(MASK_COLOUR, "prediction"), *([(TRUTH_COLOUR, "ground truth")] if truth else [])]
+    lines = [(title, INK), *((name, INK) for _, name in marks)]
+    strip = text_strip(width, lines, _LETTERS, _MARGIN, indent=4 * _MARGIN)
+    for i, (colour, _) in enumerate(marks, 1):
+        y = _MARGIN // 2 + line_height(_LETTERS) * i + line_height(_LETTERS) // 2
+        for edge, ink in ((2, (0, 0, 0)), (0, colour)):
+            cv2.line(strip, (2 * _MARGIN, y), (4 * _MARGIN, y), ink, 3 + edge)
+    return strip
 
 
 def contact_sheet(panels: list[np.ndarray], columns: int) -> np.ndarray:
@@ -73,7 +77,7 @@ def contact_sheet(panels: list[np.ndarray], columns: int) -> np.ndarray:
     widths = [max(row[j].shape[1] for row in rows if j < len(row)) for j in range(len(rows[0]))]
     heights = [max(panel.shape[0] for panel in row) for row in rows]
     size = (sum(heights) + _MARGIN * (len(rows) + 1), sum(widths) + _MARGIN * (len(widths) + 1), 3)
-    sheet = np.full(size, _PAPER, np.uint8)
+    sheet = np.full(size, PAPER, np.uint8)
     y = _MARGIN
     for row, height in zip(rows, heights, strict=True):
         x = _MARGIN
@@ -103,21 +107,11 @@ def _repeat(array: np.ndarray, factor: int) -> np.ndarray:
     return array.repeat(factor, 0).repeat(factor, 1)
 
 
-def _outline(picture: np.ndarray, region: np.ndarray, colour: tuple):
+def _outline(picture: np.ndarray, region: np.ndarray, colour: tuple, thin: bool = False):
     """Draw the region's border, with a dark edge so that it shows on any background."""
     contours, _ = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    thickness = max(2, min(picture.shape[:2]) // 160)
+    thickness = max(3, min(picture.shape[:2]) // 120)
+    if thin:
+        thickness = -(-thickness // 2)
     cv2.drawContours(picture, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
     cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
-
-
-def _wrap(text: str, width: int, scale: float) -> list[str]:
-    """Lines that fit ``width`` pixels; cv2's fonts hold ASCII only, anything else becomes '?'."""
-    lines, line = [], ""
-    for word in text.encode("ascii", "replace").decode().split():
-        longer = f"{line} {word}".strip()
-        if line and cv2.getTextSize(longer, _FONT, scale, 1)[0][0] > width:
-            lines.append(line)
-            longer = word
-        line = longer
-    return [*lines, line] if line else lines

@@ -32,7 +32,7 @@ from mindspore_coupalign.watch import Watch
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--config", metavar="FILE",
-                        help="YAML, for example configs/refshapes_tiny.yaml (default with --resume: the run's own)")
+                        help="YAML file, or the name of a shipped one (default with --resume: the run's own)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-4 data.root=/data")
     parser.add_argument("--output", metavar="DIR",
                         help="where to write (default: the resumed run's folder, or runs/<name of the config file>)")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     elif state:
         config = with_overrides(state.config, args.overrides, f"{state.path}'s configuration with the overrides")
     else:
-        raise UserError("train: give --config FILE (the shipped ones are in configs/), or --resume DIR")
+        raise UserError("train: give --config with a file or the name of a shipped configuration, or --resume DIR")
     if args.output or not state:
         output = Path(args.output or Path("runs") / Path(args.config).stem)
     else:

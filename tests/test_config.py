@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mindspore_coupalign.config import Config, config_from_dict, config_to_dict, load_config, with_overrides
+from mindspore_coupalign.config import (
+    Config,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    shipped_configs,
+    with_overrides,
+)
 from mindspore_coupalign.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,3 +240,20 @@ def test_every_field_is_read_by_the_package():
     assert len(fields) > 50
     dead = [name for name in fields if not re.search(rf"\.{name.rpartition('.')[2]}\b", source)]
     assert not dead
+
+
+def test_a_shipped_configuration_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    shipped = shipped_configs()
+    assert {"base", "refshapes_tiny", "refcoco_swin_b", "lavt_swin_b", "refcoco_swin_b_wpa_4"} <= shipped.keys()
+    monkeypatch.chdir(tmp_path)
+    for name in ("lavt_swin_b", "lavt_swin_b.yaml", "configs/paper/lavt_swin_b.yaml"):
+        assert load_config(name).model.name == "lavt"
+    (tmp_path / "lavt_swin_b").write_text("model: {decoder_dim: 64}\n")  # the user's own file comes first
+    assert load_config("lavt_swin_b").model.decoder_dim == 64
+    for name in ("lavt_swin_c", "elsewhere/lavt_swin_b.yaml", "lavt_swin_b.yml"):
+        with pytest.raises(UserError, match="no such configuration file, and none of that name is shipped"):
+            load_config(name)
+
+
+def test_shipped_configurations_have_different_names():
+    assert len(SHIPPED) >= AT_LEAST and len({file.stem for file in SHIPPED}) == len(SHIPPED)

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mindspore_coupalign import figures
+from mindspore_coupalign import captions, figures
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import make_folder
 
@@ -19,13 +19,12 @@ def has_colour(picture, colour):
     return (picture == np.array(colour)).all(-1).any()
 
 
-def test_overlay_tints_the_mask_and_nothing_else(scene):
+def test_overlay_outlines_the_mask_and_changes_nothing_else(scene):
     rgb, mask = scene
     drawn = figures.overlay(rgb, mask, "the square", note="IoU 0.50")
     assert drawn.dtype == np.uint8 and drawn.shape[1] == 60 * 8 and drawn.shape[0] > 40 * 8  # 8 · 40 = 320
     assert (drawn[36 * 8 : 40 * 8] == 120).all() and (drawn[: 8 * 8] == 120).all()
-    r, g, b = drawn[20 * 8, 20 * 8].astype(int)
-    assert r > 150 and g < 120 and b < 130
+    assert (drawn[12 * 8 : 28 * 8, 12 * 8 : 28 * 8] == 120).all()  # the object keeps its colour
     assert has_colour(drawn[: 40 * 8], figures.MASK_COLOUR) and not has_colour(drawn, figures.TRUTH_COLOUR)
     np.testing.assert_array_equal(rgb, 120)  # the input is left as it was
 
@@ -48,13 +47,43 @@ def test_large_pictures_keep_their_size_and_thin_ones_stay_bounded():
     assert figures.overlay(np.zeros((4, 900, 3), np.uint8), np.zeros((4, 900), bool), "a").shape[1] == 900
 
 
-def test_captions_wrap_and_replace_what_the_font_lacks():
+def test_captions_wrap():
     narrow = np.zeros((320, 200, 3), np.uint8)
     one, many = figures.caption(narrow, "short"), figures.caption(narrow, "a sentence of many more words " * 4)
     assert many.shape[0] > one.shape[0] + 40 and one.shape[1] == many.shape[1] == 200
-    np.testing.assert_array_equal(figures.caption(narrow, "café"), figures.caption(narrow, "caf?"))
-    assert figures.caption(narrow, "x" * 500).shape[1] == 200  # a word that cannot be wrapped
-    assert figures.caption(narrow, "short", "note").shape[0] == one.shape[0] + 20
+    long = figures.caption(narrow, "x" * 500)
+    assert long.shape[1] == 200 and long.shape[0] > many.shape[0]  # broken anywhere, whole
+    assert figures.caption(narrow, "short", "note").shape[0] == one.shape[0] + captions.line_height(14)
+    assert figures.caption(narrow, "").shape == figures.caption(narrow, " \n").shape
+
+
+@pytest.mark.parametrize("text", ["the café", "größer links", "красный круг", "κόκκινο", "الدائرة"])
+def test_captions_are_written_in_their_script(text):
+    assert captions.written(text, 14)[0] == text
+
+
+def test_a_character_that_no_font_holds_is_written_as_its_code_point(monkeypatch):
+    monkeypatch.setattr(captions, "_system_fonts", lambda: ())
+    assert captions.written("左 left", 14)[0] == "U+5DE6 left"
+    assert captions.written("a\tb\x00c", 14)[0] == "a b c"
+
+
+def test_the_systems_fonts_are_asked_for_what_the_default_lacks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(captions, "_system_fonts", lambda: asked.append(1) or (captions._default_font(),))
+    captions.written("plain", 14)
+    assert not asked
+    captions.written("左", 14)
+    assert asked
+
+
+def test_an_empty_mask_is_said_and_the_legend_shows_both_outlines(scene):
+    rgb, mask = scene
+    empty, whole = figures.overlay(rgb, mask & False, "a", note=""), figures.overlay(rgb, mask, "a", note="")
+    assert empty.shape[0] == whole.shape[0] + captions.line_height(14)
+    for truth in (True, False):
+        strip = figures.legend(300, "val", truth)
+        assert has_colour(strip, figures.MASK_COLOUR) and has_colour(strip, figures.TRUTH_COLOUR) == truth
 
 
 def test_heat_is_blue_at_the_least_and_red_at_the_most(scene):
