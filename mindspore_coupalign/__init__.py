@@ -1,6 +1,11 @@
 """CoupAlign (NeurIPS 2022) on MindSpore: an image and a sentence in, the mask of the object it names out."""
 
 import os
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - the rest of the package does not even parse there
+    sys.exit("error: mindspore_coupalign needs Python 3.10, 3.11 or 3.12, as MindSpore 2.10 does; this is "
+             + sys.version.split()[0] + " (" + sys.executable + ")")
 
 from mindspore_coupalign import cuda
 

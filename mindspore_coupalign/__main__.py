@@ -16,6 +16,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import silence
 
 COMMANDS = {
+    "doctor": ("doctor", "say what this machine has and lacks; its output belongs into every issue report"),
     "make-shapes": ("data.shapes", "draw the embedded data set RefShapes in REFER's layout"),
     "check-data": ("data.check", "check a data folder and count it against the published numbers"),
     "describe": ("describe", "list a configuration's parts with parameters and GMACs"),

@@ -18,10 +18,11 @@ CALLED_BY_MINDSPORE = ("cuGetErrorName", "cuLaunchKernel", "cuModuleGetFunction"
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc makes the stub libraries")
 
 
-def library(path: Path, source: str = "int nothing;"):
+def library(path: Path, source: str = "int nothing;", needs: Path | None = None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", path, f"-Wl,-soname,{path.name}"], input=source,
-                   text=True, check=True)
+    linked = ["-Wl,--no-as-needed", needs] if needs else []
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-x", "none", *linked, "-o", path,
+                    f"-Wl,-soname,{path.name}"], input=source, text=True, check=True)
 
 
 def stub_driver(folder: Path, version: int = 12040, cards: int = 1, init: int = 0, capability=(8, 0)) -> Path:
