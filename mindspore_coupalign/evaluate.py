@@ -24,7 +24,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.metrics import THRESHOLDS, logit, overlap, summarize
 from mindspore_coupalign.outputs import check_writable, write_file
 from mindspore_coupalign.ranks import add_up
-from mindspore_coupalign.watch import Watch
+from mindspore_coupalign.watch import Limits, Watch
 
 PROTOCOLS = ("image", "input")
 REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of perfect masks, as data/shapes.py writes them
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     config = configuration(args.config, args.overrides + [name for name in names if "=" in name], checkpoint)
     if args.output:
         check_writable(Path(args.output))
-    with Watch.of_job() as watch:
+    with Watch.of_job(Limits.of(config.train)) as watch:
         return score(args, checkpoint, config, runtime.setup(args.device_target, config.train.seed, watch))
 
 

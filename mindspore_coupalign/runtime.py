@@ -50,7 +50,9 @@ def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     ms.set_seed(seed)
     np.random.seed(seed)
-    return Runtime(target, rank, ranks, watch or Watch(None))
+    watch = watch or Watch(None)
+    watch.target = target
+    return Runtime(target, rank, ranks, watch)
 
 
 def _has_gpu() -> bool:
