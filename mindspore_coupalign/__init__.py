@@ -1,6 +1,13 @@
 """CoupAlign (NeurIPS 2022) on MindSpore: an image and a sentence in, the mask of the object it names out."""
 
 import os
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - the rest of the package does not even parse there
+    sys.exit("error: mindspore_coupalign needs Python 3.10, 3.11 or 3.12, as MindSpore 2.10 does; this is "
+             + sys.version.split()[0] + " (" + sys.executable + ")")
+
+from mindspore_coupalign import cuda
 
 __version__ = "0.2.0"
 
@@ -9,3 +16,5 @@ __version__ = "0.2.0"
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 # MindSpore's own warnings (about 30 lines a run) hide what a user has to read; GLOG_v=2 brings them back.
 os.environ.setdefault("GLOG_v", "3")
+# CUDA 11's libraries from pip have to be there before MindSpore is imported.
+cuda.activate()

@@ -18,6 +18,7 @@ from mindspore_coupalign.interrupts import watch_interrupts
 from mindspore_coupalign.outputs import silence
 
 COMMANDS = {
+    "doctor": ("doctor", "say what this machine has and lacks; its output belongs into every issue report"),
     "make-shapes": ("data.shapes", "draw the embedded data set RefShapes in REFER's layout"),
     "check-data": ("data.check", "check a data folder and count it against the published numbers"),
     "import-data": ("data.import_command", "bring other forms of data, or your own pictures, into REFER's layout"),

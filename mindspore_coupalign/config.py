@@ -136,6 +136,10 @@ class TrainConfig:
     keep: int = 2  # so many of the newest checkpoints are kept, beside the best
     max_skipped: int = 10  # end the run after so many steps in a row whose loss or gradient is no number
     hang_seconds: int = 0  # end the run when a rank takes longer for a step; 0: ten of the longest so far, at least 20
+    silence_seconds: int = 20  # end it when a rank gives no sign of life for so long
+    compile_seconds: int = 0  # the same while it compiles, which holds the signs back; 0: 120 on CPU, 1200 elsewhere
+    remote_seconds: int = 60  # more of these three for ranks of other machines: NFS shows their files late
+    meet_seconds: int = 1800  # ranks wait so long for one that saves or validates
     log_every: int = 10  # steps between lines of log.jsonl
 
 
@@ -394,7 +398,10 @@ def _validate(config: Config, source: str):
     check(min(train.image_rate, train.text_rate, train.head_rate) > 0,
           "train.image_rate, text_rate and head_rate must be positive; train.freeze keeps parameters as they are")
     check(train.keep >= 1 and train.max_skipped >= 1, "train.keep and train.max_skipped must be at least 1")
-    check(min(train.save_every, train.hang_seconds) >= 0, "train.save_every and hang_seconds must not be negative")
+    check(min(train.save_every, train.hang_seconds, train.compile_seconds, train.remote_seconds) >= 0,
+          "train.save_every, hang_seconds, compile_seconds and remote_seconds must not be negative")
+    check(train.silence_seconds >= 5, "train.silence_seconds must be at least 5: a rank gives a sign every second")
+    check(train.meet_seconds >= 1, "train.meet_seconds must be at least 1")
     check(train.epochs >= 1 and train.steps >= 0, "train.epochs must be at least 1 and train.steps at least 0")
     check(train.minutes >= 0, "train.minutes must not be negative")
     check(train.lr > 0, "train.lr must be positive")

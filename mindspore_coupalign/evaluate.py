@@ -33,7 +33,7 @@ from mindspore_coupalign.prompts import Plan, check_positions, make_plan
 from mindspore_coupalign.protocols import IMAGE, INPUT, SIZE_NAMES
 from mindspore_coupalign.ranks import add_up
 from mindspore_coupalign.scoring import score_plan
-from mindspore_coupalign.watch import Watch
+from mindspore_coupalign.watch import Limits, Watch
 
 SIZES = (IMAGE, INPUT)
 REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of perfect masks, as data/shapes.py writes them
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output and --details name the same file, {args.output}; give each its own")
     if args.details and "sentence" not in (protocol.name for protocol in chosen):
         raise UserError("--details writes what protocol sentence sees; add sentence to --protocol")
-    with Watch.of_job() as watch:
+    with Watch.of_job(Limits.of(config.train)) as watch:
         return score(args, checkpoint, config, chosen, runtime.setup(args.device_target, config.train.seed, watch))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import mindspore as ms
 import numpy as np
 
+from mindspore_coupalign import cuda
 from mindspore_coupalign.config import AMP_LEVELS
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.watch import LOCAL_WORKERS, Watch
@@ -38,13 +39,12 @@ def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:
     Raises:
         UserError: the device is not there, or MindSpore cannot use it.
     """
-    available = {"Ascend": ms.device_context.ascend.is_available, "GPU": ms.device_context.gpu.is_available,
-                 "CPU": lambda: True}
+    available = {"Ascend": ms.device_context.ascend.is_available, "GPU": _has_gpu, "CPU": lambda: True}
     if target == "auto":
         target = next(name for name, there in available.items() if there())
     elif not available[target]():
-        raise UserError(f"--device-target {target}: MindSpore finds no usable {target} on this machine; use "
-                        "--device-target CPU, or check the driver and the CUDA or CANN version that MindSpore needs")
+        raise UserError(f"--device-target {target}: MindSpore finds no usable {target} on this machine; `python -m "
+                        "mindspore_coupalign doctor` says why; --device-target CPU runs anywhere")
     ms.set_device(target, int(os.environ.get("DEVICE_ID", "0"))) if target != "CPU" else ms.set_device(target)
     ms.set_context(mode=ms.GRAPH_MODE)
     rank, ranks = 0, 1
@@ -57,7 +57,14 @@ def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     ms.set_seed(seed)
     np.random.seed(seed)
-    return Runtime(target, rank, ranks, watch or Watch(None))
+    watch = watch or Watch(None)
+    watch.target = target
+    return Runtime(target, rank, ranks, watch)
+
+
+def _has_gpu() -> bool:
+    """Whether there is a card as well: MindSpore calls a GPU available once its back end is linked."""
+    return ms.device_context.gpu.is_available() and not cuda.driver().problem
 
 
 def _local_workers() -> int:

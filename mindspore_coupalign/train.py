@@ -31,7 +31,7 @@ from mindspore_coupalign.resume import check_resumable
 from mindspore_coupalign.run_folder import RunFolder, holds_a_run, load_state
 from mindspore_coupalign.schedule import Budget, learning_rate
 from mindspore_coupalign.train_step import LOSSES, RESULTS
-from mindspore_coupalign.watch import Watch
+from mindspore_coupalign.watch import Limits, Watch
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if not continues and holds_a_run(output):
         raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
     changes = check_resumable(state, config) if state else []
-    with Watch.of_job(config.train.hang_seconds) as watch:
+    with Watch.of_job(Limits.of(config.train)) as watch:
         here = runtime.setup(args.device_target, config.train.seed, watch)
         if here.rank == 0:
             for line in changes:

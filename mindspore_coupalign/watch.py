@@ -9,23 +9,42 @@ files for the launcher.
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from mindspore_coupalign.errors import UserError
 
-LEAST_LIMIT = 20.0  # seconds that a step may always take, and that a rank may give no sign of life
-SHORT_LIMIT = 5.0  # the same once it is known that something is wrong
-MEETING_LIMIT = 1800.0  # seconds that ranks wait for one that saves or validates
-SILENCE_LIMIT = 120.0  # seconds without a beat in a phase that compiles: the compiler keeps the interpreter for long
+LEAST_LIMIT = 20.0  # seconds that a step may always take
+SHORT_LIMIT = 5.0  # seconds that a rank may give no sign of life once it is known that something is wrong
+COMPILING = {"CPU": 120.0}  # seconds that it may give none while it compiles; elsewhere:
+COMPILING_ELSEWHERE = 1200.0
+COLLECTIVE = re.compile(r"AllReduce|AllGather|Broadcast|collective|HCCL|NCCL|cluster", re.IGNORECASE)  # in errors
 FOLDER = "COUPALIGN_RANKS"  # environment, from launch_ranks.sh: the folder of the ranks' files
 LOCAL_WORKERS = "COUPALIGN_LOCAL_WORKERS"  # the same: ranks on this machine
 ASKED = "asked_to_stop"  # a file in that folder: the job was asked to stop, before some of its ranks had started maybe
 ENDS = ("done", "stopped")
 GONE = ("Z", "")  # what _status says of a process that has ended
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds, of the fields of TrainConfig that are named here."""
+
+    step: float = 0.0  # hang_seconds: a step may take; 0: ten times the longest so far, at least LEAST_LIMIT
+    silence: float = 20.0  # silence_seconds: a rank may give no sign of life
+    compiling: float = 0.0  # compile_seconds: the same while it compiles; 0: COMPILING of its target
+    remote: float = 60.0  # remote_seconds: more of all three for ranks on other machines
+    meeting: float = 1800.0  # meet_seconds: ranks wait for one that saves or validates
+
+    @classmethod
+    def of(cls, train) -> "Limits":
+        return cls(train.hang_seconds, train.silence_seconds, train.compile_seconds, train.remote_seconds,
+                   train.meet_seconds)
 
 
 def folder() -> Path | None:
@@ -62,13 +81,14 @@ class Watch:
 
     Args:
         folder: of the ranks' files; None watches nothing.
-        limit: seconds that a step may take; 0: ten times the longest so far, at least LEAST_LIMIT.
         workers: ranks of this machine.
     """
 
-    def __init__(self, folder: Path | None, rank: int = 0, limit: float = 0.0, workers: int = 1):
-        self.folder, self.rank, self.fixed, self.workers = folder, rank, limit, workers
+    def __init__(self, folder: Path | None, rank: int = 0, limits: Limits = Limits(), workers: int = 1):
+        self.folder, self.rank, self.limits, self.workers = folder, rank, limits, workers
+        self.target = "CPU"  # where the ranks compute; runtime.setup says it
         self.longest, self.state, self.waits, self.met = 0.0, {}, False, 0
+        self.heard = {}  # rank of another machine -> when its beat and its phase were last seen to change
         self.ending, self.ended = "done", threading.Event()
         self.compiled_at = 0.0  # time.perf_counter() of the first ``compiled`` of this phase; 0: there was none
         self.lock = threading.Lock()
@@ -78,9 +98,9 @@ class Watch:
             threading.Thread(target=self._run, daemon=True).start()
 
     @classmethod
-    def of_job(cls, limit: float = 0.0):
+    def of_job(cls, limits: Limits = Limits()):
         """That of the job whose rank this process is; outside of a job one that does nothing."""
-        return cls(folder(), own_rank(), limit, int(os.environ.get(LOCAL_WORKERS, "1")))
+        return cls(folder(), own_rank(), limits, int(os.environ.get(LOCAL_WORKERS, "1")))
 
     def __enter__(self):
         return self
@@ -91,9 +111,11 @@ class Watch:
         if exc is None:
             self.meet()  # msrun ends all ranks when the first one leaves
             self.enter(self.ending, self.state["step"])
+        # this rank goes on giving signs of life: another one's may be waited for
+        culprit = self.explain(str(exc)) if isinstance(exc, RuntimeError) else ""
         with self.lock:
             self.ended.set()
-        if isinstance(exc, RuntimeError) and (culprit := self.explain()):
+        if culprit:
             raise UserError(f"{culprit}; the job ends, go on with --resume") from exc
 
     def enter(self, phase: str, step: int, compiles: bool = False):
@@ -128,9 +150,9 @@ class Watch:
             self._write()
         pause, start = 0.001, time.time()
         while late := self._late():
-            if time.time() - start > MEETING_LIMIT:
-                raise UserError(f"{late} has not come in {MEETING_LIMIT / 60:.0f} minutes; the job ends, go on with "
-                                "--resume")
+            if time.time() - start > self.limits.meeting:
+                raise UserError(f"{late} has not come in {self.limits.meeting / 60:.0f} minutes "
+                                "(train.meet_seconds); the job ends, go on with --resume")
             time.sleep(pause)
             pause = min(0.1, 1.5 * pause)
 
@@ -141,25 +163,60 @@ class Watch:
         return _name(late[0]) if late else "" if len(states) >= self.workers else "a rank"
 
     def limit(self) -> float:
-        return self.fixed or max(LEAST_LIMIT, 10 * self.longest)
+        return self.limits.step or max(LEAST_LIMIT, 10 * self.longest)
 
-    def explain(self) -> str:
-        """Who it was, when a collective has failed by MindSpore's own timeout; empty when no rank is conspicuous."""
+    def explain(self, said: str = "") -> str:
+        """Who it was, when a collective has failed by MindSpore's own timeout; empty when no rank is conspicuous.
+
+        Args:
+            said: by MindSpore.
+        """
         if self.folder is None:
             return ""
-        culprit = self._culprit(SHORT_LIMIT, SHORT_LIMIT)
+        start, collective = time.time(), COLLECTIVE.search(said)
+        while not (culprit := self._culprit(SHORT_LIMIT, SHORT_LIMIT)) and collective:
+            alive = all(heard[1] > start + SHORT_LIMIT for heard in self.heard.values())
+            if alive or time.time() - start > SHORT_LIMIT + self.limits.remote:
+                culprit = self._lost_connection()
+                break
+            time.sleep(0.5)  # whether a rank of another machine is silent is known only after a while
         if culprit:
             self.enter(culprit, self.state["step"])
         return culprit
 
     def _culprit(self, limit: float, silence: float) -> str:
         culprit = ""
+        compiling = self.limits.compiling or COMPILING.get(self.target, COMPILING_ELSEWHERE)
         for _ in range(2):  # the file of a rank that is found dead may have been read just before its end was written
-            others = [s for s in read_states(self.folder) if s["rank"] != self.rank]
-            culprit = find_culprit(self.state, others, limit, time.time(), silence)
+            others = [self._by_own_clock(s) for s in read_states(self.folder) if s["rank"] != self.rank]
+            culprit = find_culprit(self.state, others, limit, time.time(), silence, compiling, self.limits.remote)
             if not culprit:
                 break
         return culprit
+
+    def _by_own_clock(self, state: dict) -> dict:
+        """Another machine's clock may differ, and its files may come late: what counts is when they changed here."""
+        if state["host"] == self.state["host"]:
+            return state
+        now, phase = time.time(), (state["phase"], state["step"], state["since"])
+        beat, heard, before, since = self.heard.get(state["rank"], (None, now, None, now))
+        heard, since = (heard if beat == state["beat"] else now), (since if before == phase else now)
+        self.heard[state["rank"]] = state["beat"], heard, phase, since
+        return state | {"beat": heard, "since": since}
+
+    def _elsewhere(self) -> list:
+        """The names of the other machines whose ranks' files can be read."""
+        return sorted({s["host"] for s in read_states(self.folder)} - {self.state["host"]})
+
+    def _lost_connection(self) -> str:
+        """What it must have been, when a collective has failed and every rank that can be seen is alive."""
+        if hosts := self._elsewhere():
+            return (f"{_name(self.state)} does not reach the ranks on {', '.join(hosts)}, which are alive; check the "
+                    "network between the machines")
+        if self.workers < int(os.environ.get("MS_WORKER_NUM", "1")):
+            return (f"{_name(self.state)} has lost a rank of another machine or the connection to it; its own message "
+                    "says more, and a LOG_DIR that all machines share brings it here")
+        return ""
 
     def _write(self):
         _write(self.folder, self.state | {"met": self.met})
@@ -170,7 +227,7 @@ class Watch:
                 if self.ended.is_set():
                     return
                 self._write()
-            if culprit := self._culprit(self.limit(), LEAST_LIMIT):
+            if culprit := self._culprit(self.limit(), self.limits.silence):
                 self.enter(culprit, self.state["step"])  # job.py says it, once for all ranks
                 os._exit(3)  # the main thread is inside a collective and cannot be asked; msrun ends the others
             self.ended.wait(1)
@@ -199,23 +256,26 @@ def _name(state: dict) -> str:
     return f"rank {state['rank']} (process {state['pid']} on {state['host']})"
 
 
-def find_culprit(own: dict, others: list, limit: float, now: float, silence: float = LEAST_LIMIT) -> str:
+def find_culprit(own: dict, others: list, limit: float, now: float, silence: float = Limits.silence,
+                 compiling: float = COMPILING["CPU"], remote: float = 0.0) -> str:
     """A sentence about the rank that the others wait for; empty when all is well.
 
     Args:
         limit: seconds that a step may take; three times as long, and it counts as hanging on all ranks.
-        silence: seconds without a beat; SILENCE_LIMIT while it compiles, unless its process is stopped.
+        silence: seconds without a beat; ``compiling`` while it compiles, unless its process is stopped.
+        remote: seconds more for ranks of other machines.
     """
     for other in others:
         if other["phase"] in ENDS:
             continue
         if other["phase"].startswith("rank "):  # it has failed, and says how
             return other["phase"]
-        name = _name(other)
-        status = _status(other["pid"]) if other["host"] == own["host"] else "?"
+        name, here = _name(other), other["host"] == own["host"]
+        status = _status(other["pid"]) if here else "?"
         if status in GONE:
             return f"{name} died in step {other['step']} ({other['phase']})"
-        if now - other["beat"] > (SILENCE_LIMIT if other["compiles"] and status != "T" else silence):
+        allowed = compiling if other["compiles"] and status != "T" else silence
+        if now - other["beat"] > allowed + (0 if here else remote):
             return f"{name} has given no sign of life for {now - other['beat']:.0f} s in step {other['step']}"
     if own["phase"] != "step" or own["compiles"]:
         return ""
@@ -223,11 +283,13 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
     for other in others:  # those that this rank waits for have not entered its step; before, they may have saved
         waited = now - max(own["since"], other["since"])
         behind = (other["step"], other["phase"]) < (own["step"], "step") and other["phase"] in ("loading", "step")
-        if behind and waited > limit:
+        if behind and waited > limit + (0 if other["host"] == own["host"] else remote):
             return f"{_name(other)} hangs in step {other['step']} ({other['phase']}) for {waited:.0f} s{patience}"
     together = now - max(state["since"] for state in (own, *others))
     if others and together > 3 * limit and all(other["phase"] == "step" for other in others):
-        return f"{_name(own)} hangs with all others in step {own['step']} for {together:.0f} s{patience}"
+        several = any(other["host"] != own["host"] for other in others)
+        network = ", or the network between the machines is cut" if several else ""
+        return f"{_name(own)} hangs with all others in step {own['step']} for {together:.0f} s{network}{patience}"
     return ""
 
 

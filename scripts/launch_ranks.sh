@@ -7,8 +7,10 @@
 #   LOCAL_WORKERS  devices of each machine, the same on all, as msrun wants it (default: WORKER_NUM, one machine)
 #   NODE_RANK      0 on the machine that the others connect to, 1, 2, … on the others
 #   MASTER_ADDR    address of machine 0;   MASTER_PORT  a free port there (default 8118)
+#   CLUSTER_TIMEOUT  seconds in which all ranks must have started (default 60, of several machines 600)
+#   LOG_DIR        a folder of all machines, or else a rank that dies or hangs on another one is not named here
 launch_ranks() {
-  local workers="$1" logs="${LOG_DIR:-runs/msrun_log}" status=0 nodes=()
+  local workers="$1" logs="${LOG_DIR:-runs/msrun_log}" timeout=60 status=0 nodes=() msrun=(msrun)
   shift
   mkdir -p "$logs"
   exec 9>"$logs/lock-${NODE_RANK:-0}"
@@ -24,11 +26,13 @@ launch_ranks() {
   fi
   export COUPALIGN_RANKS="$logs" COUPALIGN_LOCAL_WORKERS="${LOCAL_WORKERS:-$workers}"
   if [ "$COUPALIGN_LOCAL_WORKERS" != "$workers" ]; then
+    timeout=600
     nodes=(--master_addr="${MASTER_ADDR:?address of machine 0}" --node_rank="${NODE_RANK:?number of this machine}")
   fi
+  command -v msrun > /dev/null || msrun=(python -m mindspore.parallel.cluster.run) # as after pip install --user
   # msrun kills its ranks when it is interrupted: it gets a session of its own, and they are asked to save and stop
-  setsid msrun --worker_num="$workers" --local_worker_num="$COUPALIGN_LOCAL_WORKERS" "${nodes[@]}" \
-    --master_port="${MASTER_PORT:-8118}" --join=True --cluster_time_out=60 --log_dir="$logs" --tail_worker_log=0 \
+  setsid "${msrun[@]}" --worker_num="$workers" --local_worker_num="$COUPALIGN_LOCAL_WORKERS" ${nodes[@]+"${nodes[@]}"} \
+    --master_port="${MASTER_PORT:-8118}" --join=True --cluster_time_out="${CLUSTER_TIMEOUT:-$timeout}" --log_dir="$logs" --tail_worker_log=0 \
     python -m mindspore_coupalign "$@" 2>"$logs/msrun${NODE_RANK:+_$NODE_RANK}.log" &
   local job=$!
   trap 'python -m mindspore_coupalign.job --stop "$logs" 15 || true' TERM HUP

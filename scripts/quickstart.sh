@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a trained CoupAlign: environment, RefShapes, training from scratch, scores, pictures, MINDIR, prediction.
-# About twelve minutes on two CPU cores after the install. Usage: bash scripts/quickstart.sh [SEED] [key=value ...]
+# All of it lands in data/refshapes and runs/ of the current folder. About twelve minutes on two CPU cores after the install.
+# Usage: bash scripts/quickstart.sh [SEED] [key=value ...]
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 seed="${1:-0}"
 [ $# -gt 0 ] && shift
@@ -14,7 +15,7 @@ coupalign make-shapes --output "$data"
 echo "== 2/6 train from scratch"
 resume=()
 compgen -G "$run/last*.safetensors" > /dev/null && resume=(--resume "$run") # a second start goes on where the first one stopped
-coupalign train --config configs/refshapes_tiny.yaml --output "$run" "${resume[@]}" train.seed="$seed" "$@"
+coupalign train --config "$root/configs/refshapes_tiny.yaml" --output "$run" ${resume[@]+"${resume[@]}"} train.seed="$seed" "$@"
 # Side by side with the scores: what loads and compiles on one core leaves the other idle
 products() {
   echo "== 4/6 pictures of the best, worst and random predictions"

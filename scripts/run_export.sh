@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
 # Write a checkpoint as MINDIR. Usage: bash scripts/run_export.sh CHECKPOINT FILE.mindir [DEVICE_TARGET]
-source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 usage="usage: run_export.sh CHECKPOINT FILE.mindir [DEVICE_TARGET]"
-exec python -m mindspore_coupalign export --checkpoint "${1:?$usage}" --output "${2:?$usage}" --device-target "${3:-auto}"
+checkpoint="${1:?$usage}"
+file="${2:?$usage}"
+device_target="${3:-auto}"
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+exec python -m mindspore_coupalign export --checkpoint "$checkpoint" --output "$file" --device-target "$device_target"

@@ -18,6 +18,7 @@ from test_train import log_of, run_command, write_config
 
 from mindspore_coupalign import job, watch
 from mindspore_coupalign.checkpoint import load_checkpoint
+from mindspore_coupalign.config import Config, load_config
 from mindspore_coupalign.data.shapes import make_shapes
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.train_step import LOSSES
@@ -83,8 +84,13 @@ def one_and_two(setting):
 
 
 def test_two_ranks_equal_one(one_and_two):
-    """The loss curve, the scores and every parameter after 20 steps."""
     one, two, out = one_and_two
+    assert_equal(one, two)
+    assert "2 ranks" in out and out.count("20 steps of 4 samples") == 1  # rank 0 alone speaks
+
+
+def assert_equal(one: Path, two: Path):
+    """The loss curve, the scores and every parameter after 20 steps of two runs."""
     (losses, scores), (losses_2, scores_2) = log_of(one), log_of(two)
     assert [line["step"] for line in losses_2] == list(range(1, 21))
     for key in LOSSES:
@@ -98,7 +104,6 @@ def test_two_ranks_equal_one(one_and_two):
     assert [line["val"]["sentences"] for line in scores_2] == [line["val"]["sentences"] for line in scores]
     for a, b in zip(scores, scores_2, strict=True):
         assert b["val"]["image"]["mIoU"] == pytest.approx(a["val"]["image"]["mIoU"], abs=0.05)
-    assert "2 ranks" in out and out.count("20 steps of 4 samples") == 1  # rank 0 alone speaks
 
 
 @pytest.mark.parametrize("workers", [3])
@@ -365,6 +370,96 @@ def test_who_is_to_blame():
     assert watch.find_culprit(own, [failed], 20, 100.0) == "rank 1: x.jpg: no"
 
 
+def test_ranks_of_other_machines_have_longer():
+    """A network file system shows their files late; what is known at once of a rank of this machine is not of them."""
+    own, remote = state(0, 7, "step", since=50.0), {"host": "elsewhere"}
+    silent, slow = state(1, 7, "step", beat=70.0, **remote), state(1, 7, "loading", **remote)
+    assert watch.find_culprit(own, [silent], 300, 100.0, remote=60) == ""
+    assert "no sign of life for 90 s" in watch.find_culprit(own, [silent], 300, 160.0, remote=60)
+    assert watch.find_culprit(own, [slow], 20, 100.0, remote=60) == ""
+    late = watch.find_culprit(own, [slow | {"beat": 130.0}], 20, 135.0, remote=60)
+    assert "hangs in step 7 (loading) for 85 s" in late
+    first, compiling = own | {"compiles": True}, silent | {"compiles": True}
+    assert watch.find_culprit(first, [compiling], 300, 240.0, compiling=120, remote=60) == ""
+    assert "no sign of life" in watch.find_culprit(first, [compiling], 300, 260.0, compiling=120, remote=60)
+    assert watch.find_culprit(first, [compiling], 300, 1300.0, compiling=1200, remote=60) == ""
+    together = watch.find_culprit(own, [silent | {"beat": 199.0}], 20, 200.0, remote=60)
+    assert "hangs with all others" in together and "or the network between the machines is cut" in together
+
+
+def test_the_clock_of_another_machine_does_not_matter(tmp_path, monkeypatch):
+    """Nor does a beat that comes late: a rank is silent from when its file was last seen to change."""
+    clock = [1000.0]
+    monkeypatch.setattr(watch.time, "time", lambda: clock[0])
+    own = watch.Watch(None)
+    own.folder, own.state = tmp_path, state(0, 7, "loading", beat=1000.0)
+
+    def look(beat) -> str:
+        (tmp_path / "rank_1.json").write_text(json.dumps(state(1, 7, "step", beat=beat, host="elsewhere")))
+        return own._culprit(20, 20)
+
+    assert look(beat=10.0) == ""  # its clock is a quarter of an hour slow
+    clock[0] += 79
+    assert look(beat=10.0) == ""
+    clock[0] += 2
+    assert "rank 1" in look(beat=10.0) and "no sign of life for 81 s" in look(beat=10.0)
+    assert look(beat=11.0) == ""
+    assert look(beat=99999.0) == ""  # or fast
+    clock[0] += 81
+    assert "no sign of life" in look(beat=99999.0)
+
+
+@pytest.mark.parametrize("said, lives, expected", [
+    ("Launch kernel failed, name:Default/AllReduce-op5", True, "does not reach the ranks on elsewhere, which are"),
+    ("Launch kernel failed, name:Default/AllReduce-op5", False, "rank 1 .* has given no sign of life"),
+    ("Launch kernel failed, name:Default/MatMul-op5", True, "")])
+def test_a_connection_that_is_lost_is_named(tmp_path, monkeypatch, said, lives, expected):
+    """A collective fails, and the rank of another machine still gives signs of life, or does not."""
+    monkeypatch.setattr(watch, "SHORT_LIMIT", 1.0)
+    mate, ended = tmp_path / "rank_1.json", threading.Event()
+
+    def beat():
+        while not ended.wait(0.2):
+            watch._write(tmp_path, state(1, 7, "step", host="elsewhere"))
+
+    mate.write_text(json.dumps(state(1, 7, "step", host="elsewhere")))
+    own = watch.Watch(tmp_path, 0, watch.Limits(remote=2))
+    own.enter("step", 7)
+    threads = [threading.Thread(target=beat)] if lives else []
+    for thread in threads:
+        thread.start()
+    try:
+        with pytest.raises(UserError if expected else RuntimeError, match=expected or "MatMul"), own:
+            raise RuntimeError(said)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_limits_are_configuration(tmp_path):
+    config = load_config(write_config(tmp_path / "a.yaml", tmp_path, ["train.silence_seconds=30",
+                                                                      "train.compile_seconds=900"]))
+    assert watch.Limits.of(config.train) == watch.Limits(0, 30, 900, 60, 1800)
+    assert watch.Limits() == watch.Limits.of(Config().train)
+    for wrong, said in (("silence_seconds=4", "at least 5"), ("meet_seconds=0", "at least 1"),
+                        ("remote_seconds=-1", "must not be negative")):
+        with pytest.raises(UserError, match=f"train.*{said}"):
+            load_config(write_config(tmp_path / "a.yaml", tmp_path, [f"train.{wrong}"]))
+
+
+@pytest.mark.parametrize("place, expected", [
+    ({}, "60"), ({"CLUSTER_TIMEOUT": "90"}, "90"),
+    ({"LOCAL_WORKERS": "1", "NODE_RANK": "0", "MASTER_ADDR": "nowhere"}, "600")])
+def test_how_long_ranks_wait_for_each_other_to_start(tmp_path, place, expected):
+    environ = environment(tmp_path, **place)
+    (tmp_path / "venv" / "bin" / "msrun").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
+    environ["PATH"] = f"{tmp_path / 'venv' / 'bin'}:{environ['PATH']}"
+    subprocess.run(["bash", "-c", "source scripts/launch_ranks.sh; launch_ranks 2 train"], cwd=ROOT, env=environ,
+                   capture_output=True, timeout=60)
+    assert f"--cluster_time_out={expected} " in (tmp_path / "called").read_text()
+
+
 def test_what_is_compiled_may_no_longer_be_silent_for_long(tmp_path):
     one = watch.Watch(tmp_path, rank=1)
     one.enter("evaluating", 0, compiles=True)
@@ -432,10 +527,10 @@ def test_a_full_disk_does_not_lose_the_last_message(tmp_path, monkeypatch):
     assert not watch.tell("nobody hears it", 2)
 
 
-def test_a_rank_that_never_comes(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "MEETING_LIMIT", 0.2)
+def test_a_rank_that_never_comes(tmp_path):
     (tmp_path / "rank_1.json").write_text(json.dumps(state(1, 7, "saving", beat=time.time() + 60)))
-    with pytest.raises(UserError, match="rank 1 .* has not come"), watch.Watch(tmp_path, 0, workers=2) as own:
+    with pytest.raises(UserError, match="rank 1 .* has not come"), \
+            watch.Watch(tmp_path, 0, watch.Limits(meeting=0.2), workers=2) as own:
         own.meet()
 
 

@@ -1,0 +1,186 @@
+"""Which targets MindSpore has on this machine, why not the others, and one operator on each. MindSpore itself is
+imported in child processes alone.
+"""
+
+import glob
+import importlib.util
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mindspore_coupalign import cuda
+from mindspore_coupalign.doctor import ABSENT, BAD, NOTE, OK, Item
+from mindspore_coupalign.doctor.machine import of_mindspore
+
+NPUS = "/dev/davinci[0-9]*"
+CANN_SCRIPTS = ("/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/cann/set_env.sh",
+                "~/Ascend/ascend-toolkit/set_env.sh", "~/Ascend/cann/set_env.sh")
+GPU_PACKAGES = "pip install -r requirements-gpu.txt"
+NO_MINDSPORE = "MindSpore is not installed"
+
+
+def cpu(timeout: float) -> Iterator[Item]:
+    if of_mindspore() is None:
+        yield Item("CPU", BAD, NO_MINDSPORE)
+        return
+    good, text = probe("device", "CPU", timeout=timeout)[-1]
+    yield Item("CPU", OK if good else BAD, text)
+
+
+def gpu(timeout: float) -> Iterator[Item]:
+    folder, driver = of_mindspore(), cuda.driver()
+    for number, (name, capability) in enumerate(driver.cards):
+        says = cuda.suits(driver.version, capability)
+        yield Item(f"GPU {number}", NOTE if says.startswith("not served") else OK, f"{name}: {says}")
+    if folder is None:
+        yield Item("GPU", ABSENT, NO_MINDSPORE)
+    elif obstacle := gpu_obstacle(folder, driver):
+        text, remedy = obstacle
+        yield Item("GPU", NOTE if driver.cards else ABSENT, text, remedy)
+    else:
+        good, text = probe("device", "GPU", timeout=timeout)[-1]
+        yield Item("GPU", OK if good else BAD, text)
+
+
+def gpu_obstacle(folder: Path, driver: cuda.Driver) -> tuple[str, str] | None:
+    """(why MindSpore, installed in ``folder``, cannot use a GPU, what to do); None where it should."""
+    plugins = sorted((folder / "lib" / "plugin").glob("libmindspore_gpu.so.*"))
+    if not plugins:
+        return f"this MindSpore has no GPU back end (its wheel for {platform.machine()})", ""
+    if driver.problem:
+        return driver.problem, ""
+    if all(cuda.suits(driver.version, capability).startswith("not served") for _, capability in driver.cards):
+        return "no card that MindSpore 2.10 serves", ""
+    found, release = cuda.find(), cuda.own_release()
+    if found.home is None and not release:
+        other = cuda.release_of(os.environ.get("CUDA_HOME", ""))
+        own = f"CUDA_HOME has CUDA {other}, MindSpore 2.10 needs {' or '.join(cuda.KNOWN_RELEASES)}; " if other else ""
+        return own + found.reason.partition("; pip")[0], f"{sys.executable} -m {GPU_PACKAGES}" if found.missing else ""
+    plugin = next((p for p in plugins if p.name.endswith(cuda.RELEASE if found.home else release)), plugins[-1])
+    if missing := missing_libraries(plugin):
+        return f"{plugin.name} does not find {', '.join(missing)}; is it in a folder of LD_LIBRARY_PATH?", ""
+    return None
+
+
+def ascend(timeout: float) -> Iterator[Item]:
+    folder = of_mindspore()
+    if folder is None:
+        yield Item("Ascend", ABSENT, NO_MINDSPORE)
+        return
+    obstacles, remedy = ascend_obstacles(folder)
+    if obstacles:
+        there = glob.glob(NPUS) or os.environ.get("ASCEND_HOME_PATH")
+        yield Item("Ascend", NOTE if there else ABSENT, "; ".join(obstacles), remedy)
+        return
+    home = os.environ["ASCEND_HOME_PATH"]
+    good, text = probe("device", "Ascend", timeout=timeout)[-1]
+    yield Item("Ascend", OK if good else BAD, f"{text}; CANN {cann_version(home)}, {len(glob.glob(NPUS))} NPUs")
+
+
+def ascend_obstacles(folder: Path) -> tuple[list, str]:
+    """(why MindSpore, installed in ``folder``, cannot use an NPU; what to do about the first of it)."""
+    found, remedy, devices = [], "", sorted(glob.glob(NPUS))
+    home = os.environ.get("ASCEND_HOME_PATH", "")
+    if not devices:
+        found.append("no NPU: there is no /dev/davinci0 (`npu-smi info` lists them; a container needs it passed in)")
+    elif not os.access(devices[0], os.R_OK | os.W_OK):
+        found.append(f"no permission for {devices[0]}: join the group that owns it (HwHiAiUser)")
+    if not home:
+        script = next(filter(os.path.exists, map(os.path.expanduser, CANN_SCRIPTS)), "")
+        if devices or script:
+            nowhere = "" if script else ", and CANN is in none of its usual folders"
+            found.append(f"ASCEND_HOME_PATH is not set{nowhere}")
+            remedy = f"source {script}" if script else ""
+        return found, remedy
+    version, known = cann_version(home), cann_versions(folder)
+    if not version:
+        found.append(f"{home}/compiler/version.info does not say CANN's version; is ASCEND_HOME_PATH right?")
+    elif known and version not in known:
+        found.append(f"CANN is {version}, this MindSpore is made for {known[0]} to {known[-1]}")
+    plugin = next(iter((folder / "lib" / "plugin").glob("libmindspore_ascend.so*")), None)
+    if plugin is None:
+        found.append("this MindSpore has no Ascend back end")
+    elif missing := missing_libraries(plugin):
+        found.append(f"{plugin.name} does not find {', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}")
+        remedy = f"source {home}/../set_env.sh"
+    if importlib.util.find_spec("te") is None:
+        found.append("CANN's Python package te is not found (set_env.sh puts it into PYTHONPATH)")
+    return found, remedy
+
+
+def cann_version(home: str) -> str:
+    """As MindSpore reads it, "8.2"; "" where it is not written."""
+    try:
+        text = (Path(home) / "compiler" / "version.info").read_text(errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"^Version=(\d+\.\d+)", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def cann_versions(folder: Path) -> list:
+    """The versions that this MindSpore checks CANN's against; empty where its source has none."""
+    try:
+        source = (folder / "run_check" / "_check_version.py").read_text()
+    except OSError:
+        return []
+    found = re.search(r"class AscendEnvChecker.*?self\.version = \[(.*?)\]", source, re.DOTALL)
+    return re.findall(r"[\d.]+", found[1]) if found else []
+
+
+def missing_libraries(plugin: Path) -> list:
+    """Names of the libraries that the dynamic loader does not find for a plugin; empty where ldd is not there."""
+    try:
+        done = subprocess.run(["ldd", plugin], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return re.findall(r"^\s*(\S+) => not found", done.stdout, re.MULTILINE)
+
+
+def inputs(config: str | None, overrides: list, checkpoint: str | None, timeout: float) -> Iterator[Item]:
+    if not config and not checkpoint:
+        yield Item("inputs", ABSENT, "not looked for: --config FILE data.root=DIR … and --checkpoint FILE name them")
+    for kind, arguments in (("config", [config, *overrides] if config else []),
+                            ("checkpoint", [checkpoint] if checkpoint else [])):
+        for good, text in probe(kind, *arguments, timeout=timeout) if arguments else ():
+            name, _, said = text.partition(": ")
+            yield Item(name, OK if good else BAD, said)
+
+
+def probe(*arguments: str, timeout: float) -> list[tuple[bool, str]]:
+    """What ``probe.py`` has found out, (good, text) each, the last of them its end where that was an accident."""
+    place = {k: v for k, v in os.environ.items() if not k.startswith(("MS_ROLE", "MS_SCHED", "COUPALIGN_RANKS"))}
+    root = str(Path(__file__).resolve().parents[2])
+    place["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [place.get("PYTHONPATH")])])
+    child = subprocess.Popen([sys.executable, "-m", "mindspore_coupalign.doctor.probe", *arguments], env=place,
+                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        out, err = child.communicate(timeout=timeout)
+        late = False
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        out, err = child.communicate()
+        late = True
+    found = [(said["good"], said["text"]) for said in map(_said, out.splitlines()) if said]
+    subject = arguments[0] + ": " if arguments[0] != "device" else ""
+    if late:
+        found.append((False, f"{subject}no answer within {timeout} s; --timeout waits for longer"))
+    elif child.returncode:
+        how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
+        last = next((line for line in reversed(err.splitlines()) if line.strip()), "")
+        found.append((False, f"{subject}its process ended by {how}: {last.strip()[:300]}"))
+    return found or [(False, f"{subject}its process said nothing")]
+
+
+def _said(line: str) -> dict | None:
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) and {"good", "text"} <= said.keys() else None
