@@ -82,15 +82,15 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
     references = read_references(data, args.split)
     resolved = [protocols.resolve(protocol, config) for protocol in chosen]
     tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))
+    splits = {name: samples_of(data, name) for name in (*args.split, *args.shuffled)}
     plans = {}
     for label, name, shuffle in [*((name, name, False) for name in args.split),
                                  *((f"{name}, shuffled", name, True) for name in args.shuffled)]:
-        samples = samples_of(data, name)
-        plans[label] = make_plan(data, samples, tokenizer, resolved, config.data.sentence_field,
-                                 _derange(data, samples) if shuffle else None)
+        plans[label] = make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field,
+                                 _derange(data, splits[name]) if shuffle else None)
         check_positions(plans[label], resolved, data, config.model.text.max_positions)
-    for name in dict.fromkeys((*args.split, *args.shuffled)):
-        _warn(here, doubts(data, data.split(name), tokenizer, config.data), name)
+    for line in doubts(data, splits, tokenizer, config.data) if here.rank == 0 else ():
+        print(line, file=sys.stderr)
     networks = Networks(checkpoint, config, args.amp, here, max(plan.longest for plan in plans.values()))
     results, records = {}, []
     for label, plan in plans.items():
@@ -101,9 +101,10 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
         if keep is not None:
             own = details.lines(data, label, plan, keep, config.data.sentence_field, config.data.max_tokens)
             records += details.ordered(own, here)
-    _warn(here, turned_pictures(data))
     if here.rank > 0:
         return 0
+    if data.turned:
+        print(turned_pictures(data), file=sys.stderr)
     announce(f"{config.data.dataset} ({config.data.split_by})", results, chosen, config, references)
     if args.output:
         document = {"checkpoint": str(args.checkpoint), "dataset": config.data.dataset,
@@ -142,11 +143,6 @@ class Networks:
         self.here.watch.enter("evaluating", 0, compiles=True)
         tokens = min(self.built) if length <= min(self.built) else self.longest
         return tokens, self.built[tokens]
-
-
-def _warn(here: runtime.Runtime, text: str, split: str = ""):
-    if text and here.rank == 0:
-        print(f"warning: {split}{': ' if split else ''}{text}", file=sys.stderr)
 
 
 def samples_of(data: ReferData, split: str) -> np.ndarray:
