@@ -2,7 +2,8 @@
 they are used, so that gradients, optimizer and checkpoints are the same at every level.
 
 O0  everything in float32
-O1  dense layers, convolutions and attention's products in half precision, the rest in float32
+O1  dense layers, convolutions and attention's products in half precision, and activations and gates on their results;
+    residual streams, norms, softmax and LAVT's fusion, which reads the residual stream without a norm, in float32
 O2  everything in half precision but SENSITIVE
 O3  everything in half precision; norms and softmax too
 The losses (pixel contrast included), the guided filter's statistics, resizing and the optimizer are float32 at every
@@ -17,7 +18,7 @@ from mindspore import nn
 
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.guided_filter import GuidedFilter
-from mindspore_coupalign.models.lavt import InstanceNorm
+from mindspore_coupalign.models.lavt import InstanceNorm, LavtEncoder
 from mindspore_coupalign.models.layers import Product, Resize
 
 DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16}
@@ -87,7 +88,11 @@ def set_precision(model: nn.Cell, precision: Precision):
     if level != "O1":
         model.to_float(half)
     wide = ALWAYS_FLOAT32 + (() if level == "O3" else SENSITIVE)
+    unnormalised = {id(part) for _, cell in model.cells_and_names() if isinstance(cell, LavtEncoder)
+                    for fusion in (cell.attend, cell.gates) for _, part in fusion.cells_and_names()}
     for _, cell in model.cells_and_names():
+        if level == "O1" and id(cell) in unnormalised:
+            continue
         if level == "O1" and isinstance(cell, PRODUCTS):
             cell.to_float(half)
         elif isinstance(cell, wide):

@@ -165,7 +165,8 @@ class PatchMerging(nn.Cell):
 
     def construct(self, x):
         b, p, c = x.shape
-        return self.reduction(self.norm(self.gather(x).reshape((b, p // 4, 4 * c))))
+        merged = self.reduction(self.norm(self.gather(x).reshape((b, p // 4, 4 * c))))
+        return merged.astype(x.dtype)  # it begins the next stage's residual stream: not in the type of a product
 
 
 class PatchEmbed(nn.Cell):
