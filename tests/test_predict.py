@@ -187,6 +187,7 @@ def test_bad_files_and_options_are_named(tiny_checkpoint, picture, tmp_path, cap
     assert "no such checkpoint" in one_line_error(capsys, "predict", "--checkpoint", tmp_path / "none", *output)
     error = one_line_error(capsys, "predict", "--mindir", "m", "--attention", *output)
     assert "--attention needs --checkpoint" in error
+    assert "--amp needs --checkpoint" in one_line_error(capsys, "predict", "--mindir", "m", "--amp", "O0", *output)
     (tmp_path / "file").touch()
     for broken in (("--image", tmp_path / "file"), ("--image", tmp_path / "none.jpg"), ("--output", tmp_path / "file"),
                    ("--text", "")):

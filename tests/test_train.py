@@ -179,6 +179,7 @@ def test_evaluate_scores_every_sentence_under_both_protocols(evaluated, root):
     data = read_refer(root, "refshapes", "shapes")
     document = evaluated.document
     assert document["dataset"] == "refshapes" and document["split_by"] == "shapes" and document["input_size"] == 64
+    assert document["amp"] == "O0" and document["amp_dtype"] == "float32"
     assert list(document["splits"]) == ["val", "train"] and list(document["shuffled"]) == ["val"]
     for name, result in document["splits"].items():
         samples = data.split(name)
@@ -501,6 +502,8 @@ def test_evaluate_refuses(config, whole, tmp_path, capsys):
     damaged.write_bytes(content[:-3] + bytes([content[-3] ^ 0x10]) + content[-2:])
     assert "truncated" in refused(short, "--split", "val")
     assert "checksum" in refused(damaged, "--split", "val")
+    for override in ("train.amp=O1", "train.amp_dtype=bfloat16"):
+        assert f"{override}: a checkpoint is computed" in refused(best, "--split", "val", override)
 
 
 def test_a_damaged_image_is_named(config, root, tmp_path, capsys):
