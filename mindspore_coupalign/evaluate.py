@@ -83,15 +83,14 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
     references = read_references(data, args.split)
     resolved = [protocols.resolve(protocol, config) for protocol in chosen]
     tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))
+    splits = {name: samples_of(data, name) for name in (*args.split, *args.shuffled)}
     plans = {}
     for label, name, shuffle in [*((name, name, False) for name in args.split),
                                  *((f"{name}, shuffled", name, True) for name in args.shuffled)]:
-        samples = samples_of(data, name)
-        plans[label] = make_plan(data, samples, tokenizer, resolved, config.data.sentence_field,
-                                 _derange(data, samples) if shuffle else None)
+        plans[label] = make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field,
+                                 _derange(data, splits[name]) if shuffle else None)
         check_positions(plans[label], resolved, data, config.model.text.max_positions)
-    samples = {name: data.split(name) for name in (*args.split, *args.shuffled)}
-    for line in doubts(data, samples, tokenizer, config.data) if here.rank == 0 else ():
+    for line in doubts(data, splits, tokenizer, config.data) if here.rank == 0 else ():
         print(line, file=sys.stderr)
     networks = Networks(checkpoint, config, args.amp, here, max(plan.longest for plan in plans.values()))
     results, records = {}, []
