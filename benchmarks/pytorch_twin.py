@@ -217,7 +217,7 @@ def main():
     if sys.argv[1:] == ["--child"]:
         child()
         return
-    options, environment = arguments(), dict(os.environ)  # before the package sets what is MindSpore's alone
+    options, environment = arguments(), {"GLOG_v": "3"} | os.environ  # before the package adds MindSpore's
     from mindspore_coupalign.config import config_to_dict, load_config
     load = os.getloadavg()
     print(f"{platform.machine()}, {os.cpu_count()} cores; load average {load[0]:.1f} before the start. Seconds are "
