@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore as ms
 
 from mindspore_coupalign import build, ranks
+from mindspore_coupalign.data.folders import elsewhere
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.errors import UserError
 
@@ -55,7 +56,8 @@ def check_images(data: ReferData) -> int:
     for name in data.image_files:
         path = data.image_dir / name
         if not path.is_file() or path.stat().st_size == 0:
-            raise UserError(f"{path}: missing or empty; see `coupalign check-data` for all of them")
+            raise UserError(f"{path}: missing or empty{elsewhere(data.image_dir, str(name))}; see `coupalign "
+                            "check-data` for all of them")
     return len(data.image_files)
 
 

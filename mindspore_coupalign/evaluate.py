@@ -60,8 +60,8 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here
     samples = {name: samples_of(data, name) for name in (*names, *shuffled)}  # what is wrong there is found early
     references = read_references(data, names)
     model, tokenizer = build.restore_model(checkpoint, config)
-    for name in dict.fromkeys((*names, *shuffled)):
-        _warn(here, doubts(data, samples[name], tokenizer, config.data), name)
+    for line in doubts(data, samples, tokenizer, config.data) if here.rank == 0 else ():
+        print(line, file=sys.stderr)
     here.watch.enter("evaluating", 0, compiles=True)
 
     def scored(name: str, shuffle: bool) -> dict:
@@ -70,9 +70,10 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here
 
     results = {name: scored(name, shuffle=False) for name in names}
     control = {name: scored(name, shuffle=True) for name in shuffled}
-    _warn(here, turned_pictures(data))
     if here.rank > 0:
         return 0
+    if data.turned:
+        print(turned_pictures(data), file=sys.stderr)
     label = f"{config.data.dataset} ({config.data.split_by})"
     print(format_table(label, results | {f"{name}, shuffled": result for name, result in control.items()}))
     for name, values in references.items():
@@ -86,11 +87,6 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, here
         write_file(args.output, (json.dumps(document, indent=1) + "\n").encode())
         print(f"wrote {args.output}")
     return 0
-
-
-def _warn(here: runtime.Runtime, text: str, split: str = ""):
-    if text and here.rank == 0:
-        print(f"warning: {split}{': ' if split else ''}{text}", file=sys.stderr)
 
 
 def samples_of(data: ReferData, split: str) -> np.ndarray:

@@ -127,7 +127,10 @@ class Trainer:
         if train.val_samples:
             self.val_samples = self.val_samples[:train.val_samples]
         self.turned_said = False  # whether EXIF orientations were mentioned
-        self._say_doubts()
+        if here.rank == 0:
+            splits = {names.train_split: data.split(names.train_split), names.val_split: self.val_samples}
+            for line in doubts(data, splits, tokenizer, names):
+                self.say(line)
         self.model = build.build_model(config, tokenizer.vocab_size)
         if state is None:  # else every parameter comes from the checkpoint
             for loaded in build.load_pretrained(self.model, config):
@@ -161,14 +164,6 @@ class Trainer:
             bar.write(line) if bar is not None else print(line, flush=True)
         except BrokenPipeError:  # nobody listens any more, as in `train … | head`: no reason to stop training
             silence(sys.stdout)
-
-    def _say_doubts(self):
-        train_samples = self.data.split(self.config.data.train_split)
-        for name, samples in ((self.config.data.train_split, train_samples),
-                              (self.config.data.val_split, self.val_samples)):
-            text = doubts(self.data, samples, self.tokenizer, self.config.data) if self.here.rank == 0 else ""
-            if text:
-                self.say(f"warning: {name}: {text}")
 
     def is_over(self) -> bool:
         return self.done >= self.total or self.clock >= 1
@@ -349,10 +344,9 @@ class Trainer:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         bar.set_postfix_str(f"loss {loss}, lr {rate:.1e}, {speed:.0f} samples/s{left}{skipped}", refresh=False)
         self.window, self.skipped = [], 0
-        turned = "" if self.turned_said else turned_pictures(self.data)
-        if turned:
+        if self.data.turned and not self.turned_said:
             self.turned_said = True
-            self.say(f"warning: {turned}", bar)
+            self.say(turned_pictures(self.data), bar)
 
 
 def _judged_by(config: Config) -> tuple:

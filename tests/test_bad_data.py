@@ -8,6 +8,7 @@ import pytest
 import yaml
 from refer_files import HEIGHT, OUTSIDE, WIDTH, refs_and_instances, with_exif, write_refer
 from test_images import cut_at
+from test_train import compute_nothing
 from tiny_network import TINY
 
 from mindspore_coupalign.__main__ import main
@@ -97,14 +98,18 @@ def test_a_picture_that_does_not_fit_ends_each_command(run, tmp_path, capfd, com
     assert "Corrupt JPEG" not in err  # the decoder's own words on stderr
 
 
-def test_a_square_photograph_with_an_orientation(run, tmp_path, capsys):
-    """No size shows on which pixels its masks lie: check-data lists it, and each run says so once."""
+def test_a_photograph_whose_orientation_no_size_shows(run, tmp_path, capsys, monkeypatch):
+    """Upside down, or square: check-data lists it, and each run says so once."""
     root = write_refer(tmp_path / "data")
-    (root / "images" / "tiny" / "im2.jpg").write_bytes(with_exif(photograph(), 3))
+    (root / "images" / "tiny" / "im1.jpg").write_bytes(with_exif(photograph(), 3))  # train's third ref
     assert main([str(argument) for argument in run["check-data"]]) == 0
     out = capsys.readouterr().out
     assert "4 of 4 are there" in out and "images with an EXIF orientation, which is not applied" in out
-    assert f"{root / 'images' / 'tiny' / 'im2.jpg'}: 3\n" in out
+    assert f"{root / 'images' / 'tiny' / 'im1.jpg'}: 3\n" in out
     assert main([str(argument) for argument in run["evaluate"]]) == 0
     err = capsys.readouterr().err
     assert err.count("EXIF") == 1 and "warning: 1 pictures read so far have an EXIF orientation (first: " in err
+    compute_nothing(monkeypatch, [0.5] * 9)
+    assert main([*map(str, run["train"]), "train.epochs=3", "train.log_every=1"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("EXIF") == 1 and "warning: 1 pictures read so far have an EXIF orientation" in out

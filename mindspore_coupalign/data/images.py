@@ -14,7 +14,7 @@ from mindspore_coupalign.errors import UserError
 
 cv2.setNumThreads(1)  # the data pipeline has its own threads; nested ones only fight for the cores
 # Takes the place of a JPEG's end marker: more bits than libjpeg reads ahead, too few for what is missing of a picture.
-_READ_AHEAD = b"\xff\x00" * 12
+_READ_AHEAD = bytes(10)
 
 
 def read_rgb(path: str | Path, upright: bool = False) -> np.ndarray:

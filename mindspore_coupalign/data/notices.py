@@ -10,9 +10,14 @@ from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 
 
-def doubts(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, names: DataConfig) -> str:
-    """Empty masks, blank and truncated sentences, refs of one id among these samples (S,), counted in one line; empty
-    where there is nothing to say."""
+def doubts(data: ReferData, splits: dict, tokenizer: SentenceTokenizer, names: DataConfig) -> list[str]:
+    """A line for each split, name -> samples (S,), of which there is something to say: empty masks, blank and truncated
+    sentences, refs of one id."""
+    texts = {name: _doubts(data, samples, tokenizer, names) for name, samples in splits.items()}
+    return [f"warning: {name}: {text}" for name, text in texts.items() if text]
+
+
+def _doubts(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, names: DataConfig) -> str:
     refs = np.unique(data.sentence_ref[samples])
     texts = [data.sentence(int(s), names.sentence_field) for s in samples]
     empty = [r for r in refs.tolist() if data.mask_area(r, names.overlap) == 0]
@@ -35,9 +40,7 @@ def doubts(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, n
 
 
 def turned_pictures(data: ReferData) -> str:
-    """Pictures read so far that EXIF would turn and whose size does not show it; empty where there are none."""
-    if not data.turned:
-        return ""
+    """Pictures read so far that EXIF would turn and whose size does not show it."""
     first = data.image_dir / str(data.image_files[min(data.turned)])
-    return (f"{len(data.turned):,} pictures read so far have an EXIF orientation (first: {first}); it is not applied: "
-            "masks must lie on the pixels as stored (see check-data)")
+    return (f"warning: {len(data.turned):,} pictures read so far have an EXIF orientation (first: {first}); it is not "
+            "applied: masks must lie on the pixels as stored (see check-data)")
