@@ -8,6 +8,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from foreign_data import HEIGHT, WIDTH, WRITERS, import_data, made_up
 from PIL import Image
 from refer_files import SQUARE
@@ -247,7 +248,10 @@ def test_without_pyarrow_the_command_to_install_it_is_named(capsys, tmp_path, mo
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "refcoco.parquet").write_bytes(b"PAR1")
     code, _, err = import_data(capsys, "hf-refer", tmp_path / "refcoco.parquet", tmp_path / "out", images=tmp_path)
-    assert code == 2 and "pip install" in err and "pyarrow" in err and err.count("\n") == 1
+    assert code == 2 and "reading parquet needs pyarrow" in err and err.count("\n") == 1
+    pin = err.strip().rsplit("pip install ", 1)[1].strip("'")
+    assert pin in (ROOT / "requirements-test.txt").read_text().splitlines()
+    assert f'hf = ["{pin}"]' in (ROOT / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("form", [form for form in WRITERS if form not in ("rrsis-d", "labelme", "coco")])

@@ -7,6 +7,7 @@ annotations carry ``sentences``, ``split`` and ``ref_id``. ``import-data`` reads
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 import cv2
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"written      {args.output}: {count:,} sentences of {len(refs):,} objects in "
           f"{len(np.unique(data.ref_image[refs])):,} images")
     print(f"images       {data.image_dir}")
-    print(f"Back again: python -m mindspore_coupalign import-data --format {args.format} {args.output} --images "
-          f"{data.image_dir} --output ROOT")
+    back = shlex.join(["--format", args.format, str(args.output), "--images", str(data.image_dir)])
+    print(f"Back again: python -m mindspore_coupalign import-data {back} --output ROOT")
     return 0
 
 

@@ -6,6 +6,7 @@ Reads every record, refuses what it cannot place by name, and writes ``OUTPUT/DA
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 
 from mindspore_coupalign.data.check import PUBLISHED
@@ -93,9 +94,11 @@ def run(args: argparse.Namespace) -> int:
               "masks must lie on the pixels as stored")
     if job.bad:
         print(f"note: records left out: {job.bad:,}")
-    several = any(len(ref.targets) != 1 for ref in job.refs)
-    print(f"\nNext: python -m mindspore_coupalign check-data --root {root} --dataset {dataset} --split-by {split_by}"
-          if not several else "\nSentences with several objects or none were kept in gRefCOCO's form.")
+    if any(len(ref.targets) != 1 for ref in job.refs):
+        print("\nSentences of several objects, or none, were kept in gRefCOCO's form.")
+    else:
+        names = shlex.join(["--root", str(root), "--dataset", dataset, "--split-by", split_by])
+        print(f"\nNext: python -m mindspore_coupalign check-data {names}")
     return 0
 
 

@@ -25,7 +25,7 @@ from mindspore_coupalign.data.importers.records import (
 from mindspore_coupalign.data.importers.sources import files, split_of
 from mindspore_coupalign.errors import UserError
 
-INSTALL = "pip install 'mindspore_coupalign[hf]' or pip install 'pyarrow==25.0.1'"
+INSTALL = "pip install 'pyarrow==25.0.1'"  # as pyproject.toml and requirements-test.txt have it
 
 
 def read_refer_rows(job: Import) -> None:

@@ -14,7 +14,6 @@ from pycocotools import mask as coco
 
 from mindspore_coupalign.data.importers.pictures import Pictures
 from mindspore_coupalign.data.importers.records import BadRecord, Ref, Sentence, Target, checked, shown
-from mindspore_coupalign.data.masks import rle_to_mask
 
 LISTED = 10  # problems that are spelt out
 SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
@@ -163,7 +162,3 @@ def bounds(rle: bytes, size: tuple[int, int]) -> tuple[list, int]:
     """Box x, y, width, height and area of a compressed RLE."""
     whole = {"size": list(size), "counts": rle}
     return coco.toBbox(whole).tolist(), int(coco.area(whole))
-
-
-def decode(rle: bytes, size: tuple[int, int]) -> np.ndarray:
-    return rle_to_mask(rle, *size)
