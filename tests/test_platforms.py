@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from platforms import STRUCTURE, TARGETS, platforms
+from platforms import GRADIENT, STRUCTURE, TARGETS, platforms
 from test_paper_configs import reduced
 
 from mindspore_coupalign.config import Config, load_config, shipped_configs
@@ -28,6 +28,7 @@ EXCEPTIONS = {
     "PowTensorScalar": "the square in the gradient of Erf; documented for Ascend alone",
     "SplitWithSize": "the gradient of Concat",
 }
+MIXED = re.compile(r"\s+: \(<Tensor\[(Float\d+)\][^<]*<Tensor\[(Float\d+)\]")  # the first two inputs' types
 RUN = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -68,13 +69,17 @@ def kinds() -> dict:
 
 
 def primitives(folder: Path) -> dict:
-    """name -> a line of the package's source that it comes from, of all graphs that were written to a folder."""
+    """name -> a line of the package's source that it comes from, of all graphs that were written to a folder. A gradient
+    of two float types, which the CPU alone computes, is called so: "LayerNormGrad of Float32, Float16"."""
     found = {}
     for graph in folder.rglob("*validate*.ir"):
         name = ""
         for line in graph.read_text(errors="replace").splitlines():
             if call := re.match(r"\s+%\S+ = (?:PrimFunc_)?([A-Z]\w*)\(", line):
                 name = call[1]
+                found.setdefault(name, "")
+            elif (types := MIXED.match(line)) and GRADIENT.search(name) and types[1] != types[2]:
+                name = f"{name} of {types[1]}, {types[2]}"
                 found.setdefault(name, "")
             elif not found.get(name, True) and (place := re.search(r"(mindspore_coupalign/\S+\.py:\d+)", line)):
                 found[name] = place[1]
