@@ -20,6 +20,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.guided_filter import GuidedFilter
 from mindspore_coupalign.models.lavt import InstanceNorm, LavtEncoder
 from mindspore_coupalign.models.layers import Product, Resize
+from mindspore_coupalign.models.swin import TokenGather
 
 DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16}
 PRODUCTS = (nn.Dense, nn.Conv2d, Product)
@@ -97,3 +98,5 @@ def set_precision(model: nn.Cell, precision: Precision):
             cell.to_float(half)
         elif isinstance(cell, wide):
             cell.to_float(ms.float32)
+        if isinstance(cell, TokenGather):  # takes what comes: the gradient that it writes itself gets no cast back
+            cell.add_flags(fp16=False, bf16=False, fp32=False)

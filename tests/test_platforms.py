@@ -6,17 +6,22 @@ stock layer norm). Graphs of full size have the same primitives and take minutes
 
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import mindspore
+import no_gpu
 import pytest
-from platforms import STRUCTURE, TARGETS, platforms
+from platforms import GRADIENT, STRUCTURE, TARGETS, platforms
 from test_paper_configs import reduced
 
 from mindspore_coupalign.config import Config, load_config, shipped_configs
 
 ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = Path(mindspore.__file__).parent / "lib" / "plugin"
 # Not documented for every target, and why they may stay. MindSpore's compiler writes them itself, where the code says
 # something else; a back end without such a kernel replaces it by documented primitives (expander::TryExpandCNode, which
 # the plugins for CPU, GPU and Ascend call; seen in the graphs of the CPU, "Expand/_Muls/Mul").
@@ -28,6 +33,7 @@ EXCEPTIONS = {
     "PowTensorScalar": "the square in the gradient of Erf; documented for Ascend alone",
     "SplitWithSize": "the gradient of Concat",
 }
+MIXED = re.compile(r"\s+: \(<Tensor\[(Float\d+)\][^<]*<Tensor\[(Float\d+)\]")  # the first two inputs' types
 RUN = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -68,13 +74,17 @@ def kinds() -> dict:
 
 
 def primitives(folder: Path) -> dict:
-    """name -> a line of the package's source that it comes from, of all graphs that were written to a folder."""
+    """name -> a line of the package's source that it comes from, of all graphs written to a folder. A gradient
+    of two float types, which the CPU alone computes, is called so: "LayerNormGrad of Float32, Float16"."""
     found = {}
     for graph in folder.rglob("*validate*.ir"):
         name = ""
         for line in graph.read_text(errors="replace").splitlines():
             if call := re.match(r"\s+%\S+ = (?:PrimFunc_)?([A-Z]\w*)\(", line):
                 name = call[1]
+                found.setdefault(name, "")
+            elif (types := MIXED.match(line)) and GRADIENT.search(name) and types[1] != types[2]:
+                name = f"{name} of {types[1]}, {types[2]}"
                 found.setdefault(name, "")
             elif not found.get(name, True) and (place := re.search(r"(mindspore_coupalign/\S+\.py:\d+)", line)):
                 found[name] = place[1]
@@ -103,6 +113,25 @@ def test_the_forward_pass_of_the_recipe(tmp_path):
 @pytest.mark.parametrize("name", kinds().values())
 def test_the_training_step_of_every_kind(tmp_path, name):
     check(name, tmp_path, trains=True, seen={"MatMul", "Softmax", "Conv2D", "Cast", "Adam", "LayerNormGrad"})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not list(PLUGINS.glob("libmindspore_gpu.so.11.6")) or not shutil.which("gcc"),
+                    reason="needs MindSpore's GPU back end, which is in its wheel for x86-64, and gcc")
+@pytest.mark.parametrize("name", kinds().values())
+def test_the_gpu_back_end_compiles_the_training_step(tmp_path, name):
+    """Without a GPU: the back end chooses its kernel for every node of the step, and refuses types that it has none
+    for. The process ends when the first kernel is launched."""
+    place = os.environ | no_gpu.make(tmp_path, PLUGINS.parents[1])
+    place |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": str(tmp_path / "graphs"),
+              "MS_DEV_DUMP_IR_PASSES": "graph_build", "GLOG_v": "3"}
+    code = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"), name=name, trains=True)
+    gpu = "import mindspore as ms\nms.set_device('GPU')\nms.set_device = lambda *_: None  # not the tests' CPU\n"
+    done = subprocess.run([sys.executable, "-c", gpu + code], env=place, text=True, capture_output=True, timeout=1500)
+    assert done.returncode == -signal.SIGSEGV and "Traceback" not in done.stderr, done.stderr
+    graphs = [path.read_text(errors="replace") for path in (tmp_path / "graphs").rglob("*graph_build*.ir")]
+    assert "LayerNormGrad(" in "".join(graphs) and (tmp_path / "graphs" / "actor_set").is_dir()  # it was about to run
+    assert not re.findall(r"PrimFunc_(Muls|Divs|PowTensorScalar|SplitWithSize)\(", "".join(graphs))  # see EXCEPTIONS
 
 
 def test_what_the_documentation_says():

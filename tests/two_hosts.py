@@ -1,5 +1,5 @@
-"""Two hosts on one machine: network namespaces with a link between them, addresses and host names of their own. Needs root.
-"""
+"""Two hosts on one machine: network namespaces with a link between them, each with its address and host name. Needs
+root."""
 
 import contextlib
 import os
