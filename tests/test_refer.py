@@ -321,7 +321,7 @@ def test_refs_of_numpy_and_pandas(tmp_path):
 
 @pytest.mark.parametrize("content, words", [
     (b"<!DOCTYPE html><html>", "not valid JSON but a web page"),
-    (gzip.compress(b"{}"), "not valid JSON but gzip-compressed: unpack it"),
+    (gzip.compress(b"{}", mtime=0), "not valid JSON but gzip-compressed: unpack it"),
     (b"PK\x03\x04rest", "not valid JSON but a zip archive: unpack it"),
     (b"version https://git-lfs.github.com/spec/v1", "not valid JSON but a Git LFS"),
     (b"", "not valid JSON but an empty file"),
