@@ -56,7 +56,7 @@ class Budget:
         self.done, self.steps = 0, 0  # of the run; of this process
         self.recent, self.first = deque(maxlen=20), 0.0  # seconds of the newest steps; of the one that compiled
         self.paused, self.measured, self.reserve, self.most = False, 0.0, 0.0, 0.0
-        self.warned = False
+        self.settled, self.short = False, False  # whether the steps' time is known; whether a short warm-up was said
         self.over = self.seconds > 0 and (0 < self.minutes <= finished or spent >= self.seconds)
 
     @classmethod
@@ -108,16 +108,16 @@ class Budget:
 
     def warnings(self) -> list[str]:
         """What the user should know, once each: as soon as the steps' time is known, or when the budget is over."""
-        if self.warned or not (self.over or len(self.recent) >= SETTLED):
-            return []
-        self.warned = True
+        known = self.over or len(self.recent) >= SETTLED
+        first, self.settled = known and not self.settled, known or self.settled
         name, found = f"train.minutes={self.minutes:g}", []
-        left = max(0.0, self.seconds - self.reserve - self.now - self.typical)
+        left = 0.0 if self.over else max(0.0, self.seconds - self.reserve - self.now - self.typical)
         reach = self.done + left // (self.typical or math.inf)
-        if reach <= self.warmup:
+        if (first or self.over) and reach <= self.warmup and not self.short:
+            self.short = True
             found.append(f"warning: {name}: about {reach:.0f} steps fit into it, in which the warm-up of "
                          f"train.warmup_steps={self.warmup} does not end; give more minutes or fewer warm-up steps")
-        if self.reserve:
+        if first and self.reserve:
             how = "as measured" if self.measured else "by an estimate from the training steps"
             found.append(f"{name}: about {self.reserve:.0f} s of it are kept for the last validation ({how})")
             if self.reserve == self.most:

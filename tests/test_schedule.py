@@ -142,6 +142,19 @@ def test_a_budget_in_which_the_warm_up_does_not_end_is_said():
     assert "are kept for the last validation (by an estimate" in clock.said[0] and len(clock.said) == 1
 
 
+def test_a_warm_up_that_was_expected_to_end_and_does_not_is_said_at_the_end():
+    """The machine became slower."""
+    clock = Clock(4, warmup=60, compile=0)
+    budget = clock.run(limit=10)
+    assert not [line for line in clock.said if line.startswith("warning")]
+    while not budget.over:
+        clock.now, clock.done = clock.now + 20, clock.done + 1
+        budget.note(clock.now - 20, clock.done)
+        clock.said += budget.warnings()
+    assert clock.done < 60 and clock.said[-1].startswith(f"warning: train.minutes=4: about {clock.done} steps")
+    assert not budget.warnings()
+
+
 def test_a_validation_longer_than_the_budget():
     clock = Clock(3, validation=1000, batches=3000)
     clock.run()
