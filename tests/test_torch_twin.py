@@ -44,15 +44,15 @@ GRAPH = "padded_windows"  # compiled as well, which takes most of a minute
 RARE = ("map_below_a_window", "no_sentence_mask")
 
 
-def assert_same(found: dict, expected: dict, tolerance: float, but=()):
-    """By name: max |found - expected| <= tolerance · max |expected|."""
+def assert_same(found: dict, expected: dict, tolerance: float, but=(), floor=0.0):
+    """By name: max |found - expected| <= tolerance · max |expected|, or of ``floor`` where that is more."""
     assert found.keys() == expected.keys()
     wrong = {}
     for name in (n for n in expected if n not in but):  # in the order of computation
         value, other = expected[name], found[name]
         assert other.shape == value.shape, name
         difference, largest = np.abs(other - value).max(), np.abs(value).max()
-        if not difference <= tolerance * largest:
+        if not difference <= tolerance * max(largest, floor):
             wrong[name] = f"{difference:.1e} of {largest:.1e}"
     assert not wrong, wrong
 
@@ -67,13 +67,17 @@ def without_gradient(name: str, config) -> bool:
 
 
 def assert_same_gradients(found: dict, expected: dict, config):
-    """As ``assert_same``; a gradient that is 0 by its formula is rounding beside the largest of all."""
+    """As ``assert_same``; what is 0 by its formula has to be small beside the largest of all.
+
+    A tensor whose whole gradient is below a millionth of the largest is measured by that: word-pixel alignment's word
+    keys get such a one, a rest of terms that cancel.
+    """
     assert found.keys() == expected.keys()
     none = {name for name in expected if without_gradient(name, config)}
     largest = max(np.abs(expected[name]).max() for name in expected)
     for name in none:
         assert max(np.abs(found[name]).max(), np.abs(expected[name]).max()) <= 1e-4 * largest, name
-    assert_same(found, expected, GRADIENTS, but=none)
+    assert_same(found, expected, GRADIENTS, none, 1e-6 * largest)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in RARE else ()) for case in CASES])
