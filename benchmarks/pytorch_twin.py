@@ -28,8 +28,10 @@ def ours(case: dict, batch: tuple, threads: int):
     import mindspore as ms
     import numpy as np
 
-    from mindspore_coupalign import build, macs, runtime
+    from mindspore_coupalign import build, runtime
     from mindspore_coupalign.config import config_from_dict
+    from mindspore_coupalign.models import macs
+    from mindspore_coupalign.training import setup
     config = config_from_dict(case["config"], "case")
     runtime.setup("CPU", 0)
     if threads < os.cpu_count():
@@ -42,7 +44,7 @@ def ours(case: dict, batch: tuple, threads: int):
     if case["what"] == "forward":
         model.set_train(False)
         return lambda: model(*inputs[:3]).asnumpy(), facts
-    step, rate = build.build_train_step(model, config), ms.Tensor(np.float32(config.train.lr))
+    step, rate = setup.build_train_step(model, config), ms.Tensor(np.float32(config.train.lr))
     return lambda: step(*inputs, rate).asnumpy()[0], facts
 
 

@@ -8,9 +8,9 @@ keeps none of them. ``last.safetensors`` keeps all: it is there to go on with.
 import os
 from dataclasses import replace
 
-from mindspore_coupalign.checkpoint import Checkpoint
 from mindspore_coupalign.config import Config, config_to_dict, load_config
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.weights.checkpoint import Checkpoint
 
 PATHS = {"data": ("root", "images", "tokenizer"), "model": ("image_weights", "text_weights")}
 

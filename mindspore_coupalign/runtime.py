@@ -8,8 +8,8 @@ import numpy as np
 
 from mindspore_coupalign import cuda
 from mindspore_coupalign.config import AMP_LEVELS
+from mindspore_coupalign.distributed.watchdog import LOCAL_WORKERS, Watch
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.watch import LOCAL_WORKERS, Watch
 
 TARGETS = ("auto", "CPU", "GPU", "Ascend")
 

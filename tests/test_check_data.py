@@ -6,7 +6,7 @@ import pytest
 from refer_files import OUTSIDE, refcoco_mini, refs_and_instances, write_refer, write_vocabulary
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.data import check
+from mindspore_coupalign.cli import check_data as check
 
 MINI = refcoco_mini()
 

@@ -9,12 +9,13 @@ from pycocotools import mask as coco
 from refer_files import SPLITS, refs_and_instances, write_refer
 from tiny_network import eager, tiny_config
 
-from mindspore_coupalign import build, protocols
+from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.checkpoint import named_arrays, save_checkpoint
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
+from mindspore_coupalign.evaluation import protocols
+from mindspore_coupalign.weights.checkpoint import named_arrays, save_checkpoint
 
 SPLIT = ("val", "train")
 

@@ -20,7 +20,7 @@ STEPS = 20
 
 def test_a_checkpoint_of_the_first_release_computes_what_it_did():
     from mindspore_coupalign import build
-    from mindspore_coupalign.checkpoint import load_checkpoint
+    from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
     known = json.loads((GOLDEN / "first_release.json").read_text())
     model, tokenizer = build.restore_model(load_checkpoint(STATE))
@@ -32,7 +32,7 @@ def test_a_checkpoint_of_the_first_release_computes_what_it_did():
 def losses(folder: Path) -> list:
     """The losses of a run that goes on from the first release's state, and where it stands: the command line's."""
     from mindspore_coupalign.__main__ import main
-    from mindspore_coupalign.data.shapes import make_shapes
+    from mindspore_coupalign.data.refshapes.dataset import make_shapes
 
     make_shapes(folder / "shapes", 1, train=5, val=3, testA=1, testB=1)
     assert main(["train", "--resume", str(STATE), "--output", str(folder / "run"), f"data.root={folder / 'shapes'}",

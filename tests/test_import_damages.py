@@ -290,7 +290,7 @@ def test_a_killed_import_leaves_nothing_that_looks_whole(capsys, tmp_path, momen
     images, source = lines(tmp_path, {})
     arguments = ["import-data", "--format", "jsonl", source, "--images", images, "--output", tmp_path / "out"]
     script = ("import os, signal, json; from mindspore_coupalign.__main__ import main\n"
-              "import mindspore_coupalign.data.import_command\n"
+              "import mindspore_coupalign.cli.import_data\n"
               f"{moment} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\nmain({[str(a) for a in arguments]})")
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
     assert not (tmp_path / "out/own").exists() and list((tmp_path / "out").glob(".import-own-*"))

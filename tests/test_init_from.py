@@ -11,12 +11,12 @@ from tiny_network import eager, tiny_batch
 
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.checkpoint import load_checkpoint, named_arrays, save_checkpoint
 from mindspore_coupalign.config import load_config
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.init_from import InitialWeights
+from mindspore_coupalign.training.init_from import InitialWeights
+from mindspore_coupalign.weights.checkpoint import load_checkpoint, named_arrays, save_checkpoint
 from mindspore_coupalign.weights.load import resample_table
 
 NETWORK = ["model.image.name=swin", "model.sentence_mask=false", "loss.proposals=0", "loss.stages=0",

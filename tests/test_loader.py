@@ -8,7 +8,7 @@ from refer_files import SPLITS, refs_and_instances, write_refer, write_vocabular
 
 from mindspore_coupalign.data.loader import EvalSource, Tokens, TrainSource, batches
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 from mindspore import ops
 from tiny_network import pynative
 
-from mindspore_coupalign.losses import MaskLoss, PixelContrast
+from mindspore_coupalign.models.losses import MaskLoss, PixelContrast
 from mindspore_coupalign.models.noise import connect
 
 TAU = 0.1

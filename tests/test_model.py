@@ -16,7 +16,8 @@ from mindspore_coupalign.models.layers import SubPixel, Tanh
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import WordPixelAlignment
-from mindspore_coupalign.train_step import LOSSES
+from mindspore_coupalign.training import setup
+from mindspore_coupalign.training.step import LOSSES
 
 GOLDEN = Path(__file__).parent / "golden" / "parameter_names.txt"
 GOLDEN_HEAD = "# The tests' network: parameter name and shape. tests/test_model.py says how to write it anew.\n"
@@ -102,7 +103,7 @@ def test_every_parameter_learns(batch):
                          "loss.contrast=1.0", "loss.stages=0.5", "loss.proposals=0.5")
     ms.set_seed(0)
     model = randomize(build.build_model(config, 30), scale=0.15)
-    step = build.build_train_step(model, config)
+    step = setup.build_train_step(model, config)
     arrays = [ms.Tensor(a) for a in tiny_batch(4)]
     before = {p.name: p.asnumpy().copy() for p in model.trainable_params()}
     # two steps, since a path that was dropped for every sample gives no gradient
@@ -170,7 +171,7 @@ def test_stage_heads(batch):
     model = randomize(tiny_model("loss.stages=0.5"))
     early = eager(model.forward, *batch[:3])[5]
     assert [e.shape for e in early] == [(2, 256, 1), (2, 64, 1)]
-    objective = build.build_train_step(model, config).objective
+    objective = setup.build_train_step(model, config).objective
     losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in eager(objective, *batch)], strict=True))
     expected = sum(mask_losses(e.asnumpy(), batch[3], side) for e, side in zip(early, (16, 8), strict=True))
     assert (losses["stages_bce"], losses["stages_dice"]) == pytest.approx(tuple(expected), rel=1e-4)
@@ -186,7 +187,7 @@ def test_the_picked_mask(batch):
     logits, proposals, chosen, picked = (out[i].asnumpy() for i in (0, 2, 3, 6))
     gain, offset = model.picked.gain.asnumpy(), model.picked.offset.asnumpy()
     assert_near(picked, gain * (proposals @ chosen[..., None]) + offset)
-    objective = build.build_train_step(model, config).objective
+    objective = setup.build_train_step(model, config).objective
     losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in eager(objective, *batch)], strict=True))
     expected = mask_losses(picked, batch[3], 16)
     assert (losses["proposals_bce"], losses["proposals_dice"]) == pytest.approx(tuple(expected), rel=1e-4)

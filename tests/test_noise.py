@@ -11,10 +11,12 @@ import pytest
 from mindspore import Parameter, Tensor, ops
 from tiny_network import VOCABULARY, pynative, tiny_batch, tiny_config
 
-from mindspore_coupalign import build, train
+from mindspore_coupalign import build
+from mindspore_coupalign.cli import train
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models import noise
 from mindspore_coupalign.models.noise import Dropout, DropPath, Noise, draw_keys, uniform
+from mindspore_coupalign.training import setup
 
 BATCH = 4
 DROPS = ("model.image.depths=[1,1,1,1]", "model.image.drop_path=0.3", "model.text.dropout=0.2",
@@ -83,7 +85,7 @@ def check_step(variant, recording, compiled: bool):
     """Sites of a network with every kind of drop after its compiled training step, or the step's forward pass alone."""
     ms.set_seed(0)
     config = tiny_config(*DROPS, *VARIANTS[variant])
-    step = build.build_train_step(build.build_model(config, VOCABULARY), config)
+    step = setup.build_train_step(build.build_model(config, VOCABULARY), config)
     batch, keys = tiny_batch(BATCH), draw_keys(step.keys.size, 3, 0, 17)
     sites = recording(step, batch)
     batch = [*map(ms.Tensor, batch)]

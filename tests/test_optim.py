@@ -7,11 +7,11 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.experimental import optim as experimental
 from tiny_network import pynative, tiny_config, tiny_model
 
-from mindspore_coupalign.build import parameter_groups
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.optim import PACK_BELOW, Optimizer
-from mindspore_coupalign.schedule import learning_rate
-from mindspore_coupalign.train_step import LOSSES, RESULTS, TrainStep
+from mindspore_coupalign.training.optimizer import PACK_BELOW, Optimizer
+from mindspore_coupalign.training.schedule import learning_rate
+from mindspore_coupalign.training.setup import parameter_groups
+from mindspore_coupalign.training.step import LOSSES, RESULTS, TrainStep
 
 START = {"w": np.linspace(-1, 1, 12).reshape(3, 4), "b": np.array([0.5, -2.0])}
 

@@ -10,7 +10,8 @@ from tiny_network import TINY, VOCABULARY, pynative, tiny_batch
 
 from mindspore_coupalign import build
 from mindspore_coupalign.config import Config, config_from_dict, config_to_dict, load_config
-from mindspore_coupalign.train_step import RESULTS
+from mindspore_coupalign.training import setup
+from mindspore_coupalign.training.step import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 AS_TYPED = {"sentence_field": "raw", "overlap": "single"}
@@ -96,7 +97,7 @@ def step_once(config: Config):
     ms.set_seed(0)
     model = build.build_model(config, VOCABULARY)
     build.load_pretrained(model, config)
-    step = build.build_train_step(model, config)
+    step = setup.build_train_step(model, config)
     before = {p.name: p.asnumpy().copy() for p in model.trainable_params()}
     values = step(*map(ms.Tensor, tiny_batch(2)), ms.Tensor(1e-3, ms.float32)).asnumpy()
     results = dict(zip(RESULTS, values, strict=True))

@@ -10,13 +10,14 @@ from refer_files import write_refer
 from tiny_network import eager, pynative, tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
-from mindspore_coupalign.checkpoint import load_checkpoint, load_parameters, named_arrays, save_checkpoint
 from mindspore_coupalign.config import with_overrides
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.evaluate import evaluate_samples
-from mindspore_coupalign.precision import FLOAT32, Precision, set_precision
+from mindspore_coupalign.evaluation.evaluator import evaluate_samples
+from mindspore_coupalign.models.precision import FLOAT32, Precision, set_precision
+from mindspore_coupalign.training import setup
+from mindspore_coupalign.weights.checkpoint import load_checkpoint, load_parameters, named_arrays, save_checkpoint
 
 FEW = ("model.image.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]")
 WPA = ("model.wpa_stages=[4]",)
@@ -125,7 +126,7 @@ def test_validation_and_a_restored_checkpoint_score_alike(small, tmp_path):
     another level the logits differ, which is why evaluate must not choose one."""
     trained = build.build_model(small.config, small.tokenizer.vocab_size)
     load_parameters(trained.get_parameters(), {p.name: p.asnumpy() for p in small.model.get_parameters()}, "test")
-    build.build_train_step(trained, small.config)
+    setup.build_train_step(trained, small.config)
     path = tmp_path / "best.safetensors"
     save_checkpoint(path, named_arrays(trained.get_parameters(), "model"), small.config, small.tokenizer.to_json(),
                     {"step": 1})

@@ -14,17 +14,16 @@ from PIL import Image
 from refer_files import refcoco_mini, write_refer
 from tiny_network import TINY, pynative, tiny_config
 
-from mindspore_coupalign import predict, show
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.build import build_model
-from mindspore_coupalign.checkpoint import named_arrays, save_checkpoint
+from mindspore_coupalign.cli import predict, show
 from mindspore_coupalign.data.images import read_rgb
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluate import evaluate_samples
-from mindspore_coupalign.metrics import overlap
-from mindspore_coupalign.predict import Predictor
-from mindspore_coupalign.predictor import _Forward
+from mindspore_coupalign.evaluation.evaluator import evaluate_samples
+from mindspore_coupalign.evaluation.metrics import overlap
+from mindspore_coupalign.inference.predictor import Predictor, _Forward
+from mindspore_coupalign.weights.checkpoint import named_arrays, save_checkpoint
 
 MINI = refcoco_mini()
 

@@ -12,8 +12,8 @@ import pytest
 from conftest import SENTENCES
 from PIL import Image
 
-from mindspore_coupalign import predict
 from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.cli import predict
 
 
 @pytest.fixture

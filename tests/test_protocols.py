@@ -15,14 +15,15 @@ from PIL import Image
 from pycocotools import mask as coco
 from refer_files import VOCABULARY, plain_rle, write_vocabulary
 
-from mindspore_coupalign import details, protocols, scoring
 from mindspore_coupalign.config import config_from_dict
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import resize_aligned
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluate import format_table, report_plan
-from mindspore_coupalign.prompts import check_positions, make_plan
+from mindspore_coupalign.evaluation import details, protocols, scoring
+from mindspore_coupalign.evaluation.evaluator import report_plan
+from mindspore_coupalign.evaluation.prompts import check_positions, make_plan
+from mindspore_coupalign.evaluation.tables import format_table
 from mindspore_coupalign.runtime import Runtime
 
 SIZE, TOKENS = 32, 8
@@ -282,7 +283,7 @@ def test_aligned_resizing(shape):
 
 
 def test_protocol_sentence_is_what_validation_computes(world):
-    from mindspore_coupalign.evaluate import evaluate_samples, report
+    from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
 
     class Model:
         def __call__(self, *arrays):

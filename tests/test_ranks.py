@@ -16,12 +16,13 @@ import pytest
 from test_reliability import QUICK, hear_interrupts, running
 from test_train import log_of, run_command, write_config
 
-from mindspore_coupalign import job, watch
-from mindspore_coupalign.checkpoint import load_checkpoint
 from mindspore_coupalign.config import Config, load_config
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
+from mindspore_coupalign.distributed import launcher as job
+from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.train_step import LOSSES
+from mindspore_coupalign.training.step import LOSSES
+from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 # Noise is drawn by each rank for itself: none here, so that two ranks can equal one
@@ -249,8 +250,9 @@ LATE = """
 import time
 from pathlib import Path
 import numpy as np
-from mindspore_coupalign import ranks, runtime
-from mindspore_coupalign.watch import Watch, begin
+from mindspore_coupalign import runtime
+from mindspore_coupalign.distributed import collectives as ranks
+from mindspore_coupalign.distributed.watchdog import Watch, begin
 begin()
 with Watch.of_job() as watch:
     here = runtime.setup("CPU", 0, watch)

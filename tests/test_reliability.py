@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from test_train import command, compute_nothing, fails, loop, write_config  # noqa: F401 (a fixture)
 
-from mindspore_coupalign import train
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.checkpoint import load_checkpoint
+from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_to_dict, load_config
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.resume import MAY_CHANGE, differences
-from mindspore_coupalign.run_folder import RunFolder, load_state
+from mindspore_coupalign.training.resume import MAY_CHANGE, differences
+from mindspore_coupalign.training.run_folder import RunFolder, load_state
+from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = ["model.wpa_stages=[1]", "model.sentence_mask=false", "loss.proposals=0"]  # little to compile

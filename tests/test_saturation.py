@@ -10,9 +10,11 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 from tiny_network import VOCABULARY, tiny_config
 
-from mindspore_coupalign import build, train_step
-from mindspore_coupalign.optim import Optimizer
-from mindspore_coupalign.train_step import LOSSES, RESULTS, TrainStep
+from mindspore_coupalign import build
+from mindspore_coupalign.training import setup
+from mindspore_coupalign.training import step as train_step
+from mindspore_coupalign.training.optimizer import Optimizer
+from mindspore_coupalign.training.step import LOSSES, RESULTS, TrainStep
 
 GOOD = np.arange(1, 5, dtype=np.float32)
 STEEP = np.array([0, 1, 2, 3], np.float32)  # sqrt(0): the loss is finite, its gradient is not
@@ -95,7 +97,7 @@ def test_another_ranks_flag_leaves_the_step_out_here_too(monkeypatch):
 @pytest.mark.parametrize(("target", "asked"), [("Ascend", True), ("GPU", False), ("CPU", False)])
 def test_the_target_decides_whether_the_flag_is_asked(target, asked, monkeypatch):
     found = {}
-    monkeypatch.setattr(build, "TrainStep", lambda *_, **options: found.update(options))
+    monkeypatch.setattr(setup, "TrainStep", lambda *_, **options: found.update(options))
     config = tiny_config("train.amp=O0")
-    build.build_train_step(build.build_model(config, VOCABULARY), config, target=target)
+    setup.build_train_step(build.build_model(config, VOCABULARY), config, target=target)
     assert found["saturates"] is asked

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tiny_network import tiny_config
 
-from mindspore_coupalign.checkpoint import Checkpoint
 from mindspore_coupalign.config import Config, with_overrides
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.schedule import Budget, learning_rate
+from mindspore_coupalign.training.schedule import Budget, learning_rate
+from mindspore_coupalign.weights.checkpoint import Checkpoint
 
 FIRST_AUTHOR = ("train.lr=1.5e-5", "train.final_lr=1e-5", "train.schedule=linear", "train.decay_epochs=40",
                 "train.decay_every=epoch", "train.epochs=50", "train.batch_size=8")

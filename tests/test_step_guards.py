@@ -12,8 +12,9 @@ from tiny_network import VOCABULARY, pynative, tiny_batch, tiny_config
 from mindspore_coupalign import build
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.noise import Dropout, DropPath, Noise, connect, draw_keys
-from mindspore_coupalign.precision import FLOAT32, choose_precision, restored_precision
-from mindspore_coupalign.train_step import RESULTS
+from mindspore_coupalign.models.precision import FLOAT32, choose_precision, restored_precision
+from mindspore_coupalign.training import setup
+from mindspore_coupalign.training.step import RESULTS
 
 QUICK = ("model.image.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]", "model.wpa_stages=[1]", "loss.negatives=300",
          "model.upsample=guided", "loss.proposals=0.5")
@@ -24,7 +25,7 @@ def new_step(*overrides, batch=4):
     ms.set_seed(0)
     config = tiny_config(*QUICK, f"train.batch_size={batch}", *overrides)
     model = randomize(build.build_model(config, VOCABULARY), scale=0.15)
-    return build.build_train_step(model, config)
+    return setup.build_train_step(model, config)
 
 
 def take(step, batch, lr=1e-3, last=True, keys=None):
@@ -85,7 +86,7 @@ def test_half_precision_is_near_float32(level, plain, half):
     """Losses and gradients; and it is half precision: they do differ."""
     rounded = half if level == "O2" else new_step(f"train.amp={level}")
     first, second = plain.results, take(rounded, tiny_batch(4))
-    assert second["finite"] == 1 and second["scale"] == build.SCALE_START
+    assert second["finite"] == 1 and second["scale"] == setup.SCALE_START
     for key in ("loss", "bce", "dice", "contrast", "proposals_bce", "proposals_dice", "grad_norm"):
         assert second[key] == pytest.approx(first[key], rel=0.03), key
     assert second["loss"] != first["loss"]

@@ -16,18 +16,20 @@ import pytest
 import yaml
 from tiny_network import TINY
 
-from mindspore_coupalign import build, runtime, train
+from mindspore_coupalign import build, runtime
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.checkpoint import load_checkpoint, save_checkpoint
+from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import load_config
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluate import _derange
+from mindspore_coupalign.evaluation.evaluator import derange
 from mindspore_coupalign.portable import without_absolute_paths
-from mindspore_coupalign.run_folder import RunFolder, load_state
-from mindspore_coupalign.schedule import learning_rate
-from mindspore_coupalign.train_step import LOSSES
+from mindspore_coupalign.training import setup, trainer
+from mindspore_coupalign.training.run_folder import RunFolder, load_state
+from mindspore_coupalign.training.schedule import learning_rate
+from mindspore_coupalign.training.step import LOSSES
+from mindspore_coupalign.weights.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.wpa_stages=[1]",
@@ -227,7 +229,7 @@ def test_shuffled_sentences_come_from_other_images(evaluated, root):
     image_of = data.ref_image[data.sentence_ref]
     for split in ("train", "val"):
         samples = data.split(split)
-        others = _derange(data, samples)
+        others = derange(data, samples)
         assert sorted(others) == sorted(samples) and (image_of[others] != image_of[samples]).all()
     usual, shuffled = (evaluated.document[key]["val"] for key in ("splits", "shuffled"))
     assert shuffled["sentences"] == usual["sentences"] and shuffled["image"] != usual["image"]
@@ -281,8 +283,8 @@ def full_marks(model, data, samples, *_, **__):
 
 def compute_nothing(monkeypatch, losses, evaluate=full_marks, **settings):
     """The command train takes FakeSteps and gives every sample the same score."""
-    monkeypatch.setattr(build, "build_train_step", lambda *_: FakeStep(losses, **settings))
-    monkeypatch.setattr(train, "evaluate_samples", evaluate)
+    monkeypatch.setattr(setup, "build_train_step", lambda *_: FakeStep(losses, **settings))
+    monkeypatch.setattr(trainer, "evaluate_samples", evaluate)
 
 
 @pytest.fixture
@@ -402,7 +404,7 @@ def test_a_validation_that_fails_costs_no_step(loop, tmp_path, monkeypatch, caps
         raise UserError("val_3.png: truncated")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "report", fail)
+        patch.setattr(trainer, "report", fail)
         assert loop([1.0] * 4, *settings) == 2
     assert "val_3.png" in capsys.readouterr().err and load_checkpoint(path).progress["step"] == 2
     with monkeypatch.context() as patch:

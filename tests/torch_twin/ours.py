@@ -9,7 +9,8 @@ import mindspore as ms
 from mindspore import ops
 
 from mindspore_coupalign import build
-from mindspore_coupalign.train_step import LOSSES
+from mindspore_coupalign.training import setup
+from mindspore_coupalign.training.step import LOSSES
 from torch_twin.inputs import random_weights
 
 
@@ -19,7 +20,7 @@ def built(config, vocabulary: int, seed: int = 0):
     weights = random_weights({p.name: p.shape for p in model.get_parameters()}, seed)
     for parameter in model.get_parameters():
         parameter.set_data(ms.Tensor(weights[parameter.name]))
-    return build.build_train_step(model, config).objective.set_train(False), weights
+    return setup.build_train_step(model, config).objective.set_train(False), weights
 
 
 # Behind them is a ReLU: gates, LAVT's, the decoder's, the mask generator's
