@@ -254,7 +254,7 @@ class FakeStep:
 
     ema_decay, scaler, compiled = 0.0, None, True
 
-    def __init__(self, losses, stop_in=0, pause=0.0):
+    def __init__(self, losses, stop_in=0, pause=lambda: None):
         self.losses, self.keys, self.stop_in, self.pause = list(losses), np.zeros(1), stop_in, pause
 
     def share_statistics(self, here):
@@ -272,7 +272,7 @@ class FakeStep:
     def __call__(self, image, ids, word_mask, mask, lr, keys, signals, last):
         loss = self.losses.pop(0) if self.losses else np.nan
         self.stop_in -= 1
-        time.sleep(self.pause)
+        self.pause()
         signals = (float(self.stop_in == 0), signals[1])  # another rank was asked to stop
         return ms.Tensor(np.array([loss] * (len(LOSSES) + 1) + [np.isfinite(loss), 1, *signals], np.float32))
 
@@ -315,49 +315,55 @@ def test_a_rank_that_only_saves_must_give_signs_of_life(loop, monkeypatch):
     assert [phase for phase in phases if phase[0] == "saving"] == [("saving", 2, False), ("saving", 4, True)]
 
 
-def test_a_time_budget_ends_a_run_and_keeps_it(loop, tmp_path, capsys):
-    budget = ["train.steps=100000", "train.minutes=0.05", "train.val_every=100000", "train.schedule=linear",
+@pytest.fixture
+def clock(monkeypatch):
+    """``clock.now`` is what time.perf_counter says: seconds pass where a test lets them."""
+    made_up = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("time.perf_counter", lambda: made_up.now)
+    return made_up
+
+
+def test_a_time_budget_ends_a_run_and_keeps_it(loop, tmp_path, capsys, clock):
+    def second():
+        clock.now += 1
+
+    budget = ["train.steps=100000", "train.minutes=0.5", "train.val_every=100000", "train.schedule=linear",
               "train.log_every=1"]
-    assert loop([1.0] * 100, *budget, pause=0.1) == 0
+    assert loop([1.0] * 100, *budget, pause=second) == 0
     state = load_checkpoint(tmp_path / "run/last.safetensors")
-    assert 15 <= state.progress["step"] <= 30 and 2.5 < state.progress["seconds"] < 3.3
-    assert state.progress["decay_share"] > 0.9 and state.progress["finished_minutes"] == 0.05
+    assert 26 <= state.progress["step"] <= 30 and state.progress["seconds"] == state.progress["step"]
+    assert state.progress["decay_share"] > 0.9 and state.progress["finished_minutes"] == 0.5
     rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
-    assert rates[1] == pytest.approx(1e-3, rel=1e-4) and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 2e-4
+    assert rates[1] == pytest.approx(1e-3, rel=1e-4) and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 1e-4
     assert "are kept for the last validation" in capsys.readouterr().out
     assert loop([1.0], *budget, resume="run") == 0
     assert f"trained to its end at step {state.progress['step']}" in capsys.readouterr().out
-    assert loop([1.0] * 100, *budget, "train.minutes=0.1", resume="run", pause=0.1) == 0  # half of it is left
+    assert loop([1.0] * 100, *budget, "train.minutes=1", resume="run", pause=second) == 0  # half of it is left
     again = [line["lr"] for line in log_of(tmp_path / "run")[0]][len(rates):]
-    assert again[0] == pytest.approx(0.5e-3, rel=0.1) and again[-1] < 2e-4
+    assert again[0] == pytest.approx(0.5e-3, rel=0.1) and again[-1] < 1e-4
 
 
-def test_the_last_validation_gets_its_time(loop, tmp_path, monkeypatch):
-    """As long as an earlier one has taken, without what that one compiled; and the budget does not count compiling as
-    training: the decay ends with the last step."""
-    scores = []
+def test_the_last_validation_gets_its_time(loop, tmp_path, capsys, clock):
+    """As long as the earlier ones have taken, without what the first one compiled; and the budget does not count
+    compiling as training: the decay begins after it and ends with the last step."""
+    ends = []
+
+    def step():
+        clock.now += 1 if clock.now > 1000 else 40  # the first one compiles
 
     def evaluate(model, data, samples, *_, here, **__):
-        time.sleep(0.2 if scores else 0.9)  # the first batch, which compiles
+        clock.now += 2 if ends else 22  # the first batch, which may compile
         here.watch.compiled()
-        time.sleep(0.6)
-        scores.append(time.perf_counter())
+        clock.now += 6  # the other three
+        ends.append(clock.now - 1000)
         return full_marks(model, data, samples)
 
-    def compile_first(self, *arguments):
-        time.sleep(0 if self.compiled else 1.5)
-        self.compiled = True
-        return step(self, *arguments)
-
-    step = FakeStep.__call__
-    monkeypatch.setattr(FakeStep, "__call__", compile_first)
-    monkeypatch.setattr(FakeStep, "compiled", False)
-    assert loop([1.0] * 500, "train.steps=100000", "train.minutes=0.15", "train.val_every=25", "data.val_split=train",
-                "train.schedule=linear", "train.log_every=1", "eval.batch_size=6", pause=0.05, evaluate=evaluate) == 0
-    state = load_checkpoint(tmp_path / "run/last.safetensors")
-    assert len(scores) >= 2 and 8 < state.progress["seconds"] < 9.7
+    assert loop([1.0] * 500, "train.steps=100000", "train.minutes=4", "train.val_every=60", "data.val_split=train",
+                "train.schedule=linear", "train.log_every=1", "eval.batch_size=6", pause=step, evaluate=evaluate) == 0
+    assert len(ends) == 3 and 237 <= ends[-1] <= 240, ends
     rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
-    assert rates[2] > 0.95e-3 and rates[-1] < 0.3e-3 and rates == sorted(rates, reverse=True)
+    assert rates[2] > 0.99e-3 and rates[-1] < 0.02e-3 and rates == sorted(rates, reverse=True)
+    assert max(a - b for a, b in zip(rates, rates[1:], strict=False)) < 1e-5  # 160 steps, none of them a jump
 
 
 def test_a_state_of_an_older_version_is_resumed(loop, tmp_path):
