@@ -282,7 +282,7 @@ from mindspore_coupalign import __main__ as command_line
 command_line.watch_interrupts()
 import mindspore as ms
 import numpy as np
-spin = types.ModuleType("mindspore_coupalign.spin")
+spin = types.ModuleType("mindspore_coupalign.cli.spin")
 spin.add_arguments = lambda parser: None
 
 @ms.jit
@@ -299,7 +299,7 @@ def run(args):
 
 spin.run = run
 sys.modules[spin.__name__] = spin
-command_line.COMMANDS["spin"] = ("spin", "compute for long")
+command_line.COMMANDS["spin"] = "compute for long"
 sys.exit(command_line.main(["spin"]))
 """
 
