@@ -53,7 +53,8 @@ def draw() -> str:
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {height}" width="{wide}" height="{height}">'
             '<style>text{font:14px sans-serif;text-anchor:middle;fill:#111827}'
             'rect{fill:#f8fafc;stroke:#374151;rx:6}path{fill:none;stroke-width:1.2}</style>'
-            f'<rect width="{wide}" height="{height}" style="fill:white;stroke:none"/>' + "".join(lines + boxes) + "</svg>\n")
+            f'<rect width="{wide}" height="{height}" style="fill:white;stroke:none"/>'
+            + "".join(lines + boxes) + "</svg>\n")
 
 
 if __name__ == "__main__":

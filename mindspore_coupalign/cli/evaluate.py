@@ -79,9 +79,9 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
         plans[label] = make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field,
                                  derange(data, splits[name]) if shuffle else None)
         check_positions(plans[label], resolved, data, config.model.text.max_positions)
+    networks = Networks(checkpoint, config, args.amp, here, max(plan.longest for plan in plans.values()))
     for line in doubts(data, splits, tokenizer, config.data) if here.rank == 0 else ():
         print(line, file=sys.stderr)
-    networks = Networks(checkpoint, config, args.amp, here, max(plan.longest for plan in plans.values()))
     results, records = {}, []
     for label, plan in plans.items():
         keep = [] if args.details and label in args.split else None
