@@ -126,7 +126,7 @@ FULL = {  # 480: windows of 12 pad the last two stages, and the sentence has 12 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FULL)
 def test_full_size(case, tmp_path, request):
-    """One side after the other, each in its own process: about 20 GiB and five minutes."""
+    """One side after the other, each in its own process: about 16 GiB, and five minutes on two cores."""
     path, samples, *overrides = FULL[case]
     root = request.config.rootpath
     config = load_config(root / path, overrides)
