@@ -80,6 +80,11 @@ def assert_same_gradients(found: dict, expected: dict, config):
     assert_same(found, expected, GRADIENTS, none, 1e-6 * largest)
 
 
+def near(losses: dict):
+    """A Dice near 0 is 1 minus nearly 1: not better than the rounding of 1."""
+    return pytest.approx(losses, rel=LOSSES, abs=1e-6)
+
+
 @pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in RARE else ()) for case in CASES])
 def test_reduced_network(case, request):
     if case == "refshapes":
@@ -100,7 +105,7 @@ def test_reduced_network(case, request):
     expected, losses, gradients = theirs.run(values, VOCABULARY, weights, batch, sides=sides)
     assert_same(found, expected, FEATURES)
     for our_losses, our_gradients in results:
-        assert our_losses == pytest.approx(losses, rel=LOSSES)
+        assert our_losses == near(losses)
         assert_same_gradients(our_gradients, gradients, config)
 
 
@@ -126,7 +131,7 @@ FULL = {  # 480: windows of 12 pad the last two stages, and the sentence has 12 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FULL)
 def test_full_size(case, tmp_path, request):
-    """One side after the other, each in its own process: about 20 GiB and five minutes."""
+    """One side after the other, each in its own process: about 16 GiB, and five minutes on two cores."""
     path, samples, *overrides = FULL[case]
     root = request.config.rootpath
     config = load_config(root / path, overrides)
@@ -142,5 +147,5 @@ def test_full_size(case, tmp_path, request):
                            for kind in ("features", "gradients"))
     losses = [json.loads((tmp_path / side / "losses.json").read_text()) for side in ("ours", "theirs")]
     assert_same(*features, FEATURES)
-    assert losses[0] == pytest.approx(losses[1], rel=LOSSES)
+    assert losses[0] == near(losses[1])
     assert_same_gradients(*gradients, config)

@@ -18,7 +18,7 @@ def random_weights(shapes: dict, seed: int = 0) -> dict:
         elif len(shape) > 1:
             value *= np.prod(shape[1:]) ** -0.5
             if ".text." in name and ".proj." in name:  # twelve layers of random attention make all words one, and what
-                value *= 0.3  # LAVT's instance norm leaves of one word is rounding: a few per cent, in PyTorch too
+                value *= 0.3  # LAVT's instance norm leaves of one word is rounding
             if ".attend." in name and "w_k" in name:  # pixels that all read the same words leave LAVT's instance norm
                 value *= 4  # rounding alone
         elif "picked" in name or "steepness" in name:
