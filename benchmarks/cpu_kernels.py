@@ -71,7 +71,7 @@ def small_kernels() -> dict:
     from mindspore import Parameter, Tensor, nn, ops
 
     from mindspore_coupalign.models.layers import FastLayerNorm
-    from mindspore_coupalign.optim import Optimizer
+    from mindspore_coupalign.training.optimizer import Optimizer
     rate, times = Tensor(1e-3, ms.float32), {}
     for name, below in (("one by one", 1), ("packed", 2**17)):
         params = [Parameter(Tensor(np.ones((24, 24), np.float32)), name=f"p{i}") for i in range(300)]

@@ -45,17 +45,18 @@ def step(config_file, overrides):
     import mindspore as ms
     import numpy as np
 
-    from mindspore_coupalign import build
+    from mindspore_coupalign.training import setup
+
     config, model, batch, built = prepare(config_file, overrides)
-    train_step = build.build_train_step(model, config)
+    train_step = setup.build_train_step(model, config)
     rate = ms.Tensor(np.float32(config.train.lr))
     return built, *twice(lambda: train_step(*map(ms.Tensor, batch), rate).asnumpy())
 
 
 def export(config_file, overrides):
-    from mindspore_coupalign.checkpoint import load_checkpoint, named_arrays, save_checkpoint
     from mindspore_coupalign.data.tokenizer import SentenceTokenizer
-    from mindspore_coupalign.export import export_mindir
+    from mindspore_coupalign.inference.mindir import export_mindir
+    from mindspore_coupalign.weights.checkpoint import load_checkpoint, named_arrays, save_checkpoint
     config, model, _, built = prepare(config_file, overrides)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, words = Path(folder) / "model.safetensors", Path(folder) / "words"

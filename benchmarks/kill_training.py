@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="another network than the usual one")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from mindspore_coupalign.data.shapes import make_shapes
+    from mindspore_coupalign.data.refshapes.dataset import make_shapes
 
     draw, steps = random.Random(args.seed), 24 + 8 * args.kills
     with tempfile.TemporaryDirectory() as folder:

@@ -81,6 +81,7 @@ def timed_rows(rows: dict) -> dict:
     from mindspore_coupalign import build, runtime
     from mindspore_coupalign.config import load_config
     from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+    from mindspore_coupalign.training import setup
 
     runtime.setup("CPU", 0)
     ms.set_context(runtime_num_threads=1)
@@ -89,7 +90,7 @@ def timed_rows(rows: dict) -> dict:
         config = load_config(CONFIG, overrides)
         data, batch = config.data, config.train.batch_size
         tokenizer = SentenceTokenizer.from_name(data.tokenizer, data.max_tokens)
-        step = build.build_train_step(build.build_model(config, tokenizer.vocab_size), config)
+        step = setup.build_train_step(build.build_model(config, tokenizer.vocab_size), config)
         ids, words = tokenizer(["second circle from the right of the red square"] * batch)
         image = random.normal(size=(batch, 3, data.image_size, data.image_size)).astype(np.float32)
         mask = (image[:, :1] > 1).astype(np.float32)

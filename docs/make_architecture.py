@@ -7,6 +7,8 @@ import html
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the source tree's own package
+
 from mindspore_coupalign import build
 from mindspore_coupalign.config import Config, load_config
 

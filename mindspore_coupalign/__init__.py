@@ -1,5 +1,6 @@
 """CoupAlign (NeurIPS 2022) on MindSpore: an image and a sentence in, the mask of the object it names out."""
 
+import importlib
 import os
 import sys
 
@@ -18,3 +19,16 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("GLOG_v", "3")
 # CUDA 11's libraries from pip have to be there before MindSpore is imported.
 cuda.activate()
+
+_PUBLIC = dict.fromkeys(("Predictor", "Prediction"), "mindspore_coupalign.inference.predictor")
+
+
+def __getattr__(name: str):
+    """What programs use, imported when it is asked for: MindSpore takes seconds."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *_PUBLIC]

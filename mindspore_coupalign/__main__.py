@@ -7,41 +7,49 @@ so that ``--help`` answers at once. Exit codes: 0 done, 1 a check failed or a bu
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
 
-from mindspore_coupalign import __version__, watch
+from mindspore_coupalign import __version__
+from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import silence
+from mindspore_coupalign.training.interrupts import watch_interrupts
 
 COMMANDS = {
-    "doctor": ("doctor", "say what this machine has and lacks; its output belongs into every issue report"),
-    "make-shapes": ("data.shapes", "draw the embedded data set RefShapes in REFER's layout"),
-    "check-data": ("data.check", "check a data folder and count it against the published numbers"),
-    "describe": ("describe", "list a configuration's parts with parameters and GMACs"),
-    "convert-weights": ("weights.convert", "read the pretrained weights of other projects, strictly"),
-    "train": ("train", "train a model"),
-    "plot-run": ("plot_run", "draw the curves of runs into one picture"),
-    "evaluate": ("evaluate", "score a checkpoint on whole splits: oIoU, mIoU, P@X"),
-    "predict": ("predict", "segment what a sentence names in one image"),
-    "show": ("show", "draw a split's best, worst and random predictions with their truth"),
-    "export": ("export", "write a checkpoint as MINDIR and prove that it gives the same answers"),
+    "doctor": "say what this machine has and lacks; its output belongs into every issue report",
+    "make-shapes": "draw the embedded data set RefShapes in REFER's layout",
+    "check-data": "check a data folder and count it against the published numbers",
+    "import-data": "bring other forms of data, or your own pictures, into REFER's layout",
+    "export-data": "write a data set as JSON lines or COCO, for labelling elsewhere",
+    "describe": "list a configuration's parts with parameters and GMACs",
+    "convert-weights": "read the pretrained weights of other projects, strictly",
+    "train": "train a model",
+    "plot-run": "draw the curves of runs into one picture",
+    "evaluate": "score a checkpoint on whole splits: oIoU, mIoU, P@X",
+    "predict": "segment what sentences name in images",
+    "show": "draw a split's best, worst and random predictions with their truth",
+    "export": "write a checkpoint as MINDIR and prove that it gives the same answers",
 }
 
 
 def main(argv: list | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # names of files and sentences that the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="coupalign", description="Referring image segmentation with CoupAlign on MindSpore.",
         epilog="`coupalign COMMAND --help` explains a command.")
     parser.add_argument("--version", action="version", version=f"mindspore_coupalign {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((a for a in argv if not a.startswith("-")), None)
-    for name, (module, summary) in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name == asked:
-            implementation = importlib.import_module(f"mindspore_coupalign.{module}")
+            implementation = importlib.import_module(f"mindspore_coupalign.cli.{name.replace('-', '_')}")
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run)
     args, rest = parser.parse_known_args(argv)
@@ -76,6 +84,7 @@ def run_rank():
     """``main`` as one of several ranks, which never returns: MindSpore's teardown crashes when another rank has left
     before it."""
     watch.begin()
+    watch_interrupts()
     code = 1
     try:
         code = main()
@@ -93,10 +102,16 @@ def run_rank():
         os._exit(code)
 
 
+def console() -> int:
+    """``main`` as a process of its own, which answers Ctrl-C by 130 whatever MindSpore makes of the signal."""
+    watch_interrupts()
+    return main()
+
+
 if __name__ == "__main__":
     if not watch.folder():
-        sys.exit(main())
+        sys.exit(console())
     if os.environ.get("MS_ROLE") == "MS_SCHED":
-        from mindspore_coupalign.job import serve_as_scheduler
+        from mindspore_coupalign.distributed.launcher import serve_as_scheduler
         sys.exit(serve_as_scheduler())
     run_rank()

@@ -16,6 +16,8 @@ import yaml
 
 from mindspore_coupalign.errors import UserError
 
+AMP_LEVELS = ("auto", "O0", "O1", "O2", "O3")  # mixed precision; precision.py says what they are
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -23,11 +25,13 @@ class DataConfig:
     dataset: str = "refshapes"  # refcoco, refcoco+, refcocog, refclef, refshapes or any folder of that layout
     split_by: str = "shapes"  # the X of refs(X).p
     images: str = ""  # image folder; empty: looked for in the usual places below root
-    train_split: str = "train"
-    val_split: str = "val"
+    train_split: str = "train"  # split to train on
+    val_split: str = "val"  # split to validate on, and to choose the best checkpoint by
+    sentence_field: str = "sent"  # sent: as REFER cleaned it; raw: as it was typed (LAVT's choice)
+    overlap: str = "union"  # an object's pixels under two of its parts: union keeps them, single does not (LAVT's rule)
     image_size: int = 480  # network input, H = W, after squashing
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB, of values in 0..1 (ImageNet)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # the standard deviations that go with mean
     tokenizer: str = "bert-base-uncased"  # folder, hub name, or "refshapes" for the shipped vocabulary
     max_tokens: int = 20  # with [CLS] and [SEP]
     flip: float = 0.0  # probability of a left-right flip with the words left and right swapped
@@ -42,40 +46,40 @@ class ImageConfig:
     norm: str = "frozen"  # resnet, darknet: batch norm by the loaded statistics (frozen) or by each batch's (batch)
     slope: float = 0.1  # darknet: of its leaky ReLUs, 0.1 in darknet's weights, 0.01 in timm's
     heads: tuple[int, ...] = (4, 8, 16, 32)  # this and the rest: swin only
-    window: int = 12
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.3
+    window: int = 12  # side of the attention windows, in tokens
+    mlp_ratio: float = 4.0  # width of a block's MLP, relative to the stage's channels
+    drop_path: float = 0.3  # stochastic depth: the rate of the last block, rising linearly from 0
     activation: str = "gelu"  # gelu (the paper's) or relu (faster on CPU)
     absolute_position: bool = False  # add sine positions after the patch embedding (for training from scratch)
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    hidden: int = 768
-    heads: int = 12
-    ffn: int = 3072
+    hidden: int = 768  # width
+    heads: int = 12  # of attention
+    ffn: int = 3072  # width of the feed-forward layers
     groups: tuple[int, ...] = (3, 3, 3, 3)  # BERT layers beside each visual stage
-    max_positions: int = 512
-    dropout: float = 0.1
-    activation: str = "gelu"
+    max_positions: int = 512  # rows of the table of position embeddings
+    dropout: float = 0.1  # of embeddings, attention weights and residual branches
+    activation: str = "gelu"  # gelu (BERT's) or relu (faster on CPU)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str = "coupalign"
+    name: str = "coupalign"  # coupalign, or lavt: LAVT's fusion, without proposals
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextConfig = field(default_factory=TextConfig)
     image_weights: str = ""  # file of pretrained weights that training starts from (docs/weights.md); empty: random
     text_weights: str = ""  # file or Hugging Face folder of pretrained BERT weights; empty: random
     wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # those with word-pixel alignment (supplement, Table 3); LAVT needs all
-    wpa_heads: tuple[int, ...] = (4, 8, 16, 32)
+    wpa_heads: tuple[int, ...] = (4, 8, 16, 32)  # attention heads of the word-pixel alignment at each stage
     wpa_gate_zero: bool = False  # zero-initialised W2: with an opening of 0, pretrained encoders start unchanged
     wpa_gate_opening: float = 0.0  # initial bias of the gates, LAVT's too; 1 lets the words in at once
-    decoder_dim: int = 256
-    queries: int = 100
-    query_layers: int = 3
-    query_heads: int = 8
-    query_ffn: int = 1024
+    decoder_dim: int = 256  # channels of the pixel embedding and the mask embeddings
+    queries: int = 100  # mask queries, so many mask proposals
+    query_layers: int = 3  # transformer decoder layers of the mask generator
+    query_heads: int = 8  # of their attention
+    query_ffn: int = 1024  # width of their feed-forward layers
     query_stage: int = 4  # the stage whose features the queries read
     upsample: str = "bilinear"  # logits from stride 4 to the input's size: bilinear (the paper's), subpixel or guided
     sentence_mask: bool = True  # SMA; off: the mask is predicted from the pixel embedding alone
@@ -88,35 +92,42 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    bce: float = 1.0
-    dice: float = 1.0
-    contrast: float = 0.1
+    bce: float = 1.0  # weight of the binary cross-entropy of the mask
+    dice: float = 1.0  # weight of its Dice loss
+    class_weights: tuple[float, ...] = (1.0, 1.0)  # of background, foreground in the cross-entropies (LAVT: 0.9, 1.1)
+    contrast: float = 0.1  # weight of the pixel contrast
     stages: float = 0.0  # > 0: weight of the mask losses of linear heads on the first two fused stages
     proposals: float = 0.0  # > 0: weight of the mask losses of the proposals' sum under the sentence's weights
-    temperature: float = 0.1
+    temperature: float = 0.1  # of the pixel contrast
     negatives: int = 256  # background pixels drawn per sample for the contrast
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    seed: int = 0
-    epochs: int = 40
+    seed: int = 0  # of weights, order, sentences and dropout
+    epochs: int = 40  # an epoch has every ref once, with one of its sentences
     steps: int = 0  # > 0: stop after so many steps instead of after `epochs`
-    minutes: float = 0.0  # > 0: stop after so much time, compiling and validating included; the rate follows the clock
+    minutes: float = 0.0  # > 0: be done after so much time, compiling and the last validation included; the rate's
+    # decay then follows the time that training has had since the warm-up, and what is left of it
     batch_size: int = 32  # global: all ranks and micro-batches together
     accumulate: int = 1  # micro-batches per step, one after the other: less memory for the same batch
-    amp: str = "auto"  # mixed precision: O0, O1, O2, O3 (precision.py), or auto: O0 on CPU, O2 elsewhere
-    amp_dtype: str = "float16"  # float16 (with dynamic loss scaling) or bfloat16
-    lr: float = 5e-5
+    amp: str = "auto"  # mixed precision: O0, O1, O2, O3 (precision.py), or auto: O0 on CPU, O1 elsewhere
+    amp_dtype: str = "float16"  # float16 (with dynamic loss scaling) or bfloat16 (Ascend only)
+    lr: float = 5e-5  # learning rate after the warm-up
     image_rate: float = 1.0  # factors of lr for the vision encoder, the text encoder and all the rest
-    text_rate: float = 1.0
-    head_rate: float = 1.0
+    text_rate: float = 1.0  # see image_rate
+    head_rate: float = 1.0  # see image_rate
     freeze: tuple[str, ...] = ()  # parameters whose names start so stay as they are, for example encoder.text
     position_bias_rate: float = 1.0  # factor of lr for Swin's tables of relative position biases
     muon_rate: float = 0.0  # > 0: Muon moves the matrices, by a root mean square of muon_rate · lr; 0: AdamW everything
-    schedule: str = "poly"  # poly (power 0.9) or cosine
-    warmup_steps: int = 0
-    weight_decay: float = 0.01
+    schedule: str = "poly"  # the decay: poly (power 0.9), cosine or linear
+    final_lr: float = 0.0  # where the decay ends
+    decay_epochs: int = 0  # > 0: the decay ends after so many epochs, the rate stays at final_lr; 0: at the end
+    decay_every: str = "step"  # step or epoch: when the rate changes
+    warmup_steps: int = 0  # steps in which the learning rate rises linearly
+    weight_decay: float = 0.01  # decoupled, as in AdamW
+    decayed: str = "matrices"  # what weight decay acts on: matrices, all, or lavt: all but the image encoder's norms
+    # and position biases
     clip_norm: float = 1.0  # 0: no clipping
     ema: float = 0.0  # decay of the averaged weights that are evaluated and exported; 0: off
     val_every: int = 0  # steps between validations; 0: once per epoch
@@ -129,13 +140,13 @@ class TrainConfig:
     compile_seconds: int = 0  # the same while it compiles, which holds the signs back; 0: 120 on CPU, 1200 elsewhere
     remote_seconds: int = 60  # more of these three for ranks of other machines: NFS shows their files late
     meet_seconds: int = 1800  # ranks wait so long for one that saves or validates
-    log_every: int = 10
+    log_every: int = 10  # steps between lines of log.jsonl
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    batch_size: int = 32
-    threshold: float = 0.5
+    batch_size: int = 32  # sentences per batch; changes no score
+    threshold: float = 0.5  # probability above which a pixel belongs to the mask
 
 
 @dataclass(frozen=True)
@@ -321,6 +332,8 @@ def _validate(config: Config, source: str):
     check(data.max_tokens >= 3, "data.max_tokens must be at least 3: [CLS], one word, [SEP]")
     check(data.max_tokens <= text.max_positions, "data.max_tokens is larger than model.text.max_positions")
     check(0 <= data.flip <= 1, "data.flip is a probability, 0 to 1")
+    one_of("data.sentence_field", data.sentence_field, ("sent", "raw"))
+    one_of("data.overlap", data.overlap, ("union", "single"))
     check(data.workers >= 1, "data.workers must be at least 1")
     one_of("model.name", model.name, ("coupalign", "lavt"))
     one_of("model.image.name", image.name, ("swin", "resnet", "darknet"))
@@ -364,12 +377,23 @@ def _validate(config: Config, source: str):
           "loss.bce, dice, contrast, stages and proposals must not be negative, and bce or dice must be on")
     check(loss.proposals == 0 or model.has_proposals,
           "loss.proposals needs the proposals of CoupAlign's sentence-mask alignment; set loss.proposals=0")
+    check(len(loss.class_weights) == 2 and min(loss.class_weights) > 0,
+          "loss.class_weights needs two positive numbers: background, foreground")
     check(loss.temperature > 0 and loss.negatives >= 1, "loss.temperature and loss.negatives must be positive")
-    one_of("train.schedule", train.schedule, ("poly", "cosine"))
+    one_of("train.schedule", train.schedule, ("poly", "cosine", "linear"))
+    one_of("train.decay_every", train.decay_every, ("step", "epoch"))
+    one_of("train.decayed", train.decayed, ("matrices", "lavt", "all"))
+    check(0 <= train.final_lr <= train.lr, "train.final_lr must lie between 0 and train.lr")
+    check(train.decay_epochs >= 0, "train.decay_epochs must not be negative")
+    check(train.minutes == 0 or (train.decay_epochs == 0 and train.decay_every == "step"),
+          "train.decay_epochs and decay_every=epoch count epochs, but under train.minutes the rate follows the clock; "
+          "set train.minutes=0, or leave them out")
+    check(train.warmup_steps == 0 or train.decay_every == "step",
+          "train.warmup_steps needs train.decay_every=step")
     check(train.batch_size >= 1 and config.eval.batch_size >= 1, "batch_size must be at least 1")
     check(train.accumulate >= 1 and train.batch_size % train.accumulate == 0,
           f"train.accumulate={train.accumulate} must divide train.batch_size={train.batch_size}")
-    one_of("train.amp", train.amp, ("auto", "O0", "O1", "O2", "O3"))
+    one_of("train.amp", train.amp, AMP_LEVELS)
     one_of("train.amp_dtype", train.amp_dtype, ("float16", "bfloat16"))
     check(min(train.image_rate, train.text_rate, train.head_rate) > 0,
           "train.image_rate, text_rate and head_rate must be positive; train.freeze keeps parameters as they are")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from mindspore_coupalign.errors import UserError
@@ -23,6 +24,18 @@ def check_writable(path: Path):
         raise UserError(f"{path}: its folder {path.parent} does not exist; create it or choose another --output")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{path}: not writable; choose another --output")
+
+
+def check_absent(paths: Iterable[Path]):
+    """Files in a folder that the user named are not overwritten unasked.
+
+    Raises:
+        UserError: one of the files is there.
+    """
+    there = [path for path in paths if os.path.lexists(path)]
+    if there:
+        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        raise UserError(f"{there[0]}: exists already{more}; add --overwrite to replace, or choose another --output")
 
 
 def write_file(path: str | Path, content: bytes):

@@ -7,8 +7,9 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_coupalign import cuda
+from mindspore_coupalign.config import AMP_LEVELS
+from mindspore_coupalign.distributed.watchdog import LOCAL_WORKERS, Watch
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.watch import LOCAL_WORKERS, Watch
 
 TARGETS = ("auto", "CPU", "GPU", "Ascend")
 
@@ -24,6 +25,12 @@ class Runtime:
 def add_device_argument(parser):
     parser.add_argument("--device-target", choices=TARGETS, default="auto",
                         help="where to run; auto takes an Ascend NPU, else a GPU, else the CPU (default: auto)")
+
+
+def add_amp_argument(parser):
+    parser.add_argument("--amp", choices=AMP_LEVELS,
+                        help="precision to compute in: O0 is float32, O1 to O3 are mixed, auto is O0 on CPU and O1 "
+                             "elsewhere (default: the checkpoint's train.amp, in which training validated)")
 
 
 def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:

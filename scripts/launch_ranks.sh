@@ -35,7 +35,8 @@ launch_ranks() {
     --master_port="${MASTER_PORT:-8118}" --join=True --cluster_time_out="${CLUSTER_TIMEOUT:-$timeout}" --log_dir="$logs" --tail_worker_log=0 \
     python -m mindspore_coupalign "$@" 2>"$logs/msrun${NODE_RANK:+_$NODE_RANK}.log" &
   local job=$!
-  trap 'python -m mindspore_coupalign.job --stop "$logs" || true' TERM INT HUP
+  trap 'python -m mindspore_coupalign.distributed.launcher --stop "$logs" 15 || true' TERM HUP
+  trap 'python -m mindspore_coupalign.distributed.launcher --stop "$logs" 2 || true' INT
   while :; do
     status=0
     wait "$job" || status=$?
@@ -43,5 +44,5 @@ launch_ranks() {
   done
   trap - TERM INT HUP
   wait "$job" && status=0 || status=$? # the true one, where a signal had ended the wait
-  python -m mindspore_coupalign.job "$logs" "$status"
+  python -m mindspore_coupalign.distributed.launcher "$logs" "$status"
 }

@@ -19,13 +19,13 @@ coupalign train --config "$root/configs/refshapes_tiny.yaml" --output "$run" ${r
 # Side by side with the scores: what loads and compiles on one core leaves the other idle
 products() {
   echo "== 4/6 pictures of the best, worst and random predictions"
-  coupalign show --checkpoint "$run/best.safetensors" --split val --samples 200 --output "$run/pictures"
+  coupalign show --checkpoint "$run/best.safetensors" --split val --samples 200 --overwrite --output "$run/pictures"
   echo "== 5/6 export"
   coupalign export --checkpoint "$run/best.safetensors" --output "$run/coupalign.mindir"
   echo "== 6/6 one prediction from the MINDIR file"
   image="$(ls "$data"/images/refshapes/*.png | tail -n 1)"
   coupalign predict --mindir "$run/coupalign.mindir" --image "$image" --text "the object on the left" \
-    --output "$run/prediction"
+    --overwrite --output "$run/prediction"
 }
 echo "== 3/6 evaluate, val once more with the sentences shuffled among the samples (4 to 6 meanwhile)"
 set -m # a process group of its own, to end all of it

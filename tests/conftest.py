@@ -38,9 +38,9 @@ def tiny_checkpoint(tmp_path_factory, picture) -> Path:
     from tiny_network import tiny_config
 
     from mindspore_coupalign import build
-    from mindspore_coupalign.checkpoint import named_arrays, save_checkpoint
     from mindspore_coupalign.data.tokenizer import SentenceTokenizer
     from mindspore_coupalign.data.transforms import ImageTransform
+    from mindspore_coupalign.weights.checkpoint import named_arrays, save_checkpoint
 
     config = tiny_config()
     tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
@@ -62,8 +62,8 @@ def tiny_checkpoint(tmp_path_factory, picture) -> Path:
 def tiny_restored(tiny_checkpoint) -> SimpleNamespace:
     """The checkpoint in memory, compiled once for all tests: ``model``, ``tokenizer``, ``config``, ``predictor``."""
     from mindspore_coupalign.build import restore_model
-    from mindspore_coupalign.checkpoint import load_checkpoint
-    from mindspore_coupalign.predict import Predictor
+    from mindspore_coupalign.inference.predictor import Predictor
+    from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(tiny_checkpoint)
     model, tokenizer = restore_model(checkpoint)

@@ -112,6 +112,28 @@ def timm_swin(official: dict) -> dict:
     return {n.replace("head.", "head.fc."): a for n, a in new.items()}
 
 
+def openmmlab_swin(official: dict) -> dict:
+    """The official names -> those of mmsegmentation, mmdetection and mmpretrain, with their order of merged patches.
+
+    That order is nn.Unfold's own: it is taken from what it makes of a picture whose values are their places.
+    """
+    new = {}
+    for name, array in official.items():
+        name = name.replace("patch_embed.proj.", "patch_embed.projection.").replace("layers.", "stages.")
+        name = name.replace(".attn.", ".attn.w_msa.").replace("mlp.fc1", "ffn.layers.0.0")
+        name = name.replace("norm.", "norm3.") if name.startswith("norm.") else name
+        new[name.replace("mlp.fc2", "ffn.layers.1")] = array
+        if ".downsample." in name:
+            new[name] = np.ascontiguousarray(array[..., _unfold_order(array.shape[-1] // 4)])
+    return new
+
+
+def _unfold_order(channels: int) -> np.ndarray:
+    """(4 · channels,) the official channel that stands at each of nn.Unfold's."""
+    places = torch.arange(4 * channels).reshape(2, 2, channels)  # column, row, channel: the official order
+    return nn.Unfold(2, stride=2)(places.permute(2, 1, 0)[None].float())[0, :, 0].long().numpy()
+
+
 def torchvision_resnet(state: dict) -> dict:
     new = {"fc.weight": np.zeros((10, 4), np.float32)}
     for name, array in state.items():

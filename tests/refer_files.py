@@ -83,6 +83,12 @@ def write_refer(root: Path, refs: list | None = None, instances: dict | None = N
     return root
 
 
+def with_exif(jpeg: bytes, orientation: int) -> bytes:
+    """A JPEG file's content with an EXIF segment of one entry: tag 0x0112, orientation."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + orientation.to_bytes(2, "big") + bytes(6)
+    return jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+
+
 def write_vocabulary(folder: Path) -> Path:
     """A BERT folder with nothing but vocab.txt."""
     folder.mkdir(parents=True, exist_ok=True)

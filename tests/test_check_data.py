@@ -6,7 +6,7 @@ import pytest
 from refer_files import OUTSIDE, refcoco_mini, refs_and_instances, write_refer, write_vocabulary
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.data import check
+from mindspore_coupalign.cli import check_data as check
 
 MINI = refcoco_mini()
 
@@ -77,7 +77,7 @@ def test_doubtful_masks_sentences_and_leaks_are_warnings(tmp_path, capsys):
     refs, instances = refs_and_instances()
     instances["annotations"][0]["segmentation"] = [OUTSIDE]
     instances["annotations"][1]["segmentation"] = {"size": [40, 60], "counts": [0, 2400]}
-    refs[2]["sentences"][0]["sent"] = "  "
+    refs[2]["sentences"][0].update(sent="  ", raw="\t")
     refs[5]["sentences"] = []
     instances["annotations"][3]["image_id"] = refs[3]["image_id"] = 101  # val, on an image of train
     done = check_data(capsys, write_refer(tmp_path, refs, instances))
@@ -95,7 +95,7 @@ def test_long_lists_are_cut(tmp_path, capsys):
     refs, instances = refs_and_instances()
     for ref in refs:
         for sentence in ref["sentences"]:
-            sentence["sent"] = ""
+            sentence.update(sent="", raw="")
     done = check_data(capsys, write_refer(tmp_path, refs, instances))
     assert "empty sentences: 11" in done.out and "and 1 more" in done.out
 

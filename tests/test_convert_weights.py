@@ -19,9 +19,9 @@ from tiny_network import TINY
 
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.checkpoint import load_checkpoint
 from mindspore_coupalign.config import load_config
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.weights.checkpoint import load_checkpoint
 from mindspore_coupalign.weights.files import read_arrays
 from mindspore_coupalign.weights.load import load_image_weights, load_text_weights
 

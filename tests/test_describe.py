@@ -7,10 +7,11 @@ import yaml
 from mindspore import nn, ops
 from tiny_network import TINY, VOCABULARY, tiny_batch, tiny_config, tiny_model
 
-from mindspore_coupalign import build, macs
+from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.cli.describe import describe
 from mindspore_coupalign.config import ImageConfig
-from mindspore_coupalign.describe import describe
+from mindspore_coupalign.models import macs
 from mindspore_coupalign.models.bert import Bert
 from mindspore_coupalign.models.swin import Swin
 

@@ -12,7 +12,7 @@ import pytest
 from test_cuda import library, stub_driver
 
 from mindspore_coupalign import cuda, doctor, packages
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.doctor import machine, targets
 
 ROOT = Path(__file__).resolve().parents[1]

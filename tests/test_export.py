@@ -12,16 +12,18 @@ import pytest
 from conftest import ROOT, SENTENCES
 from mindspore.train.mind_ir_pb2 import ModelProto
 
-from mindspore_coupalign import export
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.predict import Predictor
+from mindspore_coupalign.inference import mindir
+from mindspore_coupalign.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="session")
 def exported(command_line, tiny_checkpoint, tmp_path_factory):
     """The MINDIR that the real command wrote, and what it printed."""
-    file = tmp_path_factory.mktemp("export") / "model.mindir"
+    folder = tmp_path_factory.mktemp("export") / "my models (é)"  # MindSpore's own export refuses such names
+    folder.mkdir()
+    file = folder / "model.mindir"
     done = command_line("export", "--checkpoint", tiny_checkpoint, "--output", file)
     assert done.code == 0, done.err
     return file, done.out
@@ -32,17 +34,20 @@ def copy(exported, tmp_path):
     """A copy of both files that a test may damage."""
     file = tmp_path / "copy.mindir"
     file.write_bytes(exported[0].read_bytes())
-    export.sidecar_path(file).write_bytes(export.sidecar_path(exported[0]).read_bytes())
+    mindir.sidecar_path(file).write_bytes(mindir.sidecar_path(exported[0]).read_bytes())
     return file
 
 
 def test_the_command_writes_two_files_and_the_difference(exported):
     file, out = exported
     assert sorted(p.name for p in file.parent.iterdir()) == ["model.mindir", "model.mindir.json"]
-    facts = json.loads(export.sidecar_path(file).read_text())
+    facts = json.loads(mindir.sidecar_path(file).read_text())
     assert facts["step"] == 7 and facts["input_size"] == 64 and facts["config"]["model"]["queries"] == 6
-    assert len(facts["differences"]) == 3 and max(facts["differences"]) <= export.TOLERANCE
-    assert re.search(r"3 random inputs: largest difference [\d.]+e[+-]\d+ of the logits' scale", out)
+    assert facts["amp"] == "O0" and facts["amp_dtype"] == "float32"
+    paths = {"root", "images", "tokenizer", "image_weights", "text_weights"}  # of the machine that trained
+    assert not paths & (facts["config"]["data"].keys() | facts["config"]["model"].keys())
+    assert len(facts["differences"]) == 3 and max(facts["differences"]) <= mindir.TOLERANCES["float32"]
+    assert re.search(r"3 random inputs, both in O0 float32: largest difference [\d.]+e[+-]\d+ of the logits' ", out)
     assert os.access(file, os.W_OK)
 
 
@@ -80,6 +85,25 @@ def test_predicting_needs_neither_transformers_nor_the_checkpoint(exported, pict
     np.testing.assert_array_equal(written, mask * np.uint8(255))
 
 
+@pytest.mark.slow
+def test_a_mindir_of_half_precision(command_line, tiny_checkpoint, picture, tmp_path, capsys):
+    """It says so, and predicts what the checkpoint predicts at that level; near float32, but not the same."""
+    file = tmp_path / "half.mindir"
+    done = command_line("export", "--checkpoint", tiny_checkpoint, "--output", file, "--amp", "O1")
+    assert done.code == 0 and "both in O1 float16" in done.out, done.err
+    facts = json.loads(mindir.sidecar_path(file).read_text())
+    assert facts["amp"] == "O1" and facts["amp_dtype"] == "float16"
+    theirs, ours, exact = (predictor.predict(picture.rgb, list(SENTENCES)) for predictor in (
+        Predictor.from_mindir(file), Predictor.from_checkpoint(tiny_checkpoint, amp="O1"),
+        Predictor.from_checkpoint(tiny_checkpoint, amp="O0")))
+    for a, b, c in zip(theirs, ours, exact, strict=True):
+        np.testing.assert_allclose(a.probability, b.probability, atol=1e-3)
+        assert 0 < np.abs(b.probability - c.probability).max() < 0.02
+    code = main(["predict", "--mindir", str(file), "--image", str(picture.path), "--text", SENTENCES[0], "--amp", "O0",
+                 "--output", str(tmp_path)])
+    assert code == 2 and "--amp needs --checkpoint" in capsys.readouterr().err
+
+
 def refused(file, match):
     with pytest.raises(UserError, match=match) as caught:
         Predictor.from_mindir(file)
@@ -87,7 +111,7 @@ def refused(file, match):
 
 
 def test_missing_and_damaged_files_are_refused(copy, tmp_path):
-    sidecar = export.sidecar_path(copy)
+    sidecar = mindir.sidecar_path(copy)
     facts = json.loads(sidecar.read_text())
     refused(tmp_path / "none.mindir", "none.mindir: no such file")
     for text, match in (("{", "not valid JSON"), ("[]", "field 'format'"),
@@ -104,7 +128,7 @@ def test_missing_and_damaged_files_are_refused(copy, tmp_path):
     copy.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     refused(copy, "sha256 differs")
     copy.write_bytes(b"no graph")
-    sidecar.write_text(json.dumps(facts | {"sha256": export._sha256(copy)}))
+    sidecar.write_text(json.dumps(facts | {"sha256": mindir._sha256(copy)}))
     refused(copy, "cannot load it")
     copy.unlink()
     refused(copy, "copy.mindir: cannot be read")
@@ -121,8 +145,9 @@ def quick(monkeypatch, exported, tiny_restored):
         with open(file_name, "wb") as file:
             file.write(exported[0].read_bytes())
 
-    monkeypatch.setattr(export.ms, "export", copied)
-    monkeypatch.setattr(export.build, "restore_model", lambda _: (tiny_restored.model, tiny_restored.tokenizer))
+    monkeypatch.setattr(mindir.ms, "export", copied)
+    monkeypatch.setattr(mindir.build, "restore_model",
+                        lambda _, amp=None: (tiny_restored.model, tiny_restored.tokenizer))
 
 
 def run(capsys, checkpoint, output):
@@ -138,9 +163,9 @@ def test_an_older_file_is_replaced(quick, copy, tiny_checkpoint, capsys):
 
 
 def test_a_graph_that_differs_is_not_kept(quick, tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    model = export.nn.GraphCell
+    model = mindir.nn.GraphCell
     for wrong in (1.0001, float("nan")):
-        monkeypatch.setattr(export.nn, "GraphCell", lambda graph, wrong=wrong: lambda *x: model(graph)(*x) * wrong)
+        monkeypatch.setattr(mindir.nn, "GraphCell", lambda graph, wrong=wrong: lambda *x: model(graph)(*x) * wrong)
         code, err = run(capsys, tiny_checkpoint, tmp_path / "a.mindir")
         assert code == 1 and "differs from the checkpoint by" in err and err.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
@@ -149,9 +174,13 @@ def test_a_graph_that_differs_is_not_kept(quick, tiny_checkpoint, tmp_path, monk
 def test_what_cannot_be_written_is_named_and_nothing_stays(quick, tiny_checkpoint, tmp_path, monkeypatch, capsys):
     code, err = run(capsys, tiny_checkpoint, tmp_path / "a.onnx")
     assert code == 2 and "must end in .mindir" in err
+    code, err = run(capsys, tiny_checkpoint, tmp_path / "caf\udce9.mindir")
+    assert code == 2 and "not UTF-8; choose another --output" in err
+    with pytest.raises(UserError, match="not UTF-8; rename it"):
+        Predictor.from_mindir(tmp_path / "caf\udce9.mindir")
     code, err = run(capsys, tiny_checkpoint, tmp_path / "none" / "a.mindir")
     assert code == 2 and "does not exist" in err
-    monkeypatch.setattr(export, "_LARGEST", 1000)
+    monkeypatch.setattr(mindir, "_LARGEST", 1000)
     code, err = run(capsys, tiny_checkpoint, tmp_path / "a.mindir")
     assert code == 2 and "GiB of weights" in err
     assert list(tmp_path.iterdir()) == []
@@ -162,7 +191,7 @@ def test_a_model_that_mindspore_splits_is_refused(quick, tiny_checkpoint, tmp_pa
         os.makedirs(file_name.replace(".mindir", "_variables"))
         open(file_name.replace(".mindir", "_graph.mindir"), "wb").close()
 
-    monkeypatch.setattr(export.ms, "export", split)
+    monkeypatch.setattr(mindir.ms, "export", split)
     code, err = run(capsys, tiny_checkpoint, tmp_path / "a.mindir")
     assert code == 2 and "model_graph.mindir, model_variables instead of one file" in err
     assert list(tmp_path.iterdir()) == []

@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from mindspore_coupalign import captions, figures
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import make_folder
+from mindspore_coupalign.visualize import captions, figures
 
 
 @pytest.fixture

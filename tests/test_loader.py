@@ -8,7 +8,7 @@ from refer_files import SPLITS, refs_and_instances, write_refer, write_vocabular
 
 from mindspore_coupalign.data.loader import EvalSource, Tokens, TrainSource, batches
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
@@ -164,6 +164,29 @@ def test_evaluation_batches(tiny, transform, tmp_path):
         np.testing.assert_array_equal(word_mask[row], mask[0])
         np.testing.assert_array_equal(image[row], transform.image(data.read_image(int(data.sentence_ref[s]))))
     assert (image[3] == 0).all() and word_mask[3].sum() == 1  # a word for the padding's softmax
+
+
+def test_training_and_evaluation_read_the_chosen_wording_and_mask(tmp_path, transform):
+    """``data.sentence_field`` and ``data.overlap``; a flip turns the words of either."""
+    refs, instances = refs_and_instances()
+    box, beside = ([x, 10, x + 20, 10, x + 20, 30, x, 30] for x in (10, 20))
+    instances["annotations"][3]["segmentation"] = [box, beside]
+    for ref in refs:
+        for sentence in ref["sentences"]:
+            sentence.update(sent="red left", raw="Big RED, right!")
+    data = read_refer(write_refer(tmp_path, refs, instances), "tiny", "unc")
+    tokenizer = SentenceTokenizer.from_name(str(write_vocabulary(tmp_path / "bert")), 8)
+    samples = data.split("val")
+    for field, overlap, plain, turned in (("sent", "union", "red left", "red right"),
+                                          ("raw", "single", "big red [UNK] right [UNK]", "big red [UNK] left [UNK]")):
+        assert Tokens(data, samples, tokenizer, field=field).ids[0].tolist() == tokenizer([plain])[0][0].tolist()
+        source = TrainSource(data, "val", tokenizer, transform, 0, 1, 1.0, (0, 20), 0, 1, field, overlap)
+        items = [source.item(k) for k in range(20)]
+        _, ids, _, target, s = next(item for item in items if data.sentence_ref[item[-1]] == 3)
+        assert ids.tolist() == tokenizer([turned])[0][0].tolist()
+        truth = data.mask(3, overlap)
+        np.testing.assert_array_equal(target[0], transform.mask(np.ascontiguousarray(truth[:, ::-1])))
+    assert data.mask(3).sum() == 600 and data.mask(3, "single").sum() == 400
 
 
 def test_no_samples_no_batches(tiny, tokenizer, transform):

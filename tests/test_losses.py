@@ -6,7 +6,7 @@ import pytest
 from mindspore import ops
 from tiny_network import pynative
 
-from mindspore_coupalign.losses import MaskLoss, PixelContrast
+from mindspore_coupalign.models.losses import MaskLoss, PixelContrast
 from mindspore_coupalign.models.noise import connect
 
 TAU = 0.1
@@ -70,6 +70,38 @@ def test_values_by_hand():
     assert float(right[0]) == float(right[1]) == pytest.approx(0, abs=1e-6)
     wrong = MaskLoss()(ms.Tensor((1 - mask * 2) * 100), ms.Tensor(mask))
     assert float(wrong[0]) == pytest.approx(100) and float(wrong[1]) == pytest.approx((4 / 5 + 4 / 5) / 2, rel=1e-6)
+
+
+def two_class_cross_entropy(logits, target, weight):
+    """Of logits (N, 2) and classes (N,): the weighted mean that PyTorch documents for cross_entropy(weight=…)."""
+    log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    each = weight[target]
+    return -(each * log_p[np.arange(len(target)), target]).sum() / each.sum()
+
+
+@pytest.mark.parametrize("weights", [(0.9, 1.1), (3.0, 0.5), (2.0, 2.0)])
+def test_class_weights_are_those_of_two_logits(weights):
+    random = np.random.default_rng(1)
+    both = random.normal(size=(2 * 8 * 8, 2)) * 4  # background, foreground
+    target = (random.random(len(both)) < 0.3).astype(int)
+    one = (both[:, 1] - both[:, 0]).reshape(2, 1, 8, 8).astype(np.float32)
+    mask = target.reshape(2, 1, 8, 8).astype(np.float32)
+    bce, dice = MaskLoss(weights)(ms.Tensor(one), ms.Tensor(mask))
+    expected = two_class_cross_entropy(both, target, np.array(weights))
+    assert float(bce) == pytest.approx(expected, rel=1e-5)
+    plain = MaskLoss()(ms.Tensor(one), ms.Tensor(mask))
+    assert float(dice) == float(plain[1])
+    assert (float(bce) == pytest.approx(float(plain[0]), rel=1e-6)) == (weights[0] == weights[1])
+
+
+def test_class_weights_of_a_share():
+    """A pixel that is a quarter foreground counts as four would, one of them foreground."""
+    logits = np.array([1.5, -2.0], np.float32)
+    share = np.array([0.25, 0.0], np.float32)
+    bce = MaskLoss((0.9, 1.1))(*(ms.Tensor(x.reshape(1, 1, 1, 2)) for x in (logits, share)))[0]
+    both = np.stack([np.zeros(8), logits.repeat(4).astype(float)], 1)
+    expected = two_class_cross_entropy(both, np.array([1] + [0] * 7), np.array([0.9, 1.1]))
+    assert float(bce) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mindspore_coupalign.metrics import THRESHOLDS, iou, overlap, summarize
+from mindspore_coupalign.evaluation.metrics import THRESHOLDS, iou, overlap, summarize
 
 
 def test_overlap_counts_pixels():

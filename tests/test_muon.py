@@ -6,10 +6,10 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 from tiny_network import tiny_config, tiny_model
 
-from mindspore_coupalign import build
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.muon import ITERATIONS, A, B, C, Muon, bin_shape
-from mindspore_coupalign.optim import Optimizer
+from mindspore_coupalign.training import setup
+from mindspore_coupalign.training.muon import ITERATIONS, A, B, C, Muon, bin_shape
+from mindspore_coupalign.training.optimizer import Optimizer
 
 SHAPES = [(24, 24), (40, 24), (24, 40), (32, 300), (70, 64), (3, 5), (24, 24)]
 
@@ -96,7 +96,7 @@ def test_updates_equal_the_reference():
 def test_the_models_matrices():
     """Muon gets dense layers and the decoder's convolutions; embeddings, queries, head and first layer do not."""
     model = tiny_model()
-    decayed, plain, tables, matrices = build.parameter_groups(model, 0.1, 1.0, 0.8)
+    decayed, plain, tables, matrices = setup.parameter_groups(model, 0.1, 1.0, 0.8)
     assert matrices["muon"] and matrices["rate"] == 0.8
     names = {p.name for p in matrices["params"]}
     assert {"encoder.vision.stages.0.blocks.0.attn.q.weight", "encoder.wpa.0.w_v.weight"} <= names
@@ -104,7 +104,7 @@ def test_the_models_matrices():
     assert {p.name for p in decayed["params"]} == {
         "encoder.vision.embed.proj.weight", "encoder.text.embed.word_embeddings",
         "encoder.text.embed.token_type_embeddings", "generator.queries", "head.weight"}
-    assert len(build.parameter_groups(model, 0.1)[3]["params"]) == 0
+    assert len(setup.parameter_groups(model, 0.1)[3]["params"]) == 0
 
 
 @pytest.mark.parametrize("override", ["train.muon_rate=-1", "train.position_bias_rate=0"])

@@ -7,10 +7,11 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.experimental import optim as experimental
 from tiny_network import pynative, tiny_config, tiny_model
 
-from mindspore_coupalign.build import learning_rate, parameter_groups
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.optim import PACK_BELOW, Optimizer
-from mindspore_coupalign.train_step import LOSSES, RESULTS, TrainStep
+from mindspore_coupalign.training.optimizer import PACK_BELOW, Optimizer
+from mindspore_coupalign.training.schedule import learning_rate
+from mindspore_coupalign.training.setup import parameter_groups
+from mindspore_coupalign.training.step import LOSSES, RESULTS, TrainStep
 
 START = {"w": np.linspace(-1, 1, 12).reshape(3, 4), "b": np.array([0.5, -2.0])}
 
@@ -250,3 +251,22 @@ def test_parameter_groups_of_the_model():
     assert {p.name.rpartition(".")[2] for p in tables["params"]} == {"relative_position_bias_table"}
     moving = {p.name.rpartition(".")[2] for p in decayed["params"]}
     assert moving == {"weight", "word_embeddings", "token_type_embeddings", "queries"}
+
+
+def test_what_decays_by_the_other_rules():
+    """LAVT's code: everything but the image encoder's norms and position biases."""
+    model = tiny_model("model.name=lavt")
+    names = {p.name for p in model.trainable_params()}
+
+    def decayed(rule):
+        groups = parameter_groups(model, 0.07, decayed=rule)
+        assert {p.name for group in groups for p in group["params"]} == names
+        return {p.name for group in groups for p in group["params"] if group["weight_decay"]}
+
+    assert decayed("all") == names
+    lavt = {name for name in names if "relative_position_bias_table" in name
+            or name.startswith("encoder.vision.") and "norm" in name.rpartition(".")[0].rpartition(".")[2]
+            or name.startswith("encoder.vision.outputs.")}
+    assert names - decayed("lavt") == lavt and len(lavt) > 20
+    assert "encoder.text.embed.norm.gamma" in decayed("lavt") and "encoder.vision.embed.proj.bias" in decayed("lavt")
+    assert decayed("matrices") < decayed("lavt") < decayed("all")

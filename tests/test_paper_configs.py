@@ -10,9 +10,19 @@ from tiny_network import TINY, VOCABULARY, pynative, tiny_batch
 
 from mindspore_coupalign import build
 from mindspore_coupalign.config import Config, config_from_dict, config_to_dict, load_config
-from mindspore_coupalign.train_step import RESULTS
+from mindspore_coupalign.training import setup
+from mindspore_coupalign.training.step import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
+AS_TYPED = {"sentence_field": "raw", "overlap": "single"}
+FIRST_AUTHOR = {"image_size": 448, "max_tokens": 30, "window": 7, "drop_path": 0.1}
+CROSS_ENTROPY = {"dice": 0.0, "contrast": 0.0}
+LAVT = {"train": {"clip_norm": 0.0, "decayed": "lavt"}, "loss": CROSS_ENTROPY | {"class_weights": (0.9, 1.1)},
+        "text": {"dropout": 0.0}}
+FIRST = {"train": {"epochs": 50, "batch_size": 8, "lr": 1.5e-5, "schedule": "linear", "final_lr": 1e-5,
+                   "decay_epochs": 40, "decay_every": "epoch", "decayed": "all", "clip_norm": 0.0}}
+RECIPES = {"paper/lavt_swin_b": LAVT, "paper/lavt_resnet_101": LAVT, "paper/first_author_coupalign_448": FIRST,
+           "paper/first_author_lavt_448": FIRST | {"loss": CROSS_ENTROPY}}  # what tells them from LAVT's schedule
 ROWS = {  # file -> what tells it from refcoco_swin_b.yaml
     "refcoco_swin_b": {},
     "paper/refcoco_resnet_101": {"name": "resnet", "embed_dim": 256, "depths": (3, 4, 23, 3), "norm": "frozen"},
@@ -22,9 +32,11 @@ ROWS = {  # file -> what tells it from refcoco_swin_b.yaml
     "paper/refcoco_plus_swin_b": {"dataset": "refcoco+"},
     "paper/gref_umd_swin_b": {"dataset": "refcocog", "split_by": "umd"},
     "paper/gref_google_swin_b": {"dataset": "refcocog", "split_by": "google"},
-    "paper/lavt_swin_b": {"method": "lavt"},
-    "paper/lavt_resnet_101": {"method": "lavt", "name": "resnet", "embed_dim": 256, "depths": (3, 4, 23, 3),
+    "paper/lavt_swin_b": {"method": "lavt", **AS_TYPED},
+    "paper/lavt_resnet_101": {"method": "lavt", **AS_TYPED, "name": "resnet", "embed_dim": 256, "depths": (3, 4, 23, 3),
                               "norm": "frozen"},
+    "paper/first_author_coupalign_448": {**AS_TYPED, **FIRST_AUTHOR},
+    "paper/first_author_lavt_448": {"method": "lavt", **AS_TYPED, **FIRST_AUTHOR},
     **{f"wpa/refcoco_swin_b_wpa_{stages}": {"wpa_stages": tuple(map(int, stages))}
        for stages in ("1", "2", "3", "4", "12", "34", "1234")},
 }
@@ -36,7 +48,9 @@ def plain(config: Config) -> dict:
     data, model = config.data, config.model
     found = {"dataset": data.dataset, "split_by": data.split_by, "mean": data.mean, "std": data.std,
              "method": model.name, "wpa_stages": model.wpa_stages}
-    return found | {key: getattr(model.image, key) for key in ("name", "embed_dim", "depths", "norm", "slope")}
+    found |= {key: getattr(data, key) for key in ("image_size", "max_tokens", "sentence_field", "overlap")}
+    return found | {key: getattr(model.image, key) for key in ("name", "embed_dim", "depths", "norm", "slope",
+                                                               "window", "drop_path")}
 
 
 def reduced(config: Config) -> Config:
@@ -53,7 +67,7 @@ def reduced(config: Config) -> Config:
 def test_there_is_a_configuration_for_every_row():
     files = {str(path.relative_to(ROOT / "configs").with_suffix("")) for folder in ("paper", "wpa")
              for path in (ROOT / "configs" / folder).glob("*.yaml")} | {"refcoco_swin_b"}
-    assert files == ROWS.keys() and len(files) == 16  # 14 of CoupAlign's, two of LAVT's
+    assert files == ROWS.keys() and len(files) == 18  # 15 of CoupAlign's, three of LAVT's
     listed = re.findall(r"configs/([\w/]+)\.yaml", (ROOT / "docs" / "paper.md").read_text())
     assert files <= set(listed)
 
@@ -62,9 +76,10 @@ def test_there_is_a_configuration_for_every_row():
 def test_a_row_differs_in_what_it_says_and_steps(row):
     config, base = (load_config(ROOT / "configs" / f"{name}.yaml") for name in (row, "refcoco_swin_b"))
     assert plain(config) == plain(base) | ROWS[row]
-    loss = base.loss if config.model.name == "coupalign" else replace(base.loss, dice=0.0, contrast=0.0)
+    other = RECIPES.get(row, {})
     assert (config.train, config.loss, config.eval, config.model.text) == (
-        base.train, loss, base.eval, base.model.text)
+        replace(base.train, **other.get("train", {})), replace(base.loss, **other.get("loss", {})), base.eval,
+        replace(base.model.text, **other.get("text", {})))
     small = reduced(config)
     assert {key: plain(small)[key] for key in ("method", "name", "wpa_stages")} == {
         key: plain(config)[key] for key in ("method", "name", "wpa_stages")}
@@ -82,7 +97,7 @@ def step_once(config: Config):
     ms.set_seed(0)
     model = build.build_model(config, VOCABULARY)
     build.load_pretrained(model, config)
-    step = build.build_train_step(model, config)
+    step = setup.build_train_step(model, config)
     before = {p.name: p.asnumpy().copy() for p in model.trainable_params()}
     values = step(*map(ms.Tensor, tiny_batch(2)), ms.Tensor(1e-3, ms.float32)).asnumpy()
     results = dict(zip(RESULTS, values, strict=True))

@@ -58,7 +58,7 @@ SWIN = {  # size, embed_dim, depths, heads, window
     "swin_b_384": (384, 128, [2, 2, 18, 2], [4, 8, 16, 32], 12),
     "swin_b_480": (480, 128, [2, 2, 18, 2], [4, 8, 16, 32], 12),  # 120, 60, 30 and 15 cells: the last two are padded
 }
-SWIN_FILES = {"swin_t_224": "official", "swin_b_224_short": "timm", "swin_b_480_short": "transformers",
+SWIN_FILES = {"swin_t_224": "official", "swin_b_224_short": "OpenMMLab", "swin_b_480_short": "transformers",
               "swin_b_224": "timm", "swin_b_384": "official", "swin_b_480": "transformers"}
 
 
@@ -76,6 +76,11 @@ def test_swin(tmp_path, name):
     if SWIN_FILES[name] == "official":
         path = tmp_path / "swin.pth"
         foreign.save_torch(path, foreign.official_swin(state, rest[-1]), inside="model")
+    elif SWIN_FILES[name] == "OpenMMLab":
+        path = tmp_path / "upernet.pth"
+        state = foreign.openmmlab_swin(foreign.official_swin(state, rest[-1]))
+        heads = {"decode_head.conv_seg.weight": np.zeros((2, 3), np.float32)}
+        foreign.save_torch(path, {f"backbone.{n}": a for n, a in state.items()} | heads, inside="state_dict")
     elif SWIN_FILES[name] == "timm":
         path = tmp_path / "timm.safetensors"
         save_file(foreign.timm_swin(foreign.official_swin(state, rest[-1])), path)

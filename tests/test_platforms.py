@@ -48,7 +48,7 @@ config = small({name!r}, "train.amp={amp}")
 model = build.build_model(config, VOCABULARY).set_train({trains})
 batch = map(ms.Tensor, tiny_batch(config.train.batch_size, config.data.image_size, config.data.max_tokens))
 if {trains}:
-    step = build.build_train_step(model, config, target="GPU")
+    step = setup.build_train_step(model, config, target="GPU")
     assert step(*batch, ms.Tensor(1e-3, ms.float32)).asnumpy()[0] > 0
 else:
     image, ids, word_mask, _ = batch

@@ -1,8 +1,8 @@
 """The Predictor and the commands predict and show, on a network with random weights."""
 
+import dataclasses
 import re
 import shutil
-from types import SimpleNamespace
 
 import cv2
 import mindspore as ms
@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 import yaml
 from conftest import SENTENCES
+from PIL import Image
 from refer_files import refcoco_mini, write_refer
 from tiny_network import TINY, pynative, tiny_config
 
-from mindspore_coupalign import predict, show
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.build import build_model
-from mindspore_coupalign.checkpoint import named_arrays, save_checkpoint
+from mindspore_coupalign.cli import predict, show
 from mindspore_coupalign.data.images import read_rgb
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluate import evaluate_samples
-from mindspore_coupalign.metrics import overlap
-from mindspore_coupalign.predict import Predictor
+from mindspore_coupalign.evaluation.evaluator import evaluate_samples
+from mindspore_coupalign.evaluation.metrics import overlap
+from mindspore_coupalign.inference.predictor import Predictor, _Forward
+from mindspore_coupalign.weights.checkpoint import named_arrays, save_checkpoint
 
 MINI = refcoco_mini()
 
@@ -78,6 +79,43 @@ def test_prediction_equals_evaluation(tiny_restored, tiny_refer):
     assert 0 < scores["image"][:, 0].sum() < scores["image"][:, 1].sum()
 
 
+def test_any_kind_of_picture_and_one_sentence_as_text(tiny_restored, picture, sideways):
+    predict = tiny_restored.predictor.predict
+    expected = predict(picture.rgb, [SENTENCES[0]])[0].probability
+    for image in (picture.path, str(picture.path), Image.open(picture.path),
+                  np.dstack([picture.rgb, np.full(picture.rgb.shape[:2], 255, np.uint8)])):
+        found = predict(image, SENTENCES[0])
+        assert len(found) == 1 and found[0].sentence == SENTENCES[0]
+        np.testing.assert_array_equal(found[0].probability, expected)
+    grey = picture.rgb[..., 0]
+    np.testing.assert_array_equal(predict(grey, SENTENCES[0])[0].mask,
+                                  predict(np.dstack([grey] * 3), SENTENCES[0])[0].mask)
+    for image in (sideways, Image.open(sideways)):
+        assert predict(image, SENTENCES[0])[0].mask.shape == (60, 90)
+    for image, sentences in ((picture.rgb / 255, "red"), (picture.rgb.transpose(2, 0, 1), "red"), (picture.rgb, []),
+                             (picture.rgb, [3])):
+        with pytest.raises(UserError, match="^(image|sentences)"):
+            predict(image, sentences)
+
+
+def test_score_is_the_mean_probability_inside_the_mask(tiny_restored, picture):
+    found = tiny_restored.predictor.predict(picture.rgb, SENTENCES[0])[0]
+    inside = [float(p) for p, m in zip(found.probability.ravel(), found.mask.ravel(), strict=True) if m]
+    assert found.score == pytest.approx(sum(inside) / len(inside)) and 0.5 < found.score < 1
+    empty = dataclasses.replace(found, mask=np.zeros_like(found.mask))
+    assert empty.score == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_answers_with_no_number_is_refused(tiny_restored, picture, value):
+    def network(*_):
+        return ms.Tensor(np.full((1, 1, 64, 64), value, np.float32))
+
+    predictor = Predictor.from_model(network, tiny_restored.tokenizer, tiny_restored.config)
+    with pytest.raises(UserError, match="'red circle': the network's output is non-finite"):
+        predictor.predict(picture.rgb, ["red circle"])
+
+
 def test_threshold_is_the_configurations(tiny_restored, picture):
     config = tiny_config("eval.threshold=0.6")
     predictor = Predictor.from_model(tiny_restored.model, tiny_restored.tokenizer, config)
@@ -96,6 +134,7 @@ def test_sentences_are_checked_before_the_network_runs(tiny_restored, picture):
             predictor.predict(picture.rgb, ["red circle", empty])
     with pytest.raises(UserError, match=r"'zebra giraffe!': none of its words is in .* \(zebra, giraffe"):
         predictor.predict(picture.rgb, ["red circle", "zebra giraffe!"])
+    tiny_restored.predictor.predict(picture.rgb, ["", "zebra"], strict=False)  # as evaluate scores them
 
 
 def test_unknown_words_and_long_sentences_are_reported(tiny_restored, picture):
@@ -136,7 +175,7 @@ def test_details_of_a_network_without_alignment(tiny_restored, picture, tmp_path
 def test_details_of_lavt_have_all_stages(tiny_restored, picture):
     config = tiny_config("model.name=lavt")
     model = build_model(config, tiny_restored.tokenizer.vocab_size).set_train(False)
-    predictor = Predictor.from_model(predict._Forward(model), tiny_restored.tokenizer, config)
+    predictor = Predictor.from_model(_Forward(model), tiny_restored.tokenizer, config)
     with pynative():
         details = predictor.predict(picture.rgb, ["red circle"])[0].details
     assert list(details.attention) == [1, 2, 3, 4] and details.attention[4].shape == (4, 2, 2)
@@ -188,9 +227,10 @@ def test_bad_files_and_options_are_named(tiny_checkpoint, picture, tmp_path, cap
     assert "no such checkpoint" in one_line_error(capsys, "predict", "--checkpoint", tmp_path / "none", *output)
     error = one_line_error(capsys, "predict", "--mindir", "m", "--attention", *output)
     assert "--attention needs --checkpoint" in error
+    assert "--amp needs --checkpoint" in one_line_error(capsys, "predict", "--mindir", "m", "--amp", "O0", *output)
     (tmp_path / "file").touch()
-    for broken in (("--image", tmp_path / "file"), ("--image", tmp_path / "none.jpg"), ("--output", tmp_path / "file"),
-                   ("--text", "")):
+    one_line_error(capsys, "predict", "--checkpoint", tiny_checkpoint, *output[2:], "--image", tmp_path / "file")
+    for broken in (("--output", tmp_path / "file"), ("--text", "")):
         one_line_error(capsys, "predict", "--checkpoint", tiny_checkpoint, *output, *broken)
     for source in ((), ("--checkpoint", tiny_checkpoint, "--mindir", "m")):  # exactly one
         with pytest.raises(SystemExit) as caught:
@@ -213,14 +253,14 @@ def test_a_checkpoint_of_another_configuration(tiny_checkpoint, tiny_refer, tmp_
     assert "another configuration" in error and str(tiny_checkpoint) in error
 
 
-def test_show_takes_pictures_that_were_scaled_down(tmp_path):
+def test_show_refuses_pictures_of_another_size(tmp_path):
     """As evaluate does."""
     data = read_refer(write_refer(tmp_path), "tiny", "unc")
     sample = int(data.split("train")[0])
-    file = data.image_dir / data.image_files[data.ref_image[data.sentence_ref[sample]]]
+    file = data.image_path(data.sentence_ref[sample])
     assert cv2.imwrite(str(file), np.full((20, 30, 3), 90, np.uint8))
-    everything = SimpleNamespace(predict=lambda image, _: [SimpleNamespace(mask=np.ones(image.shape[:2], bool))])
-    assert show._panel(data, everything, sample).shape[1] == 60 * 8
+    with pytest.raises(UserError, match=f"{file.name}: 30 x 20 pixels, not 60 x 40 as instances.json says"):
+        show._panel(data, None, sample, tiny_config().data)
 
 
 def test_show_draws_three_sheets(tiny_checkpoint, tiny_refer, tmp_path, capsys):
@@ -233,6 +273,8 @@ def test_show_draws_three_sheets(tiny_checkpoint, tiny_refer, tmp_path, capsys):
     assert sheets["best"].shape[1] == sheets["worst"].shape[1] == 2 * panel + 3 * 8  # two images, however many refs
     assert sheets["random"].shape[1] == 3 * panel + 4 * 8
     assert (sheets["best"] != sheets["worst"]).any()
+    error = one_line_error(capsys, *show, *data, "--count", "1", "--output", tmp_path / "a")
+    assert "best.png: exists already (and 2 more); add --overwrite" in error
     shutil.rmtree(tmp_path / "a")
     assert "no split 'none'" in one_line_error(capsys, *show[:-1], "none", *data, "--output", tmp_path / "a")
     assert "--count must be" in one_line_error(capsys, *show, "--count", "0", "--output", tmp_path / "a")

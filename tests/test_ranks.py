@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_reliability import QUICK, running
+from test_reliability import QUICK, hear_interrupts, running
 from test_train import log_of, run_command, write_config
 
-from mindspore_coupalign import job, watch
-from mindspore_coupalign.checkpoint import load_checkpoint
 from mindspore_coupalign.config import Config, load_config
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
+from mindspore_coupalign.distributed import launcher as job
+from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.train_step import LOSSES
+from mindspore_coupalign.training.step import LOSSES
+from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 # Noise is drawn by each rank for itself: none here, so that two ranks can equal one
@@ -55,7 +56,7 @@ def environment(tmp_path, **more) -> dict:
 def start(tmp_path, workers, *arguments):
     return subprocess.Popen(["bash", "scripts/run_distribute_train.sh", str(workers), *map(str, arguments)], cwd=ROOT,
                             env=environment(tmp_path), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            start_new_session=True)
+                            start_new_session=True, preexec_fn=hear_interrupts)
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +109,24 @@ def assert_equal(one: Path, two: Path):
 
 @pytest.mark.parametrize("workers", [3])
 def test_evaluation_on_three_ranks_is_exact(one_and_two, setting, workers, tmp_path):
-    """Splits that three does not divide, each sentence once: the same file as from one rank."""
+    """Splits that three does not divide, each sentence once: the same files as from one rank."""
     best = one_and_two[0] / "best.safetensors"
-    run_command("evaluate", "--checkpoint", best, "--split", "val", "train", "--output", tmp_path / "one.json")
+
+    def options(name):
+        return ["--protocol", "sentence", "ref-averaged", "cris", "--output", str(tmp_path / f"{name}.json"),
+                "--details", str(tmp_path / f"{name}.jsonl")]
+
+    run_command("evaluate", "--checkpoint", best, "--split", "val", "train", *options("one"))
     done = subprocess.run(
-        ["bash", "scripts/run_eval.sh", str(best), "val train", "CPU", "--output", str(tmp_path / "many.json")],
+        ["bash", "scripts/run_eval.sh", str(best), "val train", "CPU", *options("many")],
         cwd=ROOT, text=True, capture_output=True, timeout=300, env=environment(tmp_path, WORKER_NUM=str(workers)))
     assert done.returncode == 0, done.stdout + done.stderr
     one, many = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "many"))
     assert many == one and one["splits"]["val"]["sentences"] % workers
-    assert done.stdout.count("image's own size") >= 2 and done.stdout.count("wrote") == 1
+    assert done.stdout.count("image's own size") >= 2 and done.stdout.count("wrote") == 2
+    details = (tmp_path / "many.jsonl").read_text()
+    assert details == (tmp_path / "one.jsonl").read_text()
+    assert details.count("\n") == sum(split["sentences"] for split in one["splits"].values())
 
 
 def under_way(process, logs: Path, step: int) -> list:
@@ -166,22 +175,25 @@ def test_a_rank_that_hangs_ends_the_job_that_a_resume_went_on_with(quick, killed
 
 
 @pytest.fixture(scope="module")
-def stopped(quick, tmp_path_factory):
-    """A run of one rank that got SIGTERM: its folder, exit code, output and errors."""
+def stopped(quick, tmp_path_factory, request):
+    """A run of one rank that got a signal: its folder, exit code, output and errors."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     process = running(quick, run)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(request.param)
     out, err = process.communicate(timeout=60)
     return run, process.returncode, out, err, load_checkpoint(run / "last.safetensors").progress["step"]
 
 
-def test_sigterm_saves_and_ends(stopped):
+@pytest.mark.parametrize("stopped, expected", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], indirect=["stopped"])
+def test_sigterm_or_ctrl_c_saves_and_ends(stopped, expected):
+    """MindSpore turns the second into the first; the exit code has to tell them apart all the same."""
     run, code, out, err, step = stopped
-    assert code == 143 and "Traceback" not in err
+    assert code == expected and "Traceback" not in err
     assert f"the state of step {step} is saved; go on with --resume" in out
     assert log_of(run)[0][-1]["step"] == step  # nothing was done after the save
 
 
+@pytest.mark.parametrize("stopped", [signal.SIGTERM], indirect=True)
 def test_a_job_that_is_asked_to_stop_saves_first(quick, stopped, tmp_path):
     """SIGTERM as a cluster's scheduler sends it: to every process, those of the script's group and the ranks. Two
     ranks, which go on where one had stopped."""
@@ -198,14 +210,15 @@ def test_a_job_that_is_asked_to_stop_saves_first(quick, stopped, tmp_path):
     assert not [s for s in watch.read_states(tmp_path / "logs") if watch.lives(s["pid"])]
 
 
-def test_a_job_that_is_asked_to_stop_before_it_has_started(setting, tmp_path):
+@pytest.mark.parametrize("way, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_job_that_is_asked_to_stop_before_it_has_started(setting, tmp_path, way, code):
     process = start(tmp_path, 2, setting[1], "CPU", "--output", tmp_path / "run")
     while not (tmp_path / "logs" / "worker_0.log").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(way)
     out, _ = process.communicate(timeout=100)
-    assert process.returncode == 143 and out.strip().splitlines()[-1].startswith("stopped, as it was asked to"), out
+    assert process.returncode == code and out.strip().splitlines()[-1].startswith("stopped, as it was asked to"), out
     assert not (tmp_path / "run").exists() and not job._living(tmp_path / "logs")
 
 
@@ -237,8 +250,9 @@ LATE = """
 import time
 from pathlib import Path
 import numpy as np
-from mindspore_coupalign import ranks, runtime
-from mindspore_coupalign.watch import Watch, begin
+from mindspore_coupalign import runtime
+from mindspore_coupalign.distributed import collectives as ranks
+from mindspore_coupalign.distributed.watchdog import Watch, begin
 begin()
 with Watch.of_job() as watch:
     here = runtime.setup("CPU", 0, watch)
@@ -260,6 +274,43 @@ def test_a_rank_that_comes_late_is_waited_for(tmp_path):
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [s["phase"] for s in watch.read_states(tmp_path / "ranks")] == ["done", "done"]
+
+
+SPIN = """
+import os, signal, sys, types
+from mindspore_coupalign import __main__ as command_line
+command_line.watch_interrupts()
+import mindspore as ms
+import numpy as np
+spin = types.ModuleType("mindspore_coupalign.cli.spin")
+spin.add_arguments = lambda parser: None
+
+@ms.jit
+def product(x):
+    return ms.ops.matmul(x, x)
+
+def run(args):
+    x = ms.Tensor(np.ones((9, 9), np.float32))
+    product(x).asnumpy()
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(100000):
+        product(x).asnumpy()
+    return 0
+
+spin.run = run
+sys.modules[spin.__name__] = spin
+command_line.COMMANDS["spin"] = "compute for long"
+sys.exit(command_line.main(["spin"]))
+"""
+
+
+def test_ctrl_c_ends_any_command_with_130(tmp_path):
+    """Also while MindSpore computes, whose own handler would make a SIGTERM of it."""
+    (tmp_path / "spin.py").write_text(SPIN)
+    done = subprocess.run([sys.executable, tmp_path / "spin.py"], capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=hear_interrupts)
+    assert done.returncode == 130 and done.stderr.strip().splitlines()[-1] == "interrupted", done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_ranks_meet(tmp_path):
@@ -519,7 +570,7 @@ def test_a_second_signal_kills(tmp_path, monkeypatch):
     assert sent == [signal.SIGTERM, signal.SIGKILL]
 
 
-def test_summaries(tmp_path):
+def test_summaries(tmp_path, monkeypatch):
     for rank, phase in enumerate(("step", "loading")):
         (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase, pid=500 + rank)))
     (tmp_path / "msrun.log").write_text("x\nWorker process 501 exit with exception. Error code: -9.\n")
@@ -532,6 +583,10 @@ def test_summaries(tmp_path):
     (tmp_path / watch.ASKED).touch()
     code, line = job.summary(tmp_path, 1)
     assert code == 143 and line.startswith("killed before the state was saved")
+    (tmp_path / watch.ASKED).unlink()
+    monkeypatch.setattr(job, "_living", lambda folder: [])
+    job.stop_ranks(tmp_path, signal.SIGINT)
+    assert job.summary(tmp_path, 1)[0] == 130 and job.summary(tmp_path, 1)[1].startswith("killed before")
     for phase, status, expected in (("done", 0, (0, "")), ("done", 143, (0, "")), ("starting", 0, (0, ""))):
         for rank in (0, 1):
             (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase)))

@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 from test_train import command, compute_nothing, fails, loop, write_config  # noqa: F401 (a fixture)
 
-from mindspore_coupalign import train
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.checkpoint import load_checkpoint
+from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_to_dict, load_config
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.resume import MAY_CHANGE, differences
-from mindspore_coupalign.run_folder import RunFolder, load_state
+from mindspore_coupalign.training.resume import MAY_CHANGE, differences
+from mindspore_coupalign.training.run_folder import RunFolder, load_state
+from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = ["model.wpa_stages=[1]", "model.sentence_mask=false", "loss.proposals=0"]  # little to compile
@@ -36,10 +37,15 @@ def config(tmp_path_factory):
     return write_config(folder / "small.yaml", folder / "data", QUICK)
 
 
+def hear_interrupts():
+    """In a new process, also where the tests themselves run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def running(config, output, *overrides):
     """A run that has saved at least two states."""
     process = subprocess.Popen(command("train", "--config", config, "--output", output, *LONG, *overrides), cwd=ROOT,
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_interrupts)
     deadline = time.time() + 200
     while not (output / "last-1.safetensors").exists():
         assert process.poll() is None and time.time() < deadline, process.communicate()
@@ -203,11 +209,35 @@ def test_a_dry_run_writes_nothing(config, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert not output.exists() and "nothing was written" in said
     for pattern in (r"data: .* 9 images are there", r"disk: up to 0\.0\d GB", r"step 1: loss \d\.\d+, .*with compiling",
-                    r"step 2: loss", r"memory: \d\.\d GiB at most of \d", r"the run: 48 steps more, \d+\.\d min"):
+                    r"step 9: loss", r"memory: \d\.\d GiB at most of \d",
+                    r"the run: 41 steps more of 0\.\d+ s \(median of 8\), \d+\.\d min"):
         assert re.search(pattern, said), (pattern, said)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert "GB are free; lower train.keep" in fails(capsys, "train", "--config", config, "--output", output,
                                                     "--dry-run")
+
+
+def test_a_dry_run_forecasts_by_the_median_step(config, tmp_path, capsys, monkeypatch):
+    """Not by one step, which may have waited; long steps are not repeated more than it needs."""
+    took = [0.0] + [0.0] * 8
+    compute_nothing(monkeypatch, [1.0] * 20)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    clock, one_step = [0.0], train.Trainer.one_step
+
+    def step(self, stream, rate):
+        clock[0] += took[self.done]
+        return one_step(self, stream, rate)
+
+    monkeypatch.setattr(train.Trainer, "one_step", step)
+
+    def forecast(seconds, steps):
+        took[:] = seconds + [seconds[-1]] * (9 - len(seconds))
+        assert main(["train", "--config", str(config), "--output", str(tmp_path / "run"), "--dry-run",
+                     f"train.steps={steps}"]) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("the run:"))
+
+    assert "100 steps more of 2 s (median of 8), 3.3 min" in forecast([60.0, 9.0, 2.0], 109)
+    assert "100 steps more of 50 s (median of 2), 1.4 h" in forecast([90.0, 50.0], 103)
 
 
 def test_a_dry_run_says_that_there_is_a_run_already(finished, config, capsys):

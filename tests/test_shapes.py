@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
 

@@ -12,8 +12,9 @@ from tiny_network import VOCABULARY, pynative, tiny_batch, tiny_config
 from mindspore_coupalign import build
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.noise import Dropout, DropPath, Noise, connect, draw_keys
-from mindspore_coupalign.precision import choose_level
-from mindspore_coupalign.train_step import RESULTS
+from mindspore_coupalign.models.precision import FLOAT32, choose_precision, restored_precision
+from mindspore_coupalign.training import setup
+from mindspore_coupalign.training.step import RESULTS
 
 QUICK = ("model.image.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]", "model.wpa_stages=[1]", "loss.negatives=300",
          "model.upsample=guided", "loss.proposals=0.5")
@@ -24,7 +25,7 @@ def new_step(*overrides, batch=4):
     ms.set_seed(0)
     config = tiny_config(*QUICK, f"train.batch_size={batch}", *overrides)
     model = randomize(build.build_model(config, VOCABULARY), scale=0.15)
-    return build.build_train_step(model, config)
+    return setup.build_train_step(model, config)
 
 
 def take(step, batch, lr=1e-3, last=True, keys=None):
@@ -85,8 +86,8 @@ def test_half_precision_is_near_float32(level, plain, half):
     """Losses and gradients; and it is half precision: they do differ."""
     rounded = half if level == "O2" else new_step(f"train.amp={level}")
     first, second = plain.results, take(rounded, tiny_batch(4))
-    assert second["finite"] == 1 and second["scale"] == build.SCALE_START
-    for key in ("loss", "bce", "dice", "contrast", "proposals", "grad_norm"):
+    assert second["finite"] == 1 and second["scale"] == setup.SCALE_START
+    for key in ("loss", "bce", "dice", "contrast", "proposals_bce", "proposals_dice", "grad_norm"):
         assert second[key] == pytest.approx(first[key], rel=0.03), key
     assert second["loss"] != first["loss"]
     a, b = (np.concatenate([arrays[f"adam_m.{name}"].reshape(-1) for name in plain.names])
@@ -125,10 +126,31 @@ def test_a_state_without_a_scale_goes_on_in_half_precision(half):
 
 
 def test_levels_and_targets():
-    assert choose_level("auto", "float16", "CPU") == choose_level("auto", "bfloat16", "CPU") == "O0"
-    assert choose_level("auto", "bfloat16", "Ascend") == choose_level("auto", "float16", "GPU") == "O2"
-    with pytest.raises(UserError, match="bfloat16.*no bfloat16 kernels for the CPU"):
-        choose_level("O2", "bfloat16", "CPU")
+    assert choose_precision("auto", "float16", "CPU") == choose_precision("auto", "bfloat16", "CPU") == FLOAT32
+    assert choose_precision("auto", "bfloat16", "Ascend") == ("O1", "bfloat16")
+    assert choose_precision("auto", "float16", "GPU") == ("O1", "float16")
+    assert choose_precision("O0", "bfloat16", "GPU") == FLOAT32 and choose_precision("O3", "float16", "CPU").amp == "O3"
+    for level, target in (("O2", "CPU"), ("O1", "GPU"), ("auto", "GPU")):
+        with pytest.raises(UserError, match=f"train.amp_dtype=bfloat16.*no bfloat16 kernels for the {target}.*float16"):
+            choose_precision(level, "bfloat16", target)
+
+
+def test_a_checkpoint_is_restored_in_the_precision_of_its_training(capsys):
+    def restored(amp, dtype, asked, target):
+        config = tiny_config(f"train.amp={amp}", f"train.amp_dtype={dtype}")
+        return restored_precision(SimpleNamespace(path="best.safetensors", config=config), asked, target)
+
+    assert restored("auto", "float16", None, "CPU") == FLOAT32
+    assert restored("auto", "float16", None, "GPU") == ("O1", "float16")
+    assert restored("O2", "float16", None, "CPU") == ("O2", "float16")
+    assert restored("O2", "float16", "O0", "Ascend") == FLOAT32
+    assert restored("O2", "bfloat16", "auto", "Ascend") == ("O1", "bfloat16")
+    assert capsys.readouterr().err == ""
+    assert restored("O2", "bfloat16", None, "GPU") == FLOAT32
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "best.safetensors: trained in bfloat16" in error and "in float32" in error
+    with pytest.raises(UserError, match="--amp O1: best.safetensors was trained in bfloat16.*use --amp O0"):
+        restored("O2", "bfloat16", "O1", "CPU")
 
 
 def test_accumulated_micro_batches_equal_the_whole_batch(plain):

@@ -195,9 +195,9 @@ def test_sine_positions_tell_rows_and_columns_apart():
 def test_drop_path_and_positions_act():
     """Stochastic depth changes training only, and rates grow from 0 at the first block to the last."""
     vision = tiny_model("model.image.drop_path=0.4").encoder.vision
-    rates = [block.drop_path.rate for stage in vision.stages for block in stage.blocks]
+    rates = [block.drop_path1.rate for stage in vision.stages for block in stage.blocks]
     np.testing.assert_allclose(rates, np.linspace(0, 0.4, 5), atol=1e-7)
-    branch = vision.stages[3].blocks[0].drop_path
+    branch = vision.stages[3].blocks[0].drop_path1
     x = ms.Tensor(np.ones((200, 2, 3), np.float32))
     np.testing.assert_array_equal(branch.set_train(False)(x).asnumpy(), 1)
     out = branch.set_train(True)(x).asnumpy()

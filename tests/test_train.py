@@ -16,22 +16,26 @@ import pytest
 import yaml
 from tiny_network import TINY
 
-from mindspore_coupalign import build, runtime, train
+from mindspore_coupalign import build, runtime
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.checkpoint import load_checkpoint
+from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import load_config
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluate import _derange
-from mindspore_coupalign.run_folder import RunFolder, load_state
-from mindspore_coupalign.train_step import LOSSES
+from mindspore_coupalign.evaluation.evaluator import derange
+from mindspore_coupalign.portable import without_absolute_paths
+from mindspore_coupalign.training import setup, trainer
+from mindspore_coupalign.training.run_folder import RunFolder, load_state
+from mindspore_coupalign.training.schedule import learning_rate
+from mindspore_coupalign.training.step import LOSSES
+from mindspore_coupalign.weights.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.wpa_stages=[1]",
          "model.image.name=darknet", "model.image.norm=batch", "model.text.activation=relu", "loss.negatives=40",
-         "loss.stages=0.5", "loss.proposals=0.3", "model.text.dropout=0.2"]  # quick to compile, but with stage heads,
-# random numbers and statistics that are no parameters
+         "loss.bce=2", "loss.dice=0.5", "loss.stages=0.5", "loss.proposals=0.3", "model.text.dropout=0.2"]
+# quick to compile, but with stage heads, random numbers and statistics that are no parameters
 SHORT = ["train.steps=6", "train.val_every=3", "train.ema=0.5", "train.muon_rate=0.8", "data.flip=0.5",
          "eval.threshold=0.35"]
 
@@ -109,13 +113,13 @@ def test_a_run_leaves_its_files(whole, config):
     losses, scores = log_of(whole.output)
     assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in scores] == [3, 6]
-    keys = {"loss", "bce", "dice", "contrast", "stages", "proposals", "grad_norm", "lr", "samples_per_s"}
-    assert all(keys <= line.keys() for line in losses)
+    assert all({*LOSSES, "grad_norm", "lr", "samples_per_s"} == line.keys() - {"step"} for line in losses)
     assert all(np.isfinite(list(line.values())).all() for line in losses)
-    for line in losses:
-        total = line["bce"] + line["dice"] + 0.1 * line["contrast"] + 0.5 * line["stages"] + 0.3 * line["proposals"]
-        assert line["loss"] == pytest.approx(total, abs=1e-4)
-    rates = [build.learning_rate(load_config(config, SHORT), step, 6) for step in range(6)]
+    for line in losses:  # the raw terms, of which the configuration's weights make the loss
+        masks = {part: 2 * line[f"{part}bce"] + 0.5 * line[f"{part}dice"] for part in ("", "stages_", "proposals_")}
+        total = masks[""] + 0.1 * line["contrast"] + 0.5 * masks["stages_"] + 0.3 * masks["proposals_"]
+        assert line["loss"] == pytest.approx(total, abs=5e-5) and line["stages_bce"] > 0 < line["proposals_dice"]
+    rates = [learning_rate(load_config(config, SHORT), step, 6) for step in range(6)]
     np.testing.assert_allclose([line["lr"] for line in losses], rates, rtol=1e-5)
     assert "6 steps of 4 samples on" in whole.out and "Traceback" not in whole.err
 
@@ -123,7 +127,8 @@ def test_a_run_leaves_its_files(whole, config):
 def test_checkpoints_say_where_they_are_from(whole, config):
     last, best = (load_checkpoint(whole.output / f"{name}.safetensors") for name in ("last", "best"))
     assert last.progress["step"] == 6 and best.progress["step"] in (3, 6)
-    assert last.config == best.config == load_config(config, SHORT)
+    assert last.config == load_config(config, SHORT)
+    assert best.config == without_absolute_paths(last.config) and best.config.data.root == ""
     assert {name.partition(".")[0] for name in last.arrays} == {"model", "ema", "adam_m", "adam_v"}
     assert last.progress["updates"] == 6 and not any("noise" in name for name in last.arrays)
     assert {name.partition(".")[0] for name in best.arrays} == {"model"}
@@ -179,6 +184,7 @@ def test_evaluate_scores_every_sentence_under_both_protocols(evaluated, root):
     data = read_refer(root, "refshapes", "shapes")
     document = evaluated.document
     assert document["dataset"] == "refshapes" and document["split_by"] == "shapes" and document["input_size"] == 64
+    assert document["amp"] == "O0" and document["amp_dtype"] == "float32"
     assert list(document["splits"]) == ["val", "train"] and list(document["shuffled"]) == ["val"]
     for name, result in document["splits"].items():
         samples = data.split(name)
@@ -223,7 +229,7 @@ def test_shuffled_sentences_come_from_other_images(evaluated, root):
     image_of = data.ref_image[data.sentence_ref]
     for split in ("train", "val"):
         samples = data.split(split)
-        others = _derange(data, samples)
+        others = derange(data, samples)
         assert sorted(others) == sorted(samples) and (image_of[others] != image_of[samples]).all()
     usual, shuffled = (evaluated.document[key]["val"] for key in ("splits", "shuffled"))
     assert shuffled["sentences"] == usual["sentences"] and shuffled["image"] != usual["image"]
@@ -235,7 +241,7 @@ def test_a_few_samples_are_learned_by_heart(tmp_path):
     make_shapes(tmp_path / "data", 2, train=2, val=1, testA=1, testB=1)
     config = write_config(tmp_path / "c.yaml", tmp_path / "data", [
         "train.lr=5e-3", "train.schedule=cosine", "model.image.name=swin", "model.image.activation=relu",
-        "model.text.dropout=0", "loss.stages=0", "loss.proposals=0"])
+        "model.text.dropout=0", "loss.stages=0", "loss.proposals=0", "loss.bce=1", "loss.dice=1"])
     run_command("train", "--config", config, "--output", tmp_path / "run", "train.steps=100", "train.val_every=100",
                 "data.val_split=train", "loss.contrast=0", "train.warmup_steps=5")
     losses, scores = log_of(tmp_path / "run")
@@ -248,7 +254,7 @@ class FakeStep:
 
     ema_decay, scaler, compiled = 0.0, None, True
 
-    def __init__(self, losses, stop_in=0, pause=0.0):
+    def __init__(self, losses, stop_in=0, pause=lambda: None):
         self.losses, self.keys, self.stop_in, self.pause = list(losses), np.zeros(1), stop_in, pause
 
     def share_statistics(self, here):
@@ -266,16 +272,19 @@ class FakeStep:
     def __call__(self, image, ids, word_mask, mask, lr, keys, signals, last):
         loss = self.losses.pop(0) if self.losses else np.nan
         self.stop_in -= 1
-        time.sleep(self.pause)
+        self.pause()
         signals = (float(self.stop_in == 0), signals[1])  # another rank was asked to stop
         return ms.Tensor(np.array([loss] * (len(LOSSES) + 1) + [np.isfinite(loss), 1, *signals], np.float32))
 
 
-def compute_nothing(monkeypatch, losses, **settings):
+def full_marks(model, data, samples, *_, **__):
+    return {"sample": samples, **{size: np.ones((len(samples), 2), int) for size in ("image", "input")}}
+
+
+def compute_nothing(monkeypatch, losses, evaluate=full_marks, **settings):
     """The command train takes FakeSteps and gives every sample the same score."""
-    monkeypatch.setattr(build, "build_train_step", lambda *_: FakeStep(losses, **settings))
-    monkeypatch.setattr(train, "evaluate_samples", lambda model, data, samples, *_, **__: {
-        "sample": samples, "image": np.ones((len(samples), 2), int), "input": np.ones((len(samples), 2), int)})
+    monkeypatch.setattr(setup, "build_train_step", lambda *_: FakeStep(losses, **settings))
+    monkeypatch.setattr(trainer, "evaluate_samples", evaluate)
 
 
 @pytest.fixture
@@ -306,13 +315,70 @@ def test_a_rank_that_only_saves_must_give_signs_of_life(loop, monkeypatch):
     assert [phase for phase in phases if phase[0] == "saving"] == [("saving", 2, False), ("saving", 4, True)]
 
 
-def test_a_time_budget_ends_a_run_and_keeps_it(loop, tmp_path, capsys):
-    budget = ["train.steps=100000", "train.minutes=0.01", "train.val_every=100000"]
-    assert loop([1.0] * 100, *budget, pause=0.05) == 0
+@pytest.fixture
+def clock(monkeypatch):
+    """``clock.now`` is what time.perf_counter says: seconds pass where a test lets them."""
+    made_up = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("time.perf_counter", lambda: made_up.now)
+    return made_up
+
+
+def test_a_time_budget_ends_a_run_and_keeps_it(loop, tmp_path, capsys, clock):
+    def second():
+        clock.now += 1
+
+    budget = ["train.steps=100000", "train.minutes=0.5", "train.val_every=100000", "train.schedule=linear",
+              "train.log_every=1"]
+    assert loop([1.0] * 100, *budget, pause=second) == 0
     state = load_checkpoint(tmp_path / "run/last.safetensors")
-    assert 5 <= state.progress["step"] < 15 and state.progress["seconds"] >= 0.6
+    assert 26 <= state.progress["step"] <= 30 and state.progress["seconds"] == state.progress["step"]
+    assert state.progress["decay_share"] > 0.9 and state.progress["finished_minutes"] == 0.5
+    rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
+    assert rates[1] == pytest.approx(1e-3, rel=1e-4) and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 1e-4
+    assert "are kept for the last validation" in capsys.readouterr().out
     assert loop([1.0], *budget, resume="run") == 0
     assert f"trained to its end at step {state.progress['step']}" in capsys.readouterr().out
+    assert loop([1.0] * 100, *budget, "train.minutes=1", resume="run", pause=second) == 0  # half of it is left
+    again = [line["lr"] for line in log_of(tmp_path / "run")[0]][len(rates):]
+    assert again[0] == pytest.approx(0.5e-3, rel=0.1) and again[-1] < 1e-4
+
+
+def test_the_last_validation_gets_its_time(loop, tmp_path, capsys, clock):
+    """As long as the earlier ones have taken, without what the first one compiled; and the budget does not count
+    compiling as training: the decay begins after it and ends with the last step."""
+    ends = []
+
+    def step():
+        clock.now += 1 if clock.now > 1000 else 40  # the first one compiles
+
+    def evaluate(model, data, samples, *_, here, **__):
+        clock.now += 2 if ends else 22  # the first batch, which may compile
+        here.watch.compiled()
+        clock.now += 6  # the other three
+        ends.append(clock.now - 1000)
+        return full_marks(model, data, samples)
+
+    assert loop([1.0] * 500, "train.steps=100000", "train.minutes=4", "train.val_every=60", "data.val_split=train",
+                "train.schedule=linear", "train.log_every=1", "eval.batch_size=6", pause=step, evaluate=evaluate) == 0
+    assert len(ends) == 3 and 237 <= ends[-1] <= 240, ends
+    rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
+    assert rates[2] > 0.99e-3 and rates[-1] < 0.02e-3 and rates == sorted(rates, reverse=True)
+    assert max(a - b for a, b in zip(rates, rates[1:], strict=False)) < 1e-5  # 160 steps, none of them a jump
+
+
+def test_a_state_of_an_older_version_is_resumed(loop, tmp_path):
+    """Whose window names the losses otherwise, and whose progress knows nothing of a decay."""
+    settings = ["train.steps=6", "train.log_every=4", "train.val_every=6"]
+    assert loop([1.0] * 2, *settings, stop_in=2) == 143
+    path = tmp_path / "run/last.safetensors"
+    state = load_checkpoint(path)
+    window = [{key: value for key, value in line.items() if "_bce" not in key and "_dice" not in key}
+              | {"stages": 7.0, "proposals": 9.0} for line in state.progress["window"]]
+    assert len(window) == 2
+    save_checkpoint(path, state.arrays, state.config, state.tokenizer, state.progress | {"window": window})
+    assert loop([3.0] * 4, *settings, resume="run") == 0
+    line = log_of(tmp_path / "run")[0][0]
+    assert (line["step"], line["loss"], line["stages_bce"]) == (4, 2.0, 3.0) and "stages" not in line
 
 
 def test_the_log_is_the_mean_since_the_last_line(loop, tmp_path):
@@ -344,7 +410,7 @@ def test_a_validation_that_fails_costs_no_step(loop, tmp_path, monkeypatch, caps
         raise UserError("val_3.png: truncated")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "report", fail)
+        patch.setattr(trainer, "report", fail)
         assert loop([1.0] * 4, *settings) == 2
     assert "val_3.png" in capsys.readouterr().err and load_checkpoint(path).progress["step"] == 2
     with monkeypatch.context() as patch:
@@ -483,13 +549,20 @@ def test_a_finished_run_has_nothing_left_to_do(config, whole, capsys):
     assert (whole.output / "last.safetensors").stat().st_mtime_ns == before
 
 
-def test_evaluate_refuses(config, whole, tmp_path, capsys):
+def test_evaluate_refuses(config, whole, root, tmp_path, capsys):
     best = whole.output / "best.safetensors"
 
     def refused(checkpoint, *more):
         return fails(capsys, "evaluate", "--checkpoint", checkpoint, *more)
 
     assert "no such checkpoint" in refused(tmp_path / "no.safetensors", "--split", "val")
+    assert f"{whole.output}: a folder, not a checkpoint; give {best}" in refused(whole.output, "--split", "val")
+    said = refused(tmp_path, "--split", "val")
+    assert f"{tmp_path}: a folder, not a checkpoint; it holds no best.safetensors" in said
+    shutil.copyfile(best, tmp_path / "alone.safetensors")
+    line = refused(tmp_path / "alone.safetensors", "--split", "val")
+    assert "does not say where the data lies" in line and "give data.root=FOLDER" in line
+    assert "no split 'vall'" in refused(tmp_path / "alone.safetensors", "--split", "vall", f"data.root={root}")
     assert f"{config}: not a checkpoint" in refused(config, "--split", "val")
     assert "no split 'vall'" in refused(best, "--split", "val", "vall")
     assert "does not exist" in refused(best, "--split", "val", "--output", tmp_path / "no" / "scores.json")
@@ -501,6 +574,8 @@ def test_evaluate_refuses(config, whole, tmp_path, capsys):
     damaged.write_bytes(content[:-3] + bytes([content[-3] ^ 0x10]) + content[-2:])
     assert "truncated" in refused(short, "--split", "val")
     assert "checksum" in refused(damaged, "--split", "val")
+    for override in ("train.amp=O1", "train.amp_dtype=bfloat16"):
+        assert f"{override}: a checkpoint is computed" in refused(best, "--split", "val", override)
 
 
 def test_a_damaged_image_is_named(config, root, tmp_path, capsys):

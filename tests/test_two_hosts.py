@@ -12,9 +12,9 @@ from test_reliability import QUICK
 from test_train import run_command, write_config
 from two_hosts import TwoHosts, possible
 
-from mindspore_coupalign import watch
-from mindspore_coupalign.checkpoint import load_checkpoint
-from mindspore_coupalign.data.shapes import make_shapes
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
+from mindspore_coupalign.distributed import watchdog as watch
+from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not possible(), reason="needs root and network namespaces")]
 

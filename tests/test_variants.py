@@ -11,6 +11,7 @@ from mindspore_coupalign.models import cnn
 from mindspore_coupalign.models.bert import padding_bias
 from mindspore_coupalign.models.lavt import PixelWordAttention
 from mindspore_coupalign.models.word_pixel import Gate
+from mindspore_coupalign.training import setup
 
 CNN = ("model.image.depths=[1,2,1,1]", "model.wpa_stages=[2,4]", "model.text.groups=[1,0,0,1]")
 VARIANTS = {
@@ -67,12 +68,12 @@ def test_samples_do_not_touch_each_other(model, logits):
 def test_every_parameter_learns(overrides):
     config = tiny_config(*overrides, "loss.contrast=1.0")
     model = randomize(build.build_model(config, VOCABULARY), scale=0.15)
-    groups = build.parameter_groups(model, 0.1, 1.0, 0.5)
+    groups = setup.parameter_groups(model, 0.1, 1.0, 0.5)
     grouped = sorted(p.name for group in groups for p in group["params"])
     assert grouped == sorted(p.name for p in model.trainable_params())
     decayed = {p.name for group in groups for p in group["params"] if group["weight_decay"]}
     assert not any(name.endswith(("gamma", "beta", "bias")) for name in decayed)
-    step = build.build_train_step(model, config)
+    step = setup.build_train_step(model, config)
     params = step.optimizer.params
     assert sorted(p.name for p in params) == grouped
     objective = step.objective.set_train(True)

@@ -242,11 +242,77 @@ def test_what_does_not_fit_is_named_and_loads_nothing(tmp_path, arrays, message)
         np.testing.assert_array_equal(value, before[name])
 
 
+def saved(tmp_path, arrays: dict):
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def openmmlab_names(official: dict) -> dict:
+    """tests/foreign.py's without torch: nn.Unfold lays its channels out as (channel, row, column)."""
+    new = {}
+    for name, array in official.items():
+        if ".downsample." in name:
+            places = array.reshape(*array.shape[:-1], 2, 2, -1)  # column, row, channel: the official order
+            array = np.moveaxis(places, -1, -3).swapaxes(-1, -2).reshape(array.shape)
+        name = name.replace("patch_embed.proj.", "patch_embed.projection.").replace("layers.", "stages.")
+        name = name.replace(".attn.", ".attn.w_msa.").replace("mlp.fc1", "ffn.layers.0.0")
+        name = name.replace("norm.", "norm3.") if name.startswith("norm.") else name
+        new[name.replace("mlp.fc2", "ffn.layers.1")] = array
+    return new
+
+
+HEADS = {"decode_head.conv_seg.weight": np.zeros((2, 3), np.float32), "auxiliary_head.conv_seg.bias": np.zeros(2)}
+PREFIXES = {"UPerNet": "backbone.", "parallel": "module.backbone.", "deep": "model.swin.", "wrapped": "_orig_mod.net.",
+            "bare": ""}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("names", ["official", "OpenMMLab"])
+def test_a_backbone_inside_a_larger_network(features, tmp_path, prefix, names):
+    """Its heads are skipped by name; a classifier's only norm of OpenMMLab's too."""
+    state = read_torch_file(GOLDEN / "swin_official.pth")
+    state = openmmlab_names(state) if names == "OpenMMLab" else state
+    state = {name.replace(".attn.", ".module.attn."): array for name, array in state.items()}  # a wrapper inside
+    path = saved(tmp_path, {PREFIXES[prefix] + name: array for name, array in state.items()} | HEADS)
+    vision = vision_of(SWIN)
+    loaded = load_image_weights(vision, SWIN, path)
+    assert set(HEADS) <= set(loaded.skipped) and names in loaded.title + "official"
+    assert len(loaded.fresh) == 8 and (("norm3.bias" in loaded.skipped) or names == "official")
+    if prefix in ("UPerNet", "bare"):
+        for stage, found in enumerate(eager(vision, features["image"])):
+            assert_near(found.asnumpy(), features[f"swin_{stage}"], 1e-4)
+
+
+def test_the_norms_of_a_segmentation_networks_outputs_are_loaded(tmp_path):
+    random = np.random.default_rng(0)
+    norms = {f"norm{i}.{kind}": random.normal(size=4 * 2**i).astype(np.float32) for i in range(4)
+             for kind in ("weight", "bias")}
+    state = openmmlab_names(read_torch_file(GOLDEN / "swin_official.pth")) | norms
+    vision = vision_of(SWIN)
+    loaded = load_image_weights(vision, SWIN, saved(tmp_path, {f"backbone.{n}": a for n, a in state.items()} | HEADS))
+    assert not loaded.fresh
+    np.testing.assert_array_equal(values(vision)["outputs.2.gamma"], norms["norm2.weight"])
+
+
+@pytest.mark.parametrize("wrap", ["module.", "bert.", "model.text.bert."])
+def test_a_text_encoder_inside_a_larger_network(tmp_path, wrap):
+    state = {f"{wrap}{name}": array for name, array in load_file(GOLDEN / "bert/model.safetensors").items()}
+    more = {} if wrap == "module." else {"cls.predictions.bias": np.zeros(12, np.float32), "vision.conv": np.zeros(3)}
+    loaded = load_text_weights(text_of(), BERT, saved(tmp_path, state | more))
+    assert set(more) <= set(loaded.skipped)
+
+
+def test_what_is_left_over_beside_a_bare_backbone_has_a_remedy(tmp_path):
+    state = read_torch_file(GOLDEN / "swin_official.pth") | {"fusion.weight": np.zeros(3, np.float32)}
+    with pytest.raises(UserError, match="1 unexpected names .*fusion.weight.*the backbone's arrays alone"):
+        load_image_weights(vision_of(SWIN), SWIN, saved(tmp_path, state))
+
+
 def test_two_networks_in_one_file_are_refused(tmp_path):
     state = read_torch_file(GOLDEN / "resnet_torchvision.pth")
     save_file({f"{prefix}{name}": np.ascontiguousarray(array) for name, array in state.items()
                for prefix in ("module.", "model.")}, tmp_path / "two.safetensors")
-    with pytest.raises(UserError, match="holds two networks"):
+    with pytest.raises(UserError, match=r"holds two networks, under different prefixes \(.*'model.'\)"):
         load_image_weights(vision_of(RESNET), RESNET, tmp_path / "two.safetensors")
 
 

@@ -21,8 +21,9 @@ from mindspore_coupalign.errors import UserError
 class Tokens:
     """Token ids of chosen sentences, tokenised once: ``tokens[s]`` gives ids (T,) and word_mask (T,)."""
 
-    def __init__(self, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, flipped: bool = False):
-        sentences = [data.sentence(s) for s in samples]
+    def __init__(self, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, flipped: bool = False,
+                 field: str = "sent"):
+        sentences = [data.sentence(s, field) for s in samples]
         self.ids, self.mask = tokenizer([flip_sentence(s) for s in sentences] if flipped else sentences)
         self.row = np.full(len(data.sentence_ref), -1, np.int32)
         self.row[samples] = np.arange(len(samples))
@@ -49,12 +50,18 @@ class TrainSource(_Source):
 
     Position p of the order is sample p mod n of epoch p div n; one sentence per ref and epoch. Rank r of R takes the
     r-th R-th of every global batch, so that the order does not depend on the number of ranks.
+
+    Args:
+        field, overlap: which wording and which mask, as ``ReferData.sentence`` and ``mask`` know them.
     """
 
-    def __init__(self, data, split, tokenizer, transform: ImageTransform, seed, batch_size, flip, steps, rank, ranks):
+    def __init__(self, data, split, tokenizer, transform: ImageTransform, seed, batch_size, flip, steps, rank, ranks,
+                 field: str = "sent", overlap: str = "union"):
         samples = data.split(split)
         self.data, self.split, self.transform, self.seed, self.flip = data, split, transform, seed, flip
-        self.tokens = [Tokens(data, samples, tokenizer, flipped) for flipped in ((False, True) if flip else (False,))]
+        self.overlap = overlap
+        self.tokens = [Tokens(data, samples, tokenizer, flipped, field)
+                       for flipped in ((False, True) if flip else (False,))]
         self.per_epoch = len(data.refs_to_train(split))
         self.batch_size, self.local, self.rank = batch_size, batch_size // ranks, rank
         self.start, self.stop = steps
@@ -76,7 +83,7 @@ class TrainSource(_Source):
         position = (self.start + step) * self.batch_size + self.rank * self.local + j
         s = self.sample_at(position)
         r = int(self.data.sentence_ref[s])
-        image, mask = self.data.read_image(r), self.data.mask(r)
+        image, mask = self.data.read_image(r), self.data.mask(r, self.overlap)
         flip = self.flip and np.random.default_rng((self.seed, position)).random() < self.flip
         if flip:
             image, mask = image[:, ::-1], mask[:, ::-1]
@@ -107,6 +114,30 @@ class EvalSource(_Source):
             return np.zeros((3, size, size), np.float32), np.zeros(tokens, np.int32), word_mask, s
         ids, word_mask = self.tokens[s]
         return self.transform.image(self.data.read_image(int(self.data.sentence_ref[s]))), ids, word_mask, s
+
+
+class PromptSource(_Source):
+    """Images with given word pieces, one after the other, then padding (index -1) to fill whole batches.
+
+    Args:
+        prompts: (index, ref, ids (n,), word_mask (n,)) with n <= tokens, T = tokens after padding.
+    """
+
+    def __init__(self, data, prompts: list, tokens: int, pad_id: int, transform: ImageTransform, batch_size: int):
+        self.data, self.prompts, self.tokens, self.pad_id, self.transform = data, prompts, tokens, pad_id, transform
+        self.length = -(-len(prompts) // batch_size) * batch_size
+
+    def __len__(self):
+        return self.length
+
+    def item(self, k):
+        ids, word_mask = np.full(self.tokens, self.pad_id, np.int32), np.zeros(self.tokens, np.int32)
+        if k >= len(self.prompts):
+            word_mask[0] = 1
+            return np.zeros((3, self.transform.size, self.transform.size), np.float32), ids, word_mask, np.int32(-1)
+        index, ref, pieces, mask = self.prompts[k]
+        ids[: len(pieces)], word_mask[: len(mask)] = pieces, mask
+        return self.transform.image(self.data.read_image(ref)), ids, word_mask, np.int32(index)
 
 
 def batches(source: _Source, batch_size: int, workers: int):

@@ -3,8 +3,11 @@
 h, w image size in pixels. A segmentation is, after the COCO format (https://cocodataset.org/#format-data), a list of
 polygons ``[x0, y0, x1, y1, ...]`` in pixels, or an RLE dict ``{"size": [h, w], "counts": ...}`` with counts as a list
 (uncompressed) or as text (compressed), in column-major order. RefCLEF has lists of compressed RLE dicts: parts of one
-region. Parts are united.
+region.
 """
+
+import reprlib
+from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco
@@ -12,35 +15,65 @@ from pycocotools import mask as coco
 MAX_COORDINATE = 1e5  # pixels; pycocotools walks along every edge, so an absurd coordinate would never end
 
 
-def segmentation_to_rle(segmentation, h: int, w: int) -> tuple[bytes, bool]:
-    """One compressed RLE of an image of h × w pixels, and whether a polygon leaves the image by more than a pixel.
+class Region(NamedTuple):
+    """What a segmentation covers, as compressed RLEs."""
 
-    Polygons are clipped to the image as pycocotools does; one wholly outside leaves an empty mask. Polygons of fewer
-    than three points enclose nothing and are left out.
+    union: bytes  # pixels under any part
+    single: bytes  # pixels under exactly one part; empty where no two parts overlap, so that it is the union
+    outside: bool = False  # a polygon leaves the image by more than a pixel
+    left_out: int = 0  # polygons of fewer than three points, which enclose nothing
+
+
+def segmentation_to_rle(segmentation, h: int, w: int) -> Region:
+    """A segmentation of an image of h × w pixels.
+
+    Polygons are clipped to the image as pycocotools does; one wholly outside, or thinner than a pixel, leaves an empty
+    mask. Beside a proper polygon, one of fewer than three points encloses nothing and is left out.
 
     Raises:
-        ValueError: anything that is not a segmentation of an h × w image; the text says what is wrong.
+        ValueError: anything that is not a segmentation of an h × w image, also one of which no part encloses anything;
+            the text says what is wrong.
     """
     if isinstance(segmentation, dict):
-        return _checked_rle(segmentation, h, w), False
+        return Region(_checked_rle(segmentation, h, w), b"")
     if not isinstance(segmentation, list):
         raise ValueError(f"expected polygons or an RLE dict, found {type(segmentation).__name__}")
-    if segmentation and all(isinstance(part, dict) for part in segmentation):
-        parts = [_checked_rle(part, h, w) for part in segmentation]
-        if len(parts) == 1:
-            return parts[0], False
-        union = np.bitwise_or.reduce([rle_to_mask(part, h, w) for part in parts])
-        return coco.encode(np.asfortranarray(union))["counts"], False
-    polygons, outside = [], False
-    for part in segmentation:
-        points = _polygon(part)
-        if len(points) >= 3:
-            polygons.append(points.ravel())
-            low, high = points.min(axis=0), points.max(axis=0)
-            outside |= bool(low.min() < -1 or high[0] > w + 1 or high[1] > h + 1)
+    if not segmentation:
+        raise ValueError("the list of polygons is empty: nothing is segmented; add the polygons, or leave the ref out")
+    if all(isinstance(part, dict) for part in segmentation):
+        parts = [{"size": [h, w], "counts": _checked_rle(part, h, w)} for part in segmentation]
+        return Region(*_joined(parts))
+    points = [_polygon(part) for part in segmentation]
+    polygons = [polygon for polygon in points if len(polygon) >= 3]
     if not polygons:
-        return coco.encode(np.zeros((h, w), np.uint8, order="F"))["counts"], outside
-    return coco.merge(coco.frPyObjects(polygons, h, w))["counts"], outside
+        raise ValueError(_why_no_polygon(segmentation, max(map(len, points))))
+    low = np.min([polygon.min(axis=0) for polygon in polygons], axis=0)
+    high = np.max([polygon.max(axis=0) for polygon in polygons], axis=0)
+    outside = bool(low.min() < -1 or high[0] > w + 1 or high[1] > h + 1)
+    parts = coco.frPyObjects([polygon.ravel() for polygon in polygons], h, w)
+    return Region(*_joined(parts), outside, len(points) - len(polygons))
+
+
+def _why_no_polygon(segmentation: list, longest: int) -> str:
+    """What a list of parts probably is whose longest has fewer than three points."""
+    shown = f"{reprlib.repr(segmentation):.60}"
+    if longest == 1 and len(segmentation) >= 3:
+        return (f"{shown} is a list of points; a polygon is one flat list of numbers, "
+                "[[x0, y0, x1, y1, x2, y2, ...]]")
+    if longest == 2:
+        return f"{shown} has two points (a box?); a polygon needs at least three: [[x0, y0, x1, y1, x2, y2, ...]]"
+    return f"{shown} holds no polygon of at least three points; add its points, or leave the ref out"
+
+
+def _joined(parts: list) -> tuple[bytes, bytes]:
+    """``union`` and ``single`` of RLEs of one image."""
+    if len(parts) == 1:
+        return parts[0]["counts"], b""
+    union = coco.merge(parts)
+    if coco.area(parts).sum() == coco.area(union):  # without decoding: hardly any object's parts overlap
+        return union["counts"], b""
+    layers = sum(coco.decode(part).astype(np.uint16) for part in parts)
+    return union["counts"], coco.encode(np.asfortranarray(layers == 1, np.uint8))["counts"]
 
 
 def rle_to_mask(counts: bytes, h: int, w: int) -> np.ndarray:
@@ -56,9 +89,14 @@ def rle_area(counts: bytes, h: int, w: int) -> int:
 def _polygon(part) -> np.ndarray:
     """(n, 2) float64 points x, y."""
     try:
-        points = np.asarray(part, np.float64).reshape(-1, 2)
+        points = np.asarray(part, np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError("a polygon must be a list of numbers x0, y0, x1, y1, ...") from None
+        points = np.zeros(())
+    if points.ndim == 2 and points.shape[1] != 2 or points.ndim not in (1, 2):
+        raise ValueError("a polygon must be a list of numbers x0, y0, x1, y1, ...")
+    if points.size % 2:
+        raise ValueError(f"a polygon has {points.size} numbers; x and y of every point make an even count")
+    points = points.reshape(-1, 2)
     if not (np.abs(points) <= MAX_COORDINATE).all():  # NaN fails too
         raise ValueError("a polygon has a coordinate that is no pixel position")
     return points

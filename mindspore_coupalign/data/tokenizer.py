@@ -76,6 +76,10 @@ class SentenceTokenizer:
             word_mask[row, : len(pieces)] = 1
         return ids, word_mask
 
+    def pieces(self, sentences: list[str]) -> list[list[int]]:
+        """Ids of each sentence's word pieces with [CLS] and [SEP], neither padded nor truncated."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(sentences)]
+
     def lengths(self, sentences: list[str]) -> np.ndarray:
         """Word pieces per sentence before truncation, with [CLS] and [SEP]; (S,) int32."""
         return np.array([len(e.ids) for e in self._tokenizer.encode_batch(sentences)], np.int32)

@@ -53,6 +53,21 @@ class ImageTransform:
         return cv2.resize(np.asarray(logits, np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
 
 
+def resize_aligned(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) float32 -> (h, w) float32, bilinear, the corner pixels' centres on each other (``align_corners=True``).
+
+    Some projects bring their logits to the image's size so. It is no inverse of ``ImageTransform.image``.
+    """
+    values = np.asarray(values, np.float32)
+    for axis, length in enumerate(shape):
+        last = values.shape[axis] - 1
+        at = np.linspace(0, last, length)
+        low = np.minimum(np.floor(at), last).astype(np.int64)
+        share = np.expand_dims((at - low).astype(np.float32), 1 - axis)
+        values = (values.take(low, axis) * (1 - share) + values.take(np.minimum(low + 1, last), axis) * share)
+    return values
+
+
 def flip_sentence(text: str) -> str:
     """The sentence that fits the mirrored image: left and right swapped, capitals kept; twice gives it back.
 

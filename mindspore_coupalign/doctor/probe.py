@@ -89,7 +89,7 @@ def weights(path: str) -> str:
 
 
 def checkpoint(path: str) -> str:
-    from mindspore_coupalign.checkpoint import load_checkpoint
+    from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
     read = load_checkpoint(path)
     return f"{path}, {len(read.arrays)} arrays, step {read.progress.get('step', '?')}, whole"

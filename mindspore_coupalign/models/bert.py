@@ -43,11 +43,11 @@ class BertLayer(nn.Cell):
         self.norm1 = layer_norm(hidden, 1e-12)
         self.mlp = Mlp(hidden, ffn, act)
         self.norm2 = layer_norm(hidden, 1e-12)
-        self.dropout = Dropout(dropout)
+        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
 
     def construct(self, x, bias):
-        x = self.norm1(x + self.dropout(self.attention(x, x, x, bias)))
-        return self.norm2(x + self.dropout(self.mlp(x)))
+        x = self.norm1(x + self.dropout1(self.attention(x, x, x, bias)))
+        return self.norm2(x + self.dropout2(self.mlp(x)))
 
 
 class BertGroup(nn.Cell):

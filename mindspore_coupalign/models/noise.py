@@ -1,10 +1,10 @@
 """Random numbers that depend on a key alone, so that a resumed run draws what the undisturbed one would have drawn.
 
 MindSpore's own random operators keep their state inside compiled kernels, where nothing can save or restore it. Here a
-number is a hash (two rounds of multiply and xor-shift, int32) of its position, its place in the network and the key
-that the training step sets before each forward pass.
+number is a hash of its position and of its site's key, and the training step sets the keys before each forward pass.
+A site is a place where the network draws: one cell per place, since a cell that is called twice answers twice the same.
 
-Shapes: keys (S,) int32, one per ``Noise`` of the network.
+Shapes: keys (S,) int32, one per ``Noise`` of the network, that is per site; shape, the numbers that a site draws.
 """
 
 import itertools
@@ -12,6 +12,11 @@ import itertools
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+
+from mindspore_coupalign.errors import UserError
+
+# Of the hash: an odd step from position to position, and two odd factors that spread every bit over the higher ones
+_STEP, _FIRST, _SECOND = -1640531535, 0x2C1B3C6D, 0x297A2D39
 
 
 class Noise(nn.Cell):
@@ -30,11 +35,40 @@ class Noise(nn.Cell):
         count = 1
         for side in shape:
             count *= side
-        x = ops.arange(0, count, 1).astype(ms.int32) * -1640531535 + self.keys[self.site]
-        x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, 15)) * 0x2C1B3C6D
-        x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, 12)) * 0x297A2D39
+        key = self.keys[self.site]
+        x = ops.arange(0, count, 1).astype(ms.int32) * _STEP + key
+        # the key once more: a site's numbers would else be another site's, some positions further on
+        x = ops.bitwise_xor(ops.bitwise_xor(x, ops.bitwise_right_shift(x, 15)), key) * _FIRST
+        x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, 12)) * _SECOND
         x = ops.bitwise_xor(x, ops.bitwise_right_shift(x, 15))
         return ops.bitwise_and(x, 0x7FFFFF).astype(ms.float32).reshape(shape) * (1 / 2**23)
+
+
+def uniform(count: int, key: int) -> np.ndarray:
+    """Noise's first numbers (count,) under a key, by NumPy."""
+    key = np.int32(key)
+    x = np.arange(count, dtype=np.int32) * np.int32(_STEP) + key
+    x = (x ^ (x >> 15) ^ key) * np.int32(_FIRST)
+    x = (x ^ (x >> 12)) * np.int32(_SECOND)
+    x = x ^ (x >> 15)
+    return (x & 0x7FFFFF).astype(np.float32) * np.float32(1 / 2**23)
+
+
+def check_device(target: str):
+    """Compare some hundred numbers of the device with NumPy's.
+
+    Raises:
+        UserError: they differ, as where a device's int32 products do not wrap.
+    """
+    noise, count, keys = Noise(), 256, draw_keys(4, 0)
+    wrong = 0
+    for key in keys:
+        ops.assign(noise.keys, Tensor([key], ms.int32))
+        wrong += np.count_nonzero(noise((count,)).asnumpy() != uniform(count, key))
+    if wrong:
+        raise UserError(f"--device-target {target}: {wrong} of {count * len(keys)} random numbers differ from NumPy's; "
+                        "dropout, stochastic depth and sampled pixels rely on int32 products that wrap, and this "
+                        "device's do not: train on another target")
 
 
 def connect(root: nn.Cell) -> Parameter:
@@ -54,8 +88,8 @@ def _new_keys(count: int) -> Parameter:
 
 
 def draw_keys(count: int, *seeds: int) -> np.ndarray:
-    """Keys (count,) int32 for one step; ``seeds``: run, rank, step, …"""
-    return np.random.default_rng(seeds).integers(-2**31, 2**31, count).astype(np.int32)
+    """Keys (count,) int32 for one step, all different; ``seeds``: run, rank, step, …"""
+    return np.random.default_rng(seeds).choice(2**32, count, replace=False).astype(np.uint32).view(np.int32)
 
 
 class Dropout(nn.Cell):

@@ -139,7 +139,7 @@ class SwinBlock(nn.Cell):
         self.partition = TokenGather(index.reshape(-1), inverse)
         self.restore = TokenGather(inverse, index.reshape(-1))
         self.attn = WindowAttention(dim, heads, window, shift_mask(size, window, shift) if shift else None)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
         self.norm2 = layer_norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act)
 
@@ -147,8 +147,8 @@ class SwinBlock(nn.Cell):
         b, _, c = x.shape
         windows = self.partition(self.norm1(x))
         mixed = self.attn(windows.reshape((-1, self.area, c))).reshape((b, -1, c))
-        x = x + self.drop_path(self.restore(mixed))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path1(self.restore(mixed))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class PatchMerging(nn.Cell):
@@ -165,7 +165,8 @@ class PatchMerging(nn.Cell):
 
     def construct(self, x):
         b, p, c = x.shape
-        return self.reduction(self.norm(self.gather(x).reshape((b, p // 4, 4 * c))))
+        merged = self.reduction(self.norm(self.gather(x).reshape((b, p // 4, 4 * c))))
+        return merged.astype(x.dtype)  # it begins the next stage's residual stream: not in the type of a product
 
 
 class PatchEmbed(nn.Cell):

@@ -8,7 +8,7 @@ import math
 from mindspore import nn, ops
 from mindspore.common.initializer import Constant
 
-from mindspore_coupalign.models.layers import MergeHeads, Product, SplitHeads, dense, layer_norm
+from mindspore_coupalign.models.layers import MergeHeads, Product, SplitHeads, Tanh, dense, layer_norm
 
 
 class Gate(nn.Cell):
@@ -22,9 +22,10 @@ class Gate(nn.Cell):
         super().__init__()
         self.w1 = dense(dim, dim, bias=bias)
         self.w2 = nn.Dense(dim, dim, weight_init="zeros" if zero else "XavierUniform", bias_init=Constant(opening))
+        self.tanh = Tanh()
 
     def construct(self, x):
-        return ops.tanh(self.w2(ops.relu(self.w1(x))))
+        return self.tanh(self.w2(ops.relu(self.w1(x))))
 
 
 class WordPixelAlignment(nn.Cell):

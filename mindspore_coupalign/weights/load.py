@@ -98,7 +98,8 @@ def _read(file: Path, architecture: str, wanted: dict, groups: tuple = ()) -> Lo
     renamed = rename(architecture, arrays, str(file), groups)
     if renamed.unknown:
         raise UserError(f"{file}: {len(renamed.unknown)} unexpected names in {renamed.title}: "
-                        f"{_some(renamed.unknown)}; these weights are of another network")
+                        f"{_some(renamed.unknown)}; these weights are of another network, or hold more than the "
+                        "backbone: write a file of the backbone's arrays alone")
     return Loaded(file, renamed.title, renamed.arrays, skipped=renamed.skipped)
 
 

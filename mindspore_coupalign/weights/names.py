@@ -14,6 +14,7 @@ from mindspore_coupalign.errors import UserError
 
 _SWIN_BUFFERS = (r".*(relative_position_index|attn_mask|relative_coords_table)", None)
 _PLAIN = r"(weight|bias)"
+_HEADS = (r"(decode_head|auxiliary_head|neck|rpn_head|roi_head|bbox_head|mask_head)\..+", None)
 
 SWIN = (  # the official repository's, LAVT's and timm's below 0.9; newer ones of timm after ``_timm_swin``
     _SWIN_BUFFERS,
@@ -22,6 +23,21 @@ SWIN = (  # the official repository's, LAVT's and timm's below 0.9; newer ones o
     (r"layers\.(\d+)\.downsample\.(.+)", r"downsamples.\1.\2"),
     (rf"norm(\d)\.{_PLAIN}", r"outputs.\1.\2"),  # segmentation networks normalise each stage, as ours do
     (r"(norm|head)\..+", None),
+    _HEADS,
+)
+_MM_BLOCK = r"stages\.(\d+)\.(blocks\.\d+)"
+SWIN_MM = (  # OpenMMLab's: mmsegmentation, mmdetection, mmpretrain
+    _SWIN_BUFFERS,
+    (rf"patch_embed\.projection\.{_PLAIN}", r"embed.proj.\1"),
+    (rf"patch_embed\.norm\.{_PLAIN}", r"embed.norm.\1"),
+    (rf"{_MM_BLOCK}\.(norm\d)\.{_PLAIN}", r"stages.\1.\2.\3.\4"),
+    (rf"{_MM_BLOCK}\.attn\.w_msa\.(.+)", r"stages.\1.\2.attn.\3"),
+    (rf"{_MM_BLOCK}\.ffn\.layers\.0\.0\.{_PLAIN}", r"stages.\1.\2.mlp.fc1.\3"),
+    (rf"{_MM_BLOCK}\.ffn\.layers\.1\.{_PLAIN}", r"stages.\1.\2.mlp.fc2.\3"),
+    (r"stages\.(\d+)\.downsample\.(.+)", r"downsamples.\1.\2"),
+    (rf"norm(\d)\.{_PLAIN}", r"outputs.\1.\2"),
+    (r"head\..+", None),
+    _HEADS,
 )
 SWIN_TRANSFORMERS = (  # what model.safetensors holds, and the names of version 5's modules
     _SWIN_BUFFERS,
@@ -49,6 +65,7 @@ RESNET = (  # torchvision's and timm's
     (r"layer(\d)\.(\d+)\.downsample\.0\.weight", r"layers.\1.blocks.\2.shortcut.conv.weight"),
     (r"layer(\d)\.(\d+)\.downsample\.1\.(.+)", r"layers.\1.blocks.\2.shortcut.norm.\3"),
     (r"fc\..+", None),
+    _HEADS,
 )
 RESNET_TRANSFORMERS = (
     (r".*num_batches_tracked", None),
@@ -97,13 +114,14 @@ class Source:
 
 SOURCES = {
     "swin": (Source("Swin, official or timm names", "patch_embed.proj.weight", SWIN),
+             Source("Swin, OpenMMLab's names", "patch_embed.projection.weight", SWIN_MM),
              Source("Swin, transformers names", "embeddings.patch_embeddings.projection.weight", SWIN_TRANSFORMERS)),
     "resnet": (Source("ResNet, torchvision or timm names", "layer1.0.conv3.weight", RESNET),
                Source("ResNet, transformers names", "embedder.embedder.convolution.weight", RESNET_TRANSFORMERS)),
     "darknet": (Source("Darknet-53, timm names", "stages.0.conv_down.conv.weight", DARKNET),),
     "bert": (Source("BERT, transformers names", "embeddings.word_embeddings.weight", BERT),),
 }
-_PREFIXES = ("module.", "backbone.", "model.", "swin.", "resnet.", "bert.")
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # of PyTorch, at any depth
 
 
 @dataclass(frozen=True)
@@ -119,6 +137,9 @@ class Renamed:
 def rename(architecture: str, arrays: dict, path: str, groups: tuple = ()) -> Renamed:
     """A file's arrays under our names: rules applied, fused qkv split, BERT's layers counted by group.
 
+    The backbone may lie anywhere in a larger network (``backbone.``, ``model.swin.``, ``module.…``): what does not lie
+    beside it is another part, such as a segmentation head, and is skipped.
+
     Args:
         architecture: swin, resnet, darknet or bert.
         groups: BERT's layers beside each visual stage.
@@ -126,19 +147,26 @@ def rename(architecture: str, arrays: dict, path: str, groups: tuple = ()) -> Re
     Raises:
         UserError: the file holds no such architecture, or two networks.
     """
-    bare = {_without_prefix(name): array for name, array in arrays.items()}
-    if len(bare) < len(arrays):
-        raise UserError(f"{path}: holds two networks, under different prefixes; give a file with one of them")
-    arrays = bare
-    source = next((s for s in SOURCES[architecture] if s.mark in arrays), None)
-    if source is None:
+    bare = {_without_wrappers(name): array for name, array in arrays.items()}
+    marks = {(_before(name, source.mark), source) for name in bare for source in SOURCES[architecture]
+             if _before(name, source.mark) is not None}
+    if len(bare) < len(arrays) or len(marks) > 1:
+        where = ", ".join(sorted({repr(prefix) for prefix, _ in marks}))
+        raise UserError(f"{path}: holds two networks, under different prefixes ({where}); give a file with one of them")
+    if not marks:
         known = " or ".join(s.mark for s in SOURCES[architecture])
         raise UserError(f"{path}: holds no {architecture} weights (no {known}); its first names are "
-                        f"{', '.join(sorted(arrays)[:3])}")
-    own, skipped, unknown = {}, [], []
+                        f"{', '.join(sorted(bare)[:3])}")
+    ((prefix, source),) = marks
+    arrays = {name[len(prefix):]: array for name, array in bare.items() if name.startswith(prefix)}
+    if source.rules is SWIN_MM:
+        arrays = _official_merging(arrays)
+    classifiers = ("norm3.weight", "norm3.bias") if source.rules is SWIN_MM and "norm0.weight" not in arrays else ()
+    own, unknown = {}, []
+    skipped = [name for name in bare if not name.startswith(prefix)]
     shift = _index_shift(architecture, arrays)
     for name, array in arrays.items():
-        new = _by_rules(name, source.rules)
+        new = None if name in classifiers else _by_rules(name, source.rules)
         if new is None:
             skipped.append(name)
         elif not new:
@@ -149,12 +177,31 @@ def rename(architecture: str, arrays: dict, path: str, groups: tuple = ()) -> Re
     return Renamed(source.title, own, sorted(skipped), sorted(unknown))
 
 
-def _without_prefix(name: str) -> str:
-    """Without what wrappers and task models put before every name of the backbone."""
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            return _without_prefix(name[len(prefix):])
-    return name
+def _without_wrappers(name: str) -> str:
+    """Without what PyTorch's wrappers put between the parts of a name."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _before(name: str, mark: str) -> str | None:
+    """What stands before the mark at a name's end: empty, or the path to the backbone with its dot."""
+    prefix = name.removesuffix(mark)
+    return prefix if prefix != name and (not prefix or prefix.endswith(".")) else None
+
+
+def _official_merging(arrays: dict) -> dict:
+    """OpenMMLab merges patches by nn.Unfold, whose channels go (channel, row, column); the official code, and ours, put
+    the four neighbours one after the other: (0,0), (1,0), (0,1), (1,1) as (row, column).
+
+    Source: mmseg/models/utils/embed.py (PatchMerging) and tools/model_converters/swin2mmseg.py, which does the reverse.
+    """
+    def turned(array: np.ndarray) -> np.ndarray:
+        if array.ndim not in (1, 2) or array.shape[-1] % 4:
+            return array  # of another network: its shape will be reported
+        by_place = array.reshape(*array.shape[:-1], -1, 4)[..., [0, 2, 1, 3]]
+        return np.ascontiguousarray(by_place.swapaxes(-1, -2)).reshape(array.shape)
+
+    return {name: turned(array) if re.match(r"stages\.\d+\.downsample\.", name) else array
+            for name, array in arrays.items()}
 
 
 def _by_rules(name: str, rules: tuple) -> str | None:

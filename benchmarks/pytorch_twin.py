@@ -1,0 +1,246 @@
+"""This project and its twin in plain PyTorch side by side on the CPU: `python benchmarks/pytorch_twin.py --help`.
+
+The forward pass and the training step (forward, losses, backward, clipping, AdamW), each side in a process of its own;
+the two take turns, so that noise hits both. Random weights, random data, the configuration's drops and losses. Needs
+requirements-parity.txt; the twin is tests/torch_twin.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the checkout this file lies in
+ISA = "ONEDNN_MAX_CPU_ISA"  # the package sets it for MindSpore; PyTorch runs without it
+VOCABULARY = 30522  # bert-base-uncased
+WARM_UP = 1
+
+
+def ours(case: dict, batch: tuple, threads: int):
+    """(call, facts) of the project."""
+    import mindspore as ms
+    import numpy as np
+
+    from mindspore_coupalign import build, runtime
+    from mindspore_coupalign.config import config_from_dict
+    from mindspore_coupalign.models import macs
+    from mindspore_coupalign.training import setup
+    config = config_from_dict(case["config"], "case")
+    runtime.setup("CPU", 0)
+    if threads < os.cpu_count():
+        ms.set_context(runtime_num_threads=threads)
+    model = build.build_model(config, VOCABULARY)
+    facts = {"macs": sum(row[2] for row in macs.parts(model, config.data.max_tokens)),
+             "parameters": sum(p.size for p in model.trainable_params()),
+             "settings": f"MindSpore {ms.__version__}, {ISA}={os.environ[ISA]}, {threads} threads"}
+    inputs = [ms.Tensor(array) for array in batch]
+    if case["what"] == "forward":
+        model.set_train(False)
+        return lambda: model(*inputs[:3]).asnumpy(), facts
+    step, rate = setup.build_train_step(model, config), ms.Tensor(np.float32(config.train.lr))
+    return lambda: step(*inputs, rate).asnumpy()[0], facts
+
+
+def theirs(case: dict, batch: tuple, threads: int):
+    """(call, facts) of the twin."""
+    import torch
+    from torch_twin import macs
+    from torch_twin.losses import losses
+    from torch_twin.network import Twin
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    config, train = case["config"], case["config"]["train"]
+    twin = Twin(config, VOCABULARY)
+    facts = {"macs": macs.count(config, VOCABULARY), "parameters": sum(p.numel() for p in twin.parameters()),
+             "settings": f"PyTorch {torch.__version__}, {ISA} {os.environ.get(ISA, 'not set')}, {threads} threads, "
+                         f"attention by {twin.text.layer[0].attention.self.config._attn_implementation}"}
+    image, ids, word_mask, mask = map(torch.from_numpy, batch)
+    ids = ids.long()
+    if case["what"] == "forward":
+        twin.eval()
+
+        def forward():
+            with torch.inference_mode():
+                return twin(image, ids, word_mask)["logits"].numpy()
+        return forward, facts
+    optimizer = torch.optim.AdamW(twin.train().parameters(), train["lr"], weight_decay=train["weight_decay"])
+
+    def step():
+        optimizer.zero_grad()
+        loss = losses(twin(image, ids, word_mask), mask, config["loss"])["loss"]
+        loss.backward()
+        if train["clip_norm"] > 0:
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), train["clip_norm"])
+        optimizer.step()
+        return loss.detach().numpy()
+    return step, facts
+
+
+def child():
+    """Reads a case, then a line per run from stdin; answers with a line of JSON each."""
+    Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends, this process goes first
+    case = json.loads(sys.stdin.readline())
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:case["threads"]])
+    import numpy as np
+    from torch_twin.inputs import random_batch
+    # as many background cells as the contrast draws, so that both compare the same number of pairs
+    side = max(1, min(int(case["config"]["loss"]["negatives"] ** 0.5), case["config"]["data"]["image_size"] // 16))
+    batch = random_batch(case["config"], VOCABULARY, case["batch"], background=side)
+    start = time.perf_counter()
+    call, facts = {"ours": ours, "theirs": theirs}[case["side"]](case, batch, case["threads"])
+    built = time.perf_counter()
+    call()
+    facts |= {"build_s": built - start, "first_s": time.perf_counter() - built}
+    for _ in range(WARM_UP):
+        call()
+    print(json.dumps(facts), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        result = call()
+        seconds = time.perf_counter() - start
+        if not np.isfinite(result).all():
+            raise SystemExit("the result is not finite")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({"seconds": seconds, "peak_GiB": peak}), flush=True)
+
+
+class Child:
+    """One side in its process."""
+
+    def __init__(self, side: str, case: dict, environment: dict):
+        self.process = subprocess.Popen([sys.executable, __file__, "--child"], stdin=subprocess.PIPE, text=True,
+                                        stdout=subprocess.PIPE, env=environment)
+        self.peak, self.seconds = 0.0, []
+        self.facts = self.ask(json.dumps(case | {"side": side}))
+
+    def ask(self, line: str) -> dict:
+        """Raises MemoryError: the process was killed; RuntimeError: it ended otherwise."""
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        for answer in self.process.stdout:
+            if answer.startswith("{"):
+                return json.loads(answer)
+        code = self.process.wait()
+        raise MemoryError if code in (-9, 137) else RuntimeError(f"a measured process ended with code {code}")
+
+    def run(self):
+        answer = self.ask("run")
+        self.seconds.append(answer["seconds"])
+        self.peak = answer["peak_GiB"]
+
+    def end(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+def together(case: dict, rounds: int, environment: dict) -> dict:
+    """Both sides alive, taking turns; side -> Child."""
+    children = {}
+    try:
+        for side in ("ours", "theirs"):
+            children[side] = Child(side, case, environment)
+        for turn in range(rounds):
+            for side in sorted(children, reverse=turn % 2 == 1):
+                children[side].run()
+    finally:
+        for one in children.values():
+            one.end()
+    return children
+
+
+def alone(side: str, case: dict, rounds: int, environment: dict) -> Child | None:
+    """One side by itself; None where the memory does not suffice."""
+    one = None
+    try:
+        one = Child(side, case, environment)
+        for _ in range(rounds):
+            one.run()
+    except MemoryError:
+        return None
+    finally:
+        if one is not None:
+            one.end()
+    return one
+
+
+def measure(case: dict, rounds: int, environment: dict) -> dict:
+    """A row: figures of both sides, taken in turn where the memory allows it, else one after the other."""
+    row = {key: case[key] for key in ("model", "what", "batch", "threads")}
+    try:
+        children, row["in_turn"] = together(case, rounds, environment), True
+    except MemoryError:
+        children = {side: alone(side, case, rounds, environment) for side in ("ours", "theirs")}
+        row["in_turn"] = False
+    for side, one in children.items():
+        row[side] = None if one is None else one.facts | {
+            "seconds": one.seconds, "median_s": statistics.median(one.seconds), "peak_GiB": one.peak}
+    if row["ours"] and row["theirs"]:
+        row["ratio"] = row["ours"]["median_s"] / row["theirs"]["median_s"]
+    return row | {"load_average": os.getloadavg()[0]}
+
+
+def table(row: dict) -> str:
+    cells = [f"{row['model']:<10}{row['what']:<8}{row['batch']:>5}"]
+    for side in ("ours", "theirs"):
+        one = row[side]
+        if one is None:
+            cells.append(f"{'out of memory':>40}")
+            continue
+        span = f"({min(one['seconds']):.2f}-{max(one['seconds']):.2f})"
+        cells.append(f"{one['median_s']:>9.2f} {span:<15}{one['peak_GiB']:>7.1f}{one['macs'] / 1e9:>8.1f}")
+    cells.append(f"{row['ratio']:>7.2f}" if "ratio" in row else f"{'':>7}")
+    return "".join(cells) + ("" if row["in_turn"] else "  one after the other")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs/refcoco_swin_b.yaml"))
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--models", nargs="+", default=["coupalign"], choices=("coupalign", "lavt"))
+    parser.add_argument("--what", nargs="+", default=["forward", "step"], choices=("forward", "step"))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each side, after two that are not")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="and cores, of both sides")
+    parser.add_argument("--json", help="write every figure to this file")
+    return parser.parse_args()
+
+
+def main():
+    if sys.argv[1:] == ["--child"]:
+        child()
+        return
+    options, environment = arguments(), {"GLOG_v": "3"} | os.environ  # before the package adds MindSpore's
+    from mindspore_coupalign.config import config_to_dict, load_config
+    load = os.getloadavg()
+    print(f"{platform.machine()}, {os.cpu_count()} cores; load average {load[0]:.1f} before the start. Seconds are "
+          "medians (smallest-largest), GiB the process's peak, GMACs a sample's forward pass, ratio ours to PyTorch's.")
+    print(f"{'model':<10}{'what':<8}{'batch':>5}" + "".join(f"{side:>9} {'s':<15}{'GiB':>7}{'GMACs':>8}"
+                                                           for side in ("ours", "PyTorch")) + f"{'ratio':>7}")
+    rows = []
+    for model in options.models:
+        off = ["loss.proposals=0", f"model.name={model}"] if model == "lavt" else []
+        config = config_to_dict(load_config(options.config, [*options.overrides, *off]))
+        for what in options.what:
+            for batch in options.batches:
+                case = {"model": model, "what": what, "batch": batch, "config": config, "threads": options.threads}
+                rows.append(measure(case, options.rounds, environment))
+                print(table(rows[-1]), flush=True)
+    for side in ("ours", "theirs"):
+        found = sorted({row[side]["settings"] for row in rows if row[side]})
+        print(f"{side}: {'; '.join(found)}")
+    if options.json:
+        Path(options.json).write_text(json.dumps({"load_average_before": load, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Write docs/configuration.md from the dataclasses of config.py: `python docs/make_configuration.py`.
+
+A field's description is the comment behind it. The test tests/test_docs.py fails where the page is out of date.
+"""
+
+import dataclasses
+import inspect
+import io
+import sys
+import tokenize
+import typing
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the source tree's own package
+
+from mindspore_coupalign import config
+
+PAGE = Path(__file__).with_name("configuration.md")
+HEAD = """# Configuration reference
+
+Generated from `mindspore_coupalign/config.py` by `python docs/make_configuration.py`.
+
+A configuration is a YAML file of these sections; `base: other.yaml` takes another file's values first. Every field can
+be set on the command line as `section.key=value`, for example `train.lr=1e-4` or `model.wpa_stages=[3,4]`. An unknown
+key or a value of the wrong type is refused. `config.yaml` in a run's folder is the configuration that the run used.
+"""
+
+
+def comments(cls) -> dict[str, str]:
+    """Field name -> the comment behind it."""
+    found, name = {}, ""
+    for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(cls)).readline):
+        if token.type == tokenize.NAME and token.start[1] == 4:
+            name = token.string
+        elif token.type == tokenize.COMMENT and name:
+            found[name] = f"{found.get(name, '')} {token.string.lstrip('# ')}".strip()
+    return found
+
+
+def kind(hint) -> str:
+    names = {int: "integer", float: "number", str: "text", bool: "true/false"}
+    if typing.get_origin(hint) is tuple:
+        return f"list of {names[typing.get_args(hint)[0]]}s"
+    return names[hint]
+
+
+def default(value) -> str:
+    if isinstance(value, tuple):
+        return f"`[{', '.join(map(str, value))}]`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return '`""`' if value == "" else f"`{value}`"
+
+
+def section(cls, name: str) -> list[str]:
+    hints, said = typing.get_type_hints(cls), comments(cls)
+    plain = [f for f in dataclasses.fields(cls) if not dataclasses.is_dataclass(hints[f.name])]
+    lines = [f"\n## {name}\n", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{name}.{f.name}` | {kind(hints[f.name])} | {default(f.default)} | "
+              f"{said.get(f.name, '').replace('|', chr(92) + '|')} |" for f in plain]
+    for inner in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[inner.name]):
+            lines += section(hints[inner.name], f"{name}.{inner.name}")
+    return lines
+
+
+def page() -> str:
+    hints = typing.get_type_hints(config.Config)
+    return HEAD + "\n".join(line for name, cls in hints.items() for line in section(cls, name)) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,217 @@
+"""``check-data``: is a data folder complete, readable and the one that the literature counts?
+
+Counts every split beside the published numbers, opens every image that a ref uses, and looks for what spoils training
+in silence: empty masks, images of another size than their masks or with an EXIF orientation, empty or truncated
+sentences, refs of one id, images shared between training and another split.
+"""
+
+import argparse
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from mindspore_coupalign.data.images import MissingImage, WrongSize
+from mindspore_coupalign.data.refer import ReferData, read_refer
+from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer
+from mindspore_coupalign.errors import UserError
+
+# Refs, sentences, images per split, None where not known. RefCOCO's val, testA and testB were counted on the real
+# files; the others are quoted from the literature.
+PUBLISHED = {
+    ("refcoco", "unc"): {"train": (42404, 120624, 16994), "val": (3811, 10834, 1500), "testA": (1975, 5657, 750),
+                         "testB": (1810, 5095, 750)},
+    ("refcoco+", "unc"): {"train": (42278, 120191, 16992), "val": (3805, 10758, 1500), "testA": (1975, 5726, 750),
+                          "testB": (1798, 4889, 750)},
+    ("refcocog", "umd"): {"train": (42226, 80512, 21899), "val": (2573, 4896, 1300), "test": (5023, 9602, 2600)},
+    ("refcocog", "google"): {"train": (None, 85474, None), "val": (None, 9536, None)},
+    ("refclef", "berkeley"): {"train": (None, 54127, None), "val": (None, 5842, None), "test": (None, 60103, None)},
+}
+_DEFAULT_TOKENIZER = "bert-base-uncased"
+_LISTED = 10  # problems of one kind that are spelt out
+_MISSING, _WRONG_SIZE = "missing images", "images of another size than instances.json says"
+_TURNED = "images with an EXIF orientation, which is not applied: do their masks lie on the pixels as stored?"
+
+
+@dataclass
+class Report:
+    """What was found; the lists hold one text per problem."""
+
+    published: bool  # whether there are published counts
+    differs: bool = False  # from the published counts
+    broken: dict[str, list[str]] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", required=True, help="folder that holds DATASET/refs(SPLIT_BY).p and the images")
+    parser.add_argument("--dataset", required=True, help="refcoco, refcoco+, refcocog, refclef, refshapes or another")
+    parser.add_argument("--split-by", required=True, help="unc, umd, google, berkeley, shapes: the X of refs(X).p")
+    parser.add_argument("--images", default="", help="image folder, if not in the usual place below root")
+    parser.add_argument("--tokenizer", default="", help="folder or name of the tokenizer that counts word pieces "
+                        f"(default: {_DEFAULT_TOKENIZER} if it is on this machine)")
+    parser.add_argument("--max-tokens", type=int, default=20, help="length at which sentences are cut (default 20)")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that open images")
+    parser.add_argument("--strict", action="store_true", help="fail where the counts differ from the published ones")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report. 0: usable; 1: broken files, or counts that differ under --strict.
+
+    Raises:
+        UserError: the annotation files cannot be read at all, or an option makes no sense.
+    """
+    for name, least in (("max_tokens", 3), ("workers", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, found {getattr(args, name)}")
+    tokenizer, counted_by = _tokenizer(args)
+    data = read_refer(args.root, args.dataset, args.split_by, args.images)
+    published = PUBLISHED.get((args.dataset, args.split_by), {})
+    report = Report(published=bool(published))
+    print(f"annotations  {data.source}\nimages       {data.image_dir}\n")
+    _counts(data, published, report)
+    print()
+    _images(data, args.workers, report)
+    _masks(data, report)
+    _sentences(data, tokenizer, counted_by, args.max_tokens, report)
+    _leaks(data, report)
+    for found in (report.broken, report.warnings):
+        for title, problems in found.items():
+            print(f"\n{title}: {len(problems):,}")
+            print("\n".join(f"  {text}" for text in problems[:_LISTED]))
+            if len(problems) > _LISTED:
+                print(f"  and {len(problems) - _LISTED:,} more")
+    return _result(report, args.strict)
+
+
+def _counts(data: ReferData, published: dict, report: Report) -> None:
+    heads = ("refs", "sentences", "images")
+    rows = [("split", *(cell for head in heads for cell in ((head, "published") if published else (head,))), "")]
+    for split in dict.fromkeys([*published, *data.split_names]):
+        refs = np.flatnonzero(data.ref_split == data.split_names.index(split)) if split in data.split_names else []
+        counts = (len(refs), int(np.isin(data.sentence_ref, refs).sum()), len(np.unique(data.ref_image[refs])))
+        known = published.get(split, (None, None, None))
+        wrong = [head for head, n, m in zip(heads, counts, known, strict=True) if m is not None and n != m]
+        report.differs |= bool(wrong)
+        cells = [split]
+        for n, m in zip(counts, known, strict=True):
+            cells += [f"{n:,}", "-" if m is None else f"{m:,}"] if published else [f"{n:,}"]
+        rows.append((*cells, f"differs: {', '.join(wrong)}" if wrong else ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *numbers, note in rows:
+        cells = "  ".join(text.rjust(width) for text, width in zip(numbers, widths[1:-1], strict=True))
+        print(f"{first.ljust(widths[0])}  {cells}  {note}".rstrip())
+    if not published:
+        print("No published counts are known for this data set and this way to split it.")
+
+
+def _images(data: ReferData, workers: int, report: Report) -> None:
+    def look(i: int) -> tuple[str, str] | None:
+        try:
+            _, orientation = data.read_image_file(i)
+        except (MissingImage, WrongSize) as exc:
+            return _MISSING if isinstance(exc, MissingImage) else _WRONG_SIZE, str(exc)
+        except UserError as exc:
+            return "unreadable images", str(exc)
+        return None if orientation == 1 else (_TURNED, f"{data.image_dir / str(data.image_files[i])}: {orientation}")
+
+    count = len(data.image_files)
+    with ThreadPoolExecutor(workers) as pool:
+        # disable=None: a bar only where stderr is a terminal
+        results = list(tqdm(pool.map(look, range(count)), total=count, desc="images", unit="", disable=None))
+    problems = sorted(result for result in results if result)
+    for title, text in problems:
+        (report.warnings if title == _TURNED else report.broken).setdefault(title, []).append(text)
+    good = count - sum(title != _TURNED for title, _ in problems)
+    print(f"images       {good:,} of {count:,} are there, readable and of the right size")
+
+
+def _masks(data: ReferData, report: Report) -> None:
+    areas = np.array([data.mask_area(r) for r in range(len(data.ref_ids))])
+    share = areas / data.image_sizes[data.ref_image].astype(np.int64).prod(axis=1)
+    for title, found in (("empty masks", share == 0), ("masks that cover the whole image", share == 1)):
+        if found.any():
+            report.warnings[title] = [_ref(data, r) for r in np.flatnonzero(found)]
+    alone = areas > 0
+    alone[alone] = [data.mask_area(r, "single") == 0 for r in np.flatnonzero(alone)]
+    if alone.any():
+        report.warnings["masks that data.overlap=single leaves empty"] = [_ref(data, r) for r in np.flatnonzero(alone)]
+    if data.ref_left_out.any():
+        report.warnings["masks of which a polygon with fewer than three points was left out"] = [
+            _ref(data, r) for r in np.flatnonzero(data.ref_left_out)]
+    ids, counts = np.unique(data.ref_ids, return_counts=True)
+    if (counts > 1).any():
+        report.warnings["refs that share their ref_id"] = [
+            _ref(data, r) for r in np.flatnonzero(np.isin(data.ref_ids, ids[counts > 1]))]
+    print(f"masks        median {np.median(share):.1%} of the image; {data.ref_outside.sum():,} of {len(share):,} have "
+          "a polygon that reaches outside the image (clipped)")
+
+
+def _sentences(data: ReferData, tokenizer, counted_by: str, max_tokens: int, report: Report) -> None:
+    texts = [data.sentence(s) for s in range(len(data.sentence_ref))]
+    empty = [s for s, text in enumerate(texts) if not text.strip()]
+    if empty:
+        report.warnings["empty sentences"] = [
+            f"sentence {data.sentence_ids[s]} of {_ref(data, data.sentence_ref[s])}" for s in empty]
+    bare = np.flatnonzero(np.diff(data.ref_sentences) == 0)
+    if len(bare):
+        report.warnings["refs without a sentence"] = [_ref(data, r) for r in bare]
+    if not texts:
+        return
+    lengths = tokenizer.lengths(texts) if tokenizer else np.array([len(text.split()) + 2 for text in texts])
+    cut = int((lengths > max_tokens).sum())
+    high = np.percentile(lengths, 99)
+    print(f"sentences    {lengths.mean():.1f} tokens on average, median {np.median(lengths):.0f}, 99th percentile "
+          f"{high:.0f}, longest {lengths.max()}; {cut:,} of {len(texts):,} are cut at {max_tokens}")
+    print(f"             ({counted_by})")
+    if tokenizer:
+        unknown = int((tokenizer(texts)[0] == tokenizer.unknown_id).any(axis=1).sum())
+        print(f"             {unknown:,} have a word that this vocabulary cannot spell")
+    if data.kind_names:
+        kinds = (f"{name} {(data.sentence_kind == code).sum():,}" for code, name in enumerate(data.kind_names))
+        print(f"kinds        {', '.join(kinds)}")
+
+
+def _leaks(data: ReferData, report: Report) -> None:
+    if "train" not in data.split_names:
+        return
+    train = data.ref_image[data.refs_of("train")]
+    for split in data.split_names:
+        shared = np.intersect1d(train, data.ref_image[data.refs_of(split)]) if split != "train" else ()
+        if len(shared):
+            report.warnings[f"images that train shares with {split}"] = [str(data.image_files[i]) for i in shared]
+
+
+def _result(report: Report, strict: bool) -> int:
+    warnings = sum(map(len, report.warnings.values()))
+    tail = f" {warnings:,} warning{'s' * (warnings != 1)} above." if warnings else ""
+    if report.broken:
+        found = ", ".join(f"{len(problems):,} {title}" for title, problems in report.broken.items())
+        print(f"\nResult: broken: {found}; correct these before training.{tail}")
+        return 1
+    if report.differs:
+        print("\nResult: every file is readable, but the counts differ from the published ones, so scores on this "
+              f"folder do not compare with published scores.{tail}")
+        return int(strict)
+    counts = "no count differs from a published one" if report.published else "there are no published counts to compare"
+    print(f"\nResult: every file is readable, and {counts}.{tail}")
+    return 0
+
+
+def _ref(data: ReferData, r: int) -> str:
+    return f"ref {data.ref_ids[r]} (annotation {data.ann_ids[r]}, split {data.split_names[data.ref_split[r]]})"
+
+
+def _tokenizer(args: argparse.Namespace) -> tuple[SentenceTokenizer | None, str]:
+    """The tokenizer, or None, and how lengths are counted with it."""
+    name = args.tokenizer or (args.dataset if args.dataset in SHIPPED else _DEFAULT_TOKENIZER)
+    try:
+        tokenizer = SentenceTokenizer.from_name(name, args.max_tokens, download=bool(args.tokenizer))
+    except UserError:
+        if args.tokenizer:
+            raise
+        return None, (f"counted as words + 2, for {name} is not on this machine: name a folder with --tokenizer for "
+                      "exact numbers")
+    return tokenizer, f"word pieces of {name} with [CLS] and [SEP]"

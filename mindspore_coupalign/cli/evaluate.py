@@ -1,0 +1,132 @@
+"""Command ``evaluate``: score a checkpoint on whole splits under one or several protocols (protocols.py).
+
+``evaluate_samples`` and ``report`` are the protocol ``sentence`` alone, for validation in training: every sentence of
+every ref once, at two sizes from one pass: ``image`` resizes the logits to the photograph's own size and compares with
+the original mask; ``input`` compares at the network's input size with the squashed mask.
+Shapes: logits (B, 1, H, W) at the network's input size.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mindspore_coupalign import runtime
+from mindspore_coupalign.config import Config, load_config, with_overrides
+from mindspore_coupalign.data.notices import doubts, turned_pictures
+from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.distributed.watchdog import Limits, Watch
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluation import details, protocols
+from mindspore_coupalign.evaluation.evaluator import Networks, derange, report_plan, samples_of
+from mindspore_coupalign.evaluation.prompts import check_positions, make_plan
+from mindspore_coupalign.evaluation.scoring import score_plan
+from mindspore_coupalign.evaluation.tables import announce, read_references, without_nan
+from mindspore_coupalign.outputs import check_writable, write_file
+from mindspore_coupalign.portable import check_data_root, with_data_paths
+from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--config", help="configuration that names the data (default: the checkpoint's own)")
+    parser.add_argument("--checkpoint", required=True, help="best.safetensors or last.safetensors of a run")
+    parser.add_argument("--split", nargs="+", required=True, metavar="NAME", help="splits, for example val testA testB")
+    parser.add_argument("--protocol", nargs="+", default=["sentence"], metavar="NAME",
+                        help=f"how to score, one or several of {', '.join(protocols.PROTOCOLS)}, or all; "
+                             "docs/protocols.md says which papers each compares with (default: sentence)")
+    parser.add_argument("--output", metavar="FILE", help="write the numbers as JSON, with every convention by name")
+    parser.add_argument("--details", metavar="FILE",
+                        help="write a JSON line per sentence, with its predicted mask (of protocol sentence, at the "
+                             "image's own size)")
+    parser.add_argument("--shuffled", nargs="+", default=[], metavar="NAME",
+                        help="score these splits once more, every sample with another sample's sentence: what is then "
+                             "scored needs no words")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.root=/data/refer")
+    runtime.add_device_argument(parser)
+    runtime.add_amp_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    checkpoint = load_checkpoint(args.checkpoint)
+    overrides = list(args.overrides)
+    for option in ("split", "shuffled", "protocol"):  # argparse gives an option of several values all that follows it
+        given = getattr(args, option)
+        overrides += [name for name in given if "=" in name]
+        setattr(args, option, [name for name in given if "=" not in name])
+    config = configuration(args.config, overrides, checkpoint)
+    chosen = protocols.choose(args.protocol)
+    for path in filter(None, (args.output, args.details)):
+        check_writable(Path(path))
+    if args.output and args.details and Path(args.output).resolve() == Path(args.details).resolve():
+        raise UserError(f"--output and --details name the same file, {args.output}; give each its own")
+    if args.details and "sentence" not in (protocol.name for protocol in chosen):
+        raise UserError("--details writes what protocol sentence sees; add sentence to --protocol")
+    with Watch.of_job(Limits.of(config.train)) as watch:
+        return score(args, checkpoint, config, chosen, runtime.setup(args.device_target, config.train.seed, watch))
+
+
+def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chosen: list,
+          here: runtime.Runtime) -> int:
+    data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
+    references = read_references(data, args.split)
+    resolved = [protocols.resolve(protocol, config) for protocol in chosen]
+    tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))
+    splits = {name: samples_of(data, name) for name in (*args.split, *args.shuffled)}
+    plans = {}
+    for label, name, shuffle in [*((name, name, False) for name in args.split),
+                                 *((f"{name}, shuffled", name, True) for name in args.shuffled)]:
+        plans[label] = make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field,
+                                 derange(data, splits[name]) if shuffle else None)
+        check_positions(plans[label], resolved, data, config.model.text.max_positions)
+    networks = Networks(checkpoint, config, args.amp, here, max(plan.longest for plan in plans.values()))
+    for line in doubts(data, splits, tokenizer, config.data) if here.rank == 0 else ():
+        print(line, file=sys.stderr)
+    results, records = {}, []
+    for label, plan in plans.items():
+        keep = [] if args.details and label in args.split else None
+        counts = score_plan(networks, plan, resolved, data, tokenizer, config, keep=keep, here=here,
+                            progress=label if here.rank == 0 else "")
+        results[label] = report_plan(data, plan, resolved, counts, config.data.max_tokens)
+        if keep is not None:
+            own = details.lines(data, label, plan, keep, config.data.sentence_field, config.data.max_tokens)
+            records += details.ordered(own, here)
+    if here.rank > 0:
+        return 0
+    if data.turned:
+        print(turned_pictures(data), file=sys.stderr)
+    announce(f"{config.data.dataset} ({config.data.split_by})", results, chosen, config, references)
+    if args.output:
+        document = {"checkpoint": str(args.checkpoint), "dataset": config.data.dataset,
+                    "split_by": config.data.split_by, "input_size": config.data.image_size,
+                    "threshold": config.eval.threshold, **networks.precision,
+                    "step": checkpoint.progress.get("step"),
+                    "protocols": {p.name: protocols.conventions(p, config) for p in chosen},
+                    "splits": {name: results[name] for name in args.split},
+                    "shuffled": {name: results[f"{name}, shuffled"] for name in args.shuffled},
+                    "references": references}
+        write_file(args.output, (json.dumps(without_nan(document), indent=1) + "\n").encode())
+        print(f"wrote {args.output}")
+    if args.details:
+        details.write(args.details, records)
+        print(f"wrote {args.details}")
+    return 0
+
+
+def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> Config:
+    """The file's configuration, or the checkpoint's own with the overrides.
+
+    Raises:
+        UserError: a bad file or override, one that only training follows, or nothing says where the
+            data lies.
+    """
+    for override in overrides:
+        if override.startswith(("train.amp=", "train.amp_dtype=")):
+            raise UserError(f"{override}: a checkpoint is computed in the precision of its training; --amp chooses "
+                            "another")
+    if path:
+        return load_config(path, overrides)
+    source = f"{checkpoint.path}'s configuration with the overrides"
+    config = with_overrides(with_data_paths(checkpoint), overrides, source)
+    check_data_root(config, str(checkpoint.path))
+    return config

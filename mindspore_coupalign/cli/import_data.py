@@ -1,0 +1,176 @@
+"""``import-data``: other forms of referring-segmentation data, one's own included -> REFER's layout.
+
+Reads every record, refuses what it cannot place by name, and writes ``OUTPUT/DATASET/refs(SPLIT_BY).json`` and
+``instances.json``, or nothing. docs/data.md describes the forms.
+"""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+from mindspore_coupalign.cli.check_data import PUBLISHED
+from mindspore_coupalign.data.importers import FORMATS, importer
+from mindspore_coupalign.data.importers.job import LISTED, Import
+from mindspore_coupalign.data.importers.pictures import Pictures
+from mindspore_coupalign.data.importers.vocabulary import vocabulary
+from mindspore_coupalign.data.importers.writer import check_store, publish, staging, write_layout
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.outputs import make_folder, write_file
+
+# Refs, sentences and images per split of sets that check-data does not know, None where not known: PhraseCut's own
+# README, and the paper of RRSIS-D (RMSIN, CVPR 2024).
+_MORE_PUBLISHED = {
+    ("phrasecut", "vg"): {"train": (308893, 308893, 71354), "val": (20350, 20350, 2971), "test": (18980, 18980, 2937)},
+    ("rrsisd", "unc"): {"train": (12181, 12181, None), "val": (1740, 1740, None), "test": (3481, 3481, None)},
+}
+_NAMED = (  # what a source's path says of the data set, the longest names first
+    (r"grefcoco", "grefcoco", "unc"), (r"refcoco(\+|plus|p(?![a-z]))", "refcoco+", "unc"),
+    (r"refcocog.*google", "refcocog", "google"), (r"refcocog", "refcocog", "umd"), (r"refcoco", "refcoco", "unc"),
+    (r"refclef|referit", "refclef", "berkeley"), (r"phrasecut", "phrasecut", "vg"), (r"rrsis-?d", "rrsisd", "unc"),
+)
+_USUAL = {"grefcoco": ("grefcoco", "unc"), "phrasecut": ("phrasecut", "vg"), "rrsis-d": ("rrsisd", "unc")}
+_PIXELS_INSIDE = ("hf-eval", "polyformer")
+_BY_HAND = ("jsonl", "labelme", "coco")  # every picture is opened; without --images they lie in the source's folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "formats:\n" + "\n".join(f"  {name:<11} {what}" for name, (_, _, what) in FORMATS.items())
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder to read")
+    parser.add_argument("--format", required=True, choices=FORMATS, metavar="NAME", help="one of those listed below")
+    parser.add_argument("--images", type=Path, help="folder of the pictures, which stay there (not needed where they "
+                        "lie inside or beside the source)")
+    parser.add_argument("--output", type=Path, required=True, help="root: OUTPUT/DATASET/ must not exist yet")
+    parser.add_argument("--dataset", default="", help="name of the data set (default: what the source's path tells)")
+    parser.add_argument("--split-by", default="", help="the X of refs(X).json (default: unc, umd, ..., or own)")
+    parser.add_argument("--split", default="", help="split of records that name none (default: the file's name, else "
+                        "train)")
+    parser.add_argument("--objects", choices=("keep", "unite"), default="unite", help="sentences that mean several "
+                        "objects or none: unite (default) makes one mask of several and leaves out those that mean "
+                        "none; keep writes both as gRefCOCO does")
+    parser.add_argument("--instances", type=Path, help="COCO's instances file, for forms that leave out the masks")
+    parser.add_argument("--masks", type=Path, help="folder of the mask pictures, if not the usual one")
+    parser.add_argument("--vocabulary", action="store_true", help="also write OUTPUT/DATASET/vocabulary, a tokenizer "
+                        "of the data set's own words, for small networks trained from scratch")
+    parser.add_argument("--skip-bad", type=int, default=0, metavar="N", help="leave out up to N records that cannot be "
+                        "placed (default 0: refuse)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import and print the report.
+
+    Raises:
+        UserError: a file that cannot be read, more records than allowed that cannot be placed, a place that is taken.
+    """
+    _check(args)
+    dataset, split_by = _names(args)
+    root = args.output
+    by_hand = args.format in _BY_HAND
+    folder = args.images or (None if args.format in _PIXELS_INSIDE else _beside(args))
+    with staging(root, dataset) as stage:
+        if folder is None:
+            check_store(root, dataset)
+        pictures = Pictures(folder, stage.pictures, deeper=not by_hand)
+        job = Import(args.source, pictures, dataset, split_by, args.split, args.objects, args.instances, args.masks,
+                     verify=by_hand)
+        importer(args.format)(job)
+        _refuse_bad(job, args.skip_bad)
+        write_layout(job, stage)
+        if args.vocabulary:
+            write_file(make_folder(stage.folder / "vocabulary") / "vocab.txt", _vocabulary(job).encode("utf-8"))
+        place = publish(job, stage)
+    print(f"read         {args.source} as {args.format}")
+    print(f"written      {root / dataset}/refs({split_by}).json and instances.json")
+    if args.vocabulary:
+        print(f"vocabulary   {root / dataset}/vocabulary")
+    print(f"images       {place}\n")
+    _counts(job)
+    for text, count in job.notes.items():
+        print(f"note: {text}{f': {count:,}' if count else ''}")
+    turned = [name for name in job.sizes if job.pictures.orientation.get(name, 1) != 1]
+    if turned:
+        print(f"note: pictures with an EXIF orientation, which is not applied: {len(turned):,} (first: {turned[0]}); "
+              "masks must lie on the pixels as stored")
+    if job.bad:
+        print(f"note: records left out: {job.bad:,}")
+    if any(len(ref.targets) != 1 for ref in job.refs):
+        print("\nSentences of several objects, or none, were kept in gRefCOCO's form.")
+    else:
+        names = shlex.join(["--root", str(root), "--dataset", dataset, "--split-by", split_by])
+        print(f"\nNext: python -m mindspore_coupalign check-data {names}")
+    return 0
+
+
+def _check(args: argparse.Namespace):
+    if not args.source.exists():
+        raise UserError(f"{args.source}: no such file or folder; check the path")
+    for name, value, good in (("images", args.images, Path.is_dir), ("masks", args.masks, Path.is_dir),
+                              ("instances", args.instances, Path.is_file)):
+        if value is not None and not good(value):
+            raise UserError(f"{value}: no such {'file' if name == 'instances' else 'folder'}; check --{name}")
+    for name in ("dataset", "split_by"):
+        if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_+.-]*|", getattr(args, name)):
+            raise UserError(f"--{name.replace('_', '-')} must be a name of letters, digits and _ + - . only, found "
+                            f"{getattr(args, name)!r}")
+    if args.skip_bad < 0:
+        raise UserError(f"--skip-bad must be 0 or more, found {args.skip_bad}")
+    if args.images is None and args.format not in (*_PIXELS_INSIDE, *_BY_HAND):
+        raise UserError(f"--format {args.format} needs --images: the folder of the pictures")
+
+
+def _beside(args: argparse.Namespace) -> Path:
+    return args.source if args.source.is_dir() else args.source.parent
+
+
+def _names(args: argparse.Namespace) -> tuple[str, str]:
+    """The data set and the way to split it: as asked for, as usual for the format, or as the source's path tells."""
+    path = "/".join(args.source.resolve().parts[-3:])
+    if args.dataset:
+        path = args.dataset
+    told = next(((dataset, by) for pattern, dataset, by in _NAMED if re.search(pattern, path, re.IGNORECASE)), None)
+    plain = re.sub(r"[^A-Za-z0-9_+-]+", "_", args.source.resolve().stem).strip("_") or "imported"
+    told = None if args.format in _BY_HAND else _USUAL.get(args.format) or told
+    dataset, split_by = told or (plain, "own")
+    return args.dataset or dataset, args.split_by or split_by
+
+
+def _refuse_bad(job: Import, allowed: int):
+    if job.bad and (job.bad > allowed or not job.refs):
+        for text in job.problems[1:]:
+            print(f"also: {text}")
+        if job.bad > LISTED:
+            print(f"and {job.bad - LISTED:,} more")
+        others = "" if job.bad == 1 else f" ({job.bad - 1:,} more record{'s' * (job.bad > 2)} cannot be placed either)"
+        raise UserError(f"{job.problems[0]}{others}; nothing was written" + (
+            f"; mend the source, or leave them out with --skip-bad {job.bad}" if job.refs else ""))
+    for text in job.problems if job.bad else ():
+        print(f"left out: {text}")
+    if not job.refs:
+        raise UserError(f"{job.source}: holds no record with an object; nothing was written; is --format right?")
+
+
+def _vocabulary(job: Import) -> str:
+    """Of the train split, or of all where there is none."""
+    refs = [ref for ref in job.refs if ref.split == "train"] or job.refs
+    return vocabulary([sentence.sent for ref in refs for sentence in ref.sentences])
+
+
+def _counts(job: Import):
+    """Refs, sentences and images per split beside the published counts."""
+    known = PUBLISHED.get((job.dataset, job.split_by)) or _MORE_PUBLISHED.get((job.dataset, job.split_by), {})
+    splits = dict.fromkeys([*known, *(ref.split for ref in job.refs)])
+    heads = ("refs", "sentences", "images")
+    rows = [("split", *(cell for head in heads for cell in ((head, "published") if known else (head,))))]
+    for split in splits:
+        refs = [ref for ref in job.refs if ref.split == split]
+        counts = len(refs), sum(len(ref.sentences) for ref in refs), len({ref.image for ref in refs})
+        cells = [split]
+        for n, m in zip(counts, known.get(split, (None,) * 3), strict=True):
+            cells += [f"{n:,}", "-" if m is None else f"{m:,}"] if known else [f"{n:,}"]
+        rows.append(cells)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *cells in rows:
+        print("  ".join([first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]))
+    if not known:
+        print("No published counts are known for this data set and this way to split it.")

@@ -1,0 +1,78 @@
+"""Command ``train``: arguments, what they may not contradict, and the way to the trainer."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mindspore_coupalign import runtime
+from mindspore_coupalign.config import Config, load_config, with_overrides
+from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.distributed.watchdog import Limits, Watch
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.models.noise import check_device
+from mindspore_coupalign.training import init_from
+from mindspore_coupalign.training.resume import check_resumable
+from mindspore_coupalign.training.run_folder import holds_a_run, load_state
+from mindspore_coupalign.training.trainer import Trainer
+from mindspore_coupalign.weights.checkpoint import Checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--config", metavar="FILE",
+                        help="YAML file, or the name of a shipped one (default with --resume: the run's own)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-4 data.root=/data")
+    parser.add_argument("--output", metavar="DIR",
+                        help="where to write (default: the resumed run's folder, or runs/<name of the config file>)")
+    parser.add_argument("--resume", metavar="DIR|FILE", help="go on from a run's folder or its last.safetensors")
+    init_from.add_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true",
+                        help="check data, weights, disk and memory, compile, take a few steps, write nothing")
+    runtime.add_device_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    initial, more = init_from.from_arguments(args)
+    overrides = [*args.overrides, *more]
+    state = load_state(args.resume, say=lambda line: print(line, file=sys.stderr)) if args.resume else None
+    if args.config:
+        config = load_config(args.config, overrides)
+    elif state:
+        config = with_overrides(state.config, overrides, f"{state.path}'s configuration with the overrides")
+    else:
+        raise UserError("train: give --config with a file or the name of a shipped configuration, or --resume DIR")
+    if args.output or not state:
+        output = Path(args.output or Path("runs") / Path(args.config).stem)
+    else:
+        output = state.path.parent
+    continues = state and output.resolve() == state.path.parent.resolve()
+    if not continues and holds_a_run(output):
+        raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
+    changes = check_resumable(state, config) if state else []
+    with Watch.of_job(Limits.of(config.train)) as watch:
+        here = runtime.setup(args.device_target, config.train.seed, watch)
+        if here.rank == 0:
+            for line in changes:
+                print(line)
+        return start(config, state, output, here, args.dry_run, initial)
+
+
+def start(config: Config, state: Checkpoint | None, output: Path, here: runtime.Runtime, dry: bool,
+          initial: init_from.InitialWeights | None = None) -> int:
+    if config.train.batch_size % (here.ranks * config.train.accumulate):
+        raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
+                        f"{here.ranks} ranks times train.accumulate={config.train.accumulate}")
+    check_device(here.target)
+    data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
+    if state:  # its words keep their numbers, wherever its files have gone
+        tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))
+    elif initial:
+        tokenizer = initial.tokenizer(config)
+    else:
+        tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
+    trainer = Trainer(config, data, tokenizer, output, here, state, initial)
+    if dry:
+        from mindspore_coupalign.training.dry_run import dry_run
+        return dry_run(trainer)
+    trainer.train()
+    return trainer.code

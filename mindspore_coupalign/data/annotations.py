@@ -1,0 +1,192 @@
+"""REFER's two annotation files -> the columns of a ``ReferData`` (its names and shapes: refer.py).
+
+Every record that is wrong is named by file and id, or by its place where it has none. Ids may be whole numbers or text;
+a text of digits (``"1"``) and a whole float (``1.0``, pandas writes them) are the number.
+"""
+
+import json
+import reprlib
+from pathlib import Path
+
+import numpy as np
+
+from mindspore_coupalign.data.file_kinds import kind_of_file
+from mindspore_coupalign.data.masks import Region, segmentation_to_rle
+from mindspore_coupalign.data.refs_file import load_refs
+from mindspore_coupalign.errors import UserError
+
+LARGEST_SIDE = 65535  # pixels, JPEG's limit
+_ID = (int, str, float)
+_TYPE_NAMES = {int: "a whole number", str: "text", list: "a list", dict: "a dict", float: "a whole number"}
+
+
+def read_annotations(refs_file: Path, instances_file: Path) -> dict:
+    """The columns by name.
+
+    Raises:
+        UserError: a file that is missing, damaged or of another kind, a missing or mistyped field, a ref whose
+            annotation or image instances.json does not have or has twice, a segmentation that is none.
+    """
+    refs = load_refs(refs_file)
+    if not isinstance(refs, list) or not refs:
+        found = "an empty one" if refs == [] else type(refs).__name__
+        raise UserError(f"{refs_file}: expected a list of refs, found {found}; is this the right file?")
+    columns, keys = _read_refs(refs, refs_file)
+    del refs  # before the larger file is read
+    return columns | _join_instances(keys, instances_file, refs_file)
+
+
+def _read_refs(refs: list, source: Path) -> tuple[dict, list]:
+    """The columns that refs(*).p alone gives, and per ref the keys (ref_id, ann_id, image_id)."""
+    keys, splits = [], []
+    owners, sentence_ids, kinds, texts, typed, starts = [], [], [], [], [], [0]
+    for i, ref in enumerate(refs):
+        keys.append([_id(ref, key, source, "ref number", i) for key in ("ref_id", "ann_id", "image_id")])
+        splits.append(_field(ref, "split", (str,), source, "ref number", i))
+        for sentence in _field(ref, "sentences", (list,), source, "ref number", i):
+            where = (source, "a sentence of ref", keys[-1][0])
+            sentence_ids.append(_id(sentence, "sent_id", *where))
+            sent, raw = _wordings(sentence, where)
+            texts.append(sent)
+            typed.append(b"" if raw == sent else raw)
+            kinds.append(_field(sentence, "kind", (str,), *where) if "kind" in sentence else None)
+            owners.append(i)
+        starts.append(len(owners))
+    split_names, ref_split = _codes(splits)
+    kind_names, sentence_kind = _codes(kinds)
+    return {
+        "ref_ids": np.array([key[0] for key in keys]), "ann_ids": np.array([key[1] for key in keys]),
+        "ref_split": ref_split, "split_names": split_names, "ref_sentences": np.array(starts, np.int64),
+        "sentence_ref": np.array(owners, np.int32), "sentence_ids": np.array(sentence_ids),
+        "sentence_kind": sentence_kind, "kind_names": kind_names, "text": b"".join(texts), "text_at": _offsets(texts),
+        "raw": b"".join(typed), "raw_at": _offsets(typed),
+    }, keys
+
+
+def _wordings(sentence, where: tuple) -> tuple[bytes, bytes]:
+    """``sent`` and ``raw`` of a sentence; where one is missing or blank, the other."""
+    has_raw = isinstance(sentence, dict) and sentence.get("raw") is not None
+    raw = _field(sentence, "raw", (str,), *where) if has_raw else ""
+    has_sent = not has_raw or sentence.get("sent") is not None  # asked for where there is neither
+    sent = _field(sentence, "sent", (str,), *where) if has_sent else ""
+    return ((sent if sent.strip() else raw or sent).encode("utf-8", "replace"),
+            (raw if raw.strip() else sent).encode("utf-8", "replace"))
+
+
+def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
+    """The columns of images and masks that instances.json gives for the refs with these keys."""
+    instances = _read_json(source)
+    images, annotations = _Records(instances, "images", source), _Records(instances, "annotations", source)
+    index, files, sizes, ref_image, regions = {}, [], [], [], []
+    for ref_id, ann_id, image_id in keys:
+        whose = f"which ref {ref_id} (annotation {ann_id}) of {refs_file.name} names"
+        annotation, image = annotations.of(ann_id, whose), images.of(image_id, whose)
+        lies_on = _id(annotation, "image_id", source, "annotation", ann_id)
+        if lies_on != image_id:
+            raise UserError(f"{source}: annotation {ann_id} lies on image {lies_on}, but ref {ref_id} of "
+                            f"{refs_file.name} says image {image_id}; do the two files belong together?")
+        if image_id not in index:
+            index[image_id] = len(files)
+            files.append(_field(image, "file_name", (str,), source, "image", image_id))
+            sizes.append(_size(image, source, image_id))
+        ref_image.append(index[image_id])
+        regions.append(_region(annotation, sizes[index[image_id]], source, ann_id, ref_id))
+    unions, singles, outside, left_out = zip(*regions, strict=True)
+    return {
+        "image_files": np.array(files), "image_sizes": np.array(sizes, np.int32),
+        "ref_image": np.array(ref_image, np.int32), "ref_outside": np.array(outside, bool),
+        "ref_left_out": np.array(left_out, np.int32),
+        "rle": b"".join(unions), "rle_at": _offsets(unions),
+        "single": b"".join(singles), "single_at": _offsets(singles),
+    }
+
+
+class _Records:
+    """The records of one list of instances.json by id."""
+
+    def __init__(self, instances: dict, key: str, source: Path):
+        self.name, self.source, self.found, self.twice = key, source, {}, {}
+        for number, record in enumerate(_field(instances, key, (list,), source, "the top", "level")):
+            record_id = _id(record, "id", source, f"{key} number", number)
+            first = self.found.setdefault(record_id, (number, record))
+            if first[1] is not record and first[1] != record:  # a record that is there twice does no harm
+                self.twice[record_id] = (first[0], number)
+
+    def of(self, record_id, whose: str) -> dict:
+        """The record with an id. Raises UserError when there is none, or there are two that differ."""
+        name = self.name.rstrip("s")
+        if record_id in self.twice:
+            first, second = self.twice[record_id]
+            raise UserError(f"{self.source}: {self.name} number {first} and number {second} have the same id "
+                            f"{record_id}, {whose}; give every {name} an id of its own")
+        if record_id not in self.found:
+            raise UserError(f"{self.source}: has no {name} {record_id}, {whose}; do the two files belong together?")
+        return self.found[record_id][1]
+
+
+def _size(image: dict, source: Path, image_id) -> list:
+    """[height, width]."""
+    size = [_field(image, side, (int,), source, "image", image_id) for side in ("height", "width")]
+    if not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
+        raise UserError(f"{source}: image {image_id}: height and width must be between 1 and {LARGEST_SIDE}, found "
+                        f"{size}")
+    return size
+
+
+def _region(annotation: dict, size: list, source: Path, ann_id, ref_id) -> Region:
+    segmentation = _field(annotation, "segmentation", (list, dict), source, "annotation", ann_id)
+    try:
+        return segmentation_to_rle(segmentation, *size)
+    except ValueError as exc:
+        raise UserError(f"{source}: annotation {ann_id} (ref {ref_id}): segmentation: {exc}") from exc
+
+
+def _read_json(path: Path) -> dict:
+    content = b""
+    try:
+        content = path.read_bytes()
+        values = json.loads(content)
+    except FileNotFoundError as exc:
+        raise UserError(f"{path}: no such file; REFER's archive has it beside refs(*).p") from exc
+    except OSError as exc:
+        raise UserError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+    except (ValueError, RecursionError) as exc:
+        kind = kind_of_file(content[:64])
+        raise UserError(f"{path}: not valid JSON but {kind}" if kind else
+                        f"{path}: not valid JSON ({str(exc)[:100]}); truncated? download it again") from exc
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a dict with images and annotations, found {type(values).__name__}")
+    return values
+
+
+def _id(record, key: str, source: Path, name: str, which):
+    """An id, whole number or text; ``"1"`` and ``1.0`` are 1, so that files of different tools fit together."""
+    value = _field(record, key, _ID, source, name, which)
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and value.isascii() and str(int(value[:19])) == value else value
+    if isinstance(value, float):
+        if not value.is_integer() or abs(value) >= 2**53:
+            raise UserError(f"{source}: {name} {which}: field {key!r} must be a whole number or text; found {value}")
+        return int(value)
+    return value
+
+
+def _field(record, key: str, types: tuple, source: Path, name: str, which):
+    """``record[key]``, checked; ``name which`` says in the error which record it is."""
+    value = record.get(key) if isinstance(record, dict) else None
+    if (list if isinstance(value, list) else type(value)) not in types:  # a bool is no whole number
+        found = f"found {reprlib.repr(value):.60}" if isinstance(record, dict) and key in record else "it is missing"
+        wanted = " or ".join(dict.fromkeys(_TYPE_NAMES[kind] for kind in types))
+        raise UserError(f"{source}: {name} {which}: field {key!r} must be {wanted}; {found}")
+    return value
+
+
+def _codes(values: list) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names in order of appearance and the index of each value's name, (n,) int16; None becomes -1."""
+    names = tuple(dict.fromkeys(value for value in values if value is not None))
+    code = {name: i for i, name in enumerate(names)} | {None: -1}
+    return names, np.array([code[value] for value in values], np.int16)
+
+
+def _offsets(parts: list | tuple) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])

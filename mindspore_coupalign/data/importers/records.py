@@ -1,0 +1,175 @@
+"""What every form of data is turned into before it is written: refs, each one thing that people described.
+
+h, w picture size in pixels. Boxes are x, y, width, height; polygons flat lists x0, y0, x1, y1, ...
+"""
+
+import math
+import reprlib
+from dataclasses import dataclass, field
+
+from mindspore_coupalign.data.masks import rle_area, segmentation_to_rle
+
+MISSING = object()
+
+
+class BadRecord(Exception):
+    """A record that cannot be placed: the text names the field, the cause and, where it is not plain, the remedy."""
+
+
+@dataclass
+class Sentence:
+    sent: str
+    raw: str = ""  # as it was typed, empty where the form has no such wording
+    sent_id: int | None = None
+
+
+@dataclass
+class Target:
+    """One object."""
+
+    segmentation: list | dict  # polygons, an RLE dict or a list of RLE dicts, as masks.segmentation_to_rle takes them
+    ann_id: int | None = None
+    category_id: int | None = None
+
+
+@dataclass
+class Ref:
+    image: str  # the picture's file name below the image folder
+    size: tuple[int, int] | None  # h, w; None: the picture is opened
+    targets: list[Target]  # more than one, or none at all, where the form allows it
+    sentences: list[Sentence]
+    split: str
+    ref_id: int | None = None
+    image_id: int | None = None
+    kept: dict = field(default_factory=dict)  # what the job finds out: "rles", one compressed RLE per target
+
+
+def take(record, key: str, kind, default=MISSING):
+    """``record[key]``, of type ``kind`` (a type or a tuple of them; int takes whole floats and digits as text as well).
+
+    Raises:
+        BadRecord: missing without a default, or of another type.
+    """
+    if not isinstance(record, dict):
+        raise BadRecord(f"expected a dict, found {type(record).__name__}")
+    value = record.get(key)
+    if value is None:
+        if default is not MISSING:
+            return default
+        raise BadRecord(f"field {key!r} is missing")
+    if kind is int:
+        return whole(value, key)
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(_NAMES.get(k, k.__name__) for k in kinds)
+        raise BadRecord(f"field {key!r} must be {wanted}; found {shown(value)}")
+    return value
+
+
+def whole(value, key: str) -> int:
+    """An id as number: 7, 7.0 and "7" are the same."""
+    try:
+        if isinstance(value, bool) or (isinstance(value, str) and not value.strip().lstrip("-").isdigit()):
+            raise ValueError
+        number = int(value)
+        if number != float(value):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise BadRecord(f"field {key!r} must be a whole number; found {shown(value)}") from None
+    return number
+
+
+def texts(record, key: str) -> list[str]:
+    """A sentence or a list of sentences, as list. Raises BadRecord for anything else, or an empty list."""
+    value = take(record, key, (str, list))
+    found = [value] if isinstance(value, str) else value
+    if not found or not all(isinstance(text, str) for text in found):
+        raise BadRecord(f"field {key!r} must be a sentence or a list of sentences; found {shown(value)}")
+    return found
+
+
+def sentences(record, key: str = "sentences") -> list[Sentence]:
+    """REFER's sentences: dicts with ``sent``, ``raw`` or both, and perhaps ``sent_id``; plain text is taken as well."""
+    found = []
+    for entry in take(record, key, list):
+        entry = {"sent": entry} if isinstance(entry, str) else entry
+        raw = take(entry, "raw", str, "")
+        sent = take(entry, "sent", str, "") if raw else take(entry, "sent", str)
+        found.append(Sentence(sent or raw, raw, take(entry, "sent_id", int, None)))
+    return found
+
+
+def size_of(record, height: str = "height", width: str = "width") -> tuple[int, int]:
+    """(h, w) of a record with two fields."""
+    size = take(record, height, int), take(record, width, int)
+    if min(size) < 1:
+        raise BadRecord(f"fields {height!r} and {width!r} must be positive; found {size[0]} and {size[1]}")
+    return size
+
+
+def box_polygon(box, key: str) -> list:
+    """The polygons of a box x, y, width, height."""
+    numbers = box if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) else None
+    if numbers is None or numbers[2] <= 0 or numbers[3] <= 0:
+        raise BadRecord(f"field {key!r}: a box is x, y, width, height with a positive size; found {shown(box)}")
+    x, y, w, h = map(float, numbers)
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def polygons(value, key: str) -> list:
+    """Polygons in any of the usual nestings, as lists of numbers.
+
+    One polygon as numbers or as points [x, y], or a list of such polygons.
+
+    Raises:
+        BadRecord: anything else, an odd count of numbers, fewer than three points.
+    """
+    if not isinstance(value, list) or not value:
+        raise BadRecord(f"field {key!r} must be polygons; found {shown(value)}")
+    if all(map(_is_number, value)) or all(map(_is_point, value)):
+        value = [value]
+    found = []
+    for polygon in value:
+        if isinstance(polygon, list) and polygon and all(map(_is_point, polygon)):
+            polygon = [number for point in polygon for number in point]
+        if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
+            raise BadRecord(f"field {key!r}: a polygon must be numbers x0, y0, x1, y1, ... or points [x, y]; found "
+                            f"{shown(polygon)}")
+        if len(polygon) % 2 or len(polygon) < 6:
+            raise BadRecord(f"field {key!r}: a polygon needs three points or more, each two numbers; found "
+                            f"{len(polygon)} numbers")
+        found.append(polygon)
+    return found
+
+
+def checked(segmentation, size: tuple[int, int], key: str) -> tuple[list | dict, bytes]:
+    """A segmentation without polygons of fewer than three points (which enclose nothing), and its compressed RLE.
+
+    Raises:
+        BadRecord: it is none of a picture of this size, or covers no pixel.
+    """
+    try:
+        rle = segmentation_to_rle(segmentation, *size).union
+    except ValueError as exc:
+        raise BadRecord(f"field {key!r}: {exc}") from exc
+    if isinstance(segmentation, list):
+        segmentation = [part for part in segmentation if not isinstance(part, list) or len(part) >= 6]
+    if not rle_area(rle, *size):
+        raise BadRecord(f"field {key!r} is an empty mask: no pixel of the picture ({size[1]} x {size[0]}) is in it")
+    return segmentation, rle
+
+
+def shown(value) -> str:
+    """A value as it is quoted in a message: short."""
+    return f"{reprlib.repr(value):.60}"
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_point(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+_NAMES = {str: "text", list: "a list", dict: "a dict", bool: "true or false", bytes: "bytes", float: "a number"}

@@ -1,0 +1,46 @@
+"""What is doubtful about a split's data, said in a line when a run starts; ``check-data`` lists every case.
+
+S sentence indices of a ReferData (its names: refer.py).
+"""
+
+import numpy as np
+
+from mindspore_coupalign.config import DataConfig
+from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+
+
+def doubts(data: ReferData, splits: dict, tokenizer: SentenceTokenizer, names: DataConfig) -> list[str]:
+    """A line for each split, name -> samples (S,), of which there is something to say: empty masks, blank and truncated
+    sentences, refs of one id."""
+    texts = {name: _doubts(data, samples, tokenizer, names) for name, samples in splits.items()}
+    return [f"warning: {name}: {text}" for name, text in texts.items() if text]
+
+
+def _doubts(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, names: DataConfig) -> str:
+    refs = np.unique(data.sentence_ref[samples])
+    texts = [data.sentence(int(s), names.sentence_field) for s in samples]
+    empty = [r for r in refs.tolist() if data.mask_area(r, names.overlap) == 0]
+    twice = len(refs) - len(np.unique(data.ref_ids[refs]))
+    cut = int((tokenizer.lengths(texts) > tokenizer.max_tokens).sum()) if texts else 0
+    found = []
+    if empty:
+        found.append(f"{len(empty):,} of {len(refs):,} ground-truth masks are empty (first: ref "
+                     f"{data.ref_ids[empty[0]]})")
+    if twice:
+        found.append(f"{twice:,} refs have the ref_id of another")
+    blank = sum(not text.strip() for text in texts)
+    if blank:
+        found.append(f"{blank:,} of {len(texts):,} sentences are blank")
+    if cut:
+        found.append(f"{cut:,} of {len(texts):,} sentences are cut at data.max_tokens={tokenizer.max_tokens}")
+    if data.ref_left_out[refs].any():
+        found.append(f"{data.ref_left_out[refs].sum():,} polygons of fewer than three points are left out")
+    return "; ".join(found)
+
+
+def turned_pictures(data: ReferData) -> str:
+    """Pictures read so far that EXIF would turn and whose size does not show it."""
+    first = data.image_dir / str(data.image_files[min(data.turned)])
+    return (f"warning: {len(data.turned):,} pictures read so far have an EXIF orientation (first: {first}); it is not "
+            "applied: masks must lie on the pixels as stored (see check-data)")

@@ -1,0 +1,315 @@
+"""A watch over the ranks of a job, which ends the job when one of them dies or hangs. Needs no MindSpore.
+
+Every rank writes ``rank_<n>.json`` into a folder that all ranks of its machine (or of all machines, where it is shared)
+can read: its process, what it is doing since when, how often it has met the others, and a beat every second. A rank
+that waits for another in a collective cannot know why; its watch thread can, from the other's file. job.py reads the
+files for the launcher.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindspore_coupalign.errors import UserError
+
+LEAST_LIMIT = 20.0  # seconds that a step may always take
+SHORT_LIMIT = 5.0  # seconds that a rank may give no sign of life once it is known that something is wrong
+COMPILING = {"CPU": 120.0}  # seconds that it may give none while it compiles; elsewhere:
+COMPILING_ELSEWHERE = 1200.0
+COLLECTIVE = re.compile(r"AllReduce|AllGather|Broadcast|collective|HCCL|NCCL|cluster", re.IGNORECASE)  # in errors
+FOLDER = "COUPALIGN_RANKS"  # environment, from launch_ranks.sh: the folder of the ranks' files
+LOCAL_WORKERS = "COUPALIGN_LOCAL_WORKERS"  # the same: ranks on this machine
+ASKED = "asked_to_stop"  # a file in that folder: the job was asked to stop, before some of its ranks had started maybe
+ENDS = ("done", "stopped")
+GONE = ("Z", "")  # what _status says of a process that has ended
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds, of the fields of TrainConfig that are named here."""
+
+    step: float = 0.0  # hang_seconds: a step may take; 0: ten times the longest so far, at least LEAST_LIMIT
+    silence: float = 20.0  # silence_seconds: a rank may give no sign of life
+    compiling: float = 0.0  # compile_seconds: the same while it compiles; 0: COMPILING of its target
+    remote: float = 60.0  # remote_seconds: more of all three for ranks on other machines
+    meeting: float = 1800.0  # meet_seconds: ranks wait for one that saves or validates
+
+    @classmethod
+    def of(cls, train) -> "Limits":
+        return cls(train.hang_seconds, train.silence_seconds, train.compile_seconds, train.remote_seconds,
+                   train.meet_seconds)
+
+
+def folder() -> Path | None:
+    return Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None
+
+
+def own_rank() -> int:
+    return int(os.environ.get("RANK_ID", "0"))  # from msrun
+
+
+def begin():
+    """The first thing that a rank of a job does. Ends it where the job was asked to stop before it could hear that."""
+    if place := folder():
+        place.mkdir(parents=True, exist_ok=True)
+        _write(place, _state(own_rank(), "starting", 0, compiles=True))
+        if (place / ASKED).exists():
+            os._exit(128 + signal.SIGTERM)
+
+
+def tell(message: str, code: int) -> bool:
+    """Leave a rank's last message and exit code to job.py, which prints it; False where there is no job to tell."""
+    if not (place := folder()):
+        return False
+    own = next((s for s in read_states(place) if s["rank"] == own_rank()), {"phase": "", "step": 0})
+    if own["phase"].startswith("rank "):  # it names the rank that failed first
+        return True
+    return _write(place, _state(own_rank(), f"rank {own_rank()}: {message}", own["step"], code=code))
+
+
+class Watch:
+    """Writes this rank's file and, in a thread of its own, reads the others'. A context manager: the end that it
+    enters is "done" or what ``ending`` says, and a RuntimeError, by which MindSpore may notice a lost rank first, is
+    explained where the files explain it.
+
+    Args:
+        folder: of the ranks' files; None watches nothing.
+        workers: ranks of this machine.
+    """
+
+    def __init__(self, folder: Path | None, rank: int = 0, limits: Limits = Limits(), workers: int = 1):
+        self.folder, self.rank, self.limits, self.workers = folder, rank, limits, workers
+        self.target = "CPU"  # where the ranks compute; runtime.setup says it
+        self.longest, self.state, self.waits, self.met = 0.0, {}, False, 0
+        self.heard = {}  # rank of another machine -> when its beat and its phase were last seen to change
+        self.ending, self.ended = "done", threading.Event()
+        self.compiled_at = 0.0  # time.perf_counter() of the first ``compiled`` of this phase; 0: there was none
+        self.lock = threading.Lock()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.enter("starting", 0, compiles=True)
+            threading.Thread(target=self._run, daemon=True).start()
+
+    @classmethod
+    def of_job(cls, limits: Limits = Limits()):
+        """That of the job whose rank this process is; outside of a job one that does nothing."""
+        return cls(folder(), own_rank(), limits, int(os.environ.get(LOCAL_WORKERS, "1")))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, exc, _):
+        if self.folder is None:
+            return
+        if exc is None:
+            self.meet()  # msrun ends all ranks when the first one leaves
+            self.enter(self.ending, self.state["step"])
+        # this rank goes on giving signs of life: another one's may be waited for
+        culprit = self.explain(str(exc)) if isinstance(exc, RuntimeError) else ""
+        with self.lock:
+            self.ended.set()
+        if culprit:
+            raise UserError(f"{culprit}; the job ends, go on with --resume") from exc
+
+    def enter(self, phase: str, step: int, compiles: bool = False):
+        """``phase``: starting, loading, step, saving, evaluating, stopped, done, or a failure: "rank …"."""
+        self.compiled_at = 0.0
+        if self.folder is None:
+            return
+        now = time.time()
+        if self.state.get("phase") == "step" and not self.state["compiles"]:
+            if not self.waits:  # in the first step after a save the others wait for rank 0
+                self.longest = max(self.longest, now - self.state["since"])
+            self.waits = False
+        self.waits |= phase == "saving"
+        with self.lock:
+            self.state = _state(self.rank, phase, step, compiles)
+            self._write()
+
+    def compiled(self):
+        """What this phase had to compile is compiled: from here on a rank without a beat hangs."""
+        self.compiled_at = self.compiled_at or time.perf_counter()
+        if self.folder is not None:
+            with self.lock:
+                self.state["compiles"] = False
+
+    def meet(self):
+        """Wait until every rank of this machine has come as far: a collective that is entered long before the others
+        gives up (on CPU after 30 s), however well they are."""
+        if self.folder is None:
+            return
+        with self.lock:
+            self.met += 1
+            self._write()
+        pause, start = 0.001, time.time()
+        while late := self._late():
+            if time.time() - start > self.limits.meeting:
+                raise UserError(f"{late} has not come in {self.limits.meeting / 60:.0f} minutes "
+                                "(train.meet_seconds); the job ends, go on with --resume")
+            time.sleep(pause)
+            pause = min(0.1, 1.5 * pause)
+
+    def _late(self) -> str:
+        """The name of a rank that has met the others less often than this one; empty when all have come."""
+        states = read_states(self.folder)
+        late = [s for s in states if s["met"] < self.met and s["phase"] not in ENDS]
+        return _name(late[0]) if late else "" if len(states) >= self.workers else "a rank"
+
+    def limit(self) -> float:
+        return self.limits.step or max(LEAST_LIMIT, 10 * self.longest)
+
+    def explain(self, said: str = "") -> str:
+        """Who it was, when a collective has failed by MindSpore's own timeout; empty when no rank is conspicuous.
+
+        Args:
+            said: by MindSpore.
+        """
+        if self.folder is None:
+            return ""
+        start, collective = time.time(), COLLECTIVE.search(said)
+        while not (culprit := self._culprit(SHORT_LIMIT, SHORT_LIMIT)) and collective:
+            alive = all(heard[1] > start + SHORT_LIMIT for heard in self.heard.values())
+            if alive or time.time() - start > SHORT_LIMIT + self.limits.remote:
+                culprit = self._lost_connection()
+                break
+            time.sleep(0.5)  # whether a rank of another machine is silent is known only after a while
+        if culprit:
+            self.enter(culprit, self.state["step"])
+        return culprit
+
+    def _culprit(self, limit: float, silence: float) -> str:
+        culprit = ""
+        compiling = self.limits.compiling or COMPILING.get(self.target, COMPILING_ELSEWHERE)
+        for _ in range(2):  # the file of a rank that is found dead may have been read just before its end was written
+            others = [self._by_own_clock(s) for s in read_states(self.folder) if s["rank"] != self.rank]
+            culprit = find_culprit(self.state, others, limit, time.time(), silence, compiling, self.limits.remote)
+            if not culprit:
+                break
+        return culprit
+
+    def _by_own_clock(self, state: dict) -> dict:
+        """Another machine's clock may differ, and its files may come late: what counts is when they changed here."""
+        if state["host"] == self.state["host"]:
+            return state
+        now, phase = time.time(), (state["phase"], state["step"], state["since"])
+        beat, heard, before, since = self.heard.get(state["rank"], (None, now, None, now))
+        heard, since = (heard if beat == state["beat"] else now), (since if before == phase else now)
+        self.heard[state["rank"]] = state["beat"], heard, phase, since
+        return state | {"beat": heard, "since": since}
+
+    def _elsewhere(self) -> list:
+        """The names of the other machines whose ranks' files can be read."""
+        return sorted({s["host"] for s in read_states(self.folder)} - {self.state["host"]})
+
+    def _lost_connection(self) -> str:
+        """What it must have been, when a collective has failed and every rank that can be seen is alive."""
+        if hosts := self._elsewhere():
+            return (f"{_name(self.state)} does not reach the ranks on {', '.join(hosts)}, which are alive; check the "
+                    "network between the machines")
+        if self.workers < int(os.environ.get("MS_WORKER_NUM", "1")):
+            return (f"{_name(self.state)} has lost a rank of another machine or the connection to it; its own message "
+                    "says more, and a LOG_DIR that all machines share brings it here")
+        return ""
+
+    def _write(self):
+        _write(self.folder, self.state | {"met": self.met})
+
+    def _run(self):
+        while True:
+            with self.lock:
+                if self.ended.is_set():
+                    return
+                self._write()
+            if culprit := self._culprit(self.limit(), self.limits.silence):
+                self.enter(culprit, self.state["step"])  # job.py says it, once for all ranks
+                os._exit(3)  # the main thread is inside a collective and cannot be asked; msrun ends the others
+            self.ended.wait(1)
+
+
+def _state(rank: int, phase: str, step: int, compiles: bool = False, code: int = 1) -> dict:
+    """``code``: the exit code of a failure."""
+    return {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "phase": phase, "step": step,
+            "compiles": compiles, "since": time.time(), "code": code, "met": 0}
+
+
+def _write(folder: Path, state: dict) -> bool:
+    path, content = folder / f"rank_{state['rank']}.json", json.dumps(state | {"beat": time.time()})
+    temporary = path.with_suffix(".tmp")
+    with contextlib.suppress(OSError):
+        temporary.write_text(content)
+        temporary.replace(path)
+        return True
+    with contextlib.suppress(OSError), path.open("r+") as file:  # a full disk: in the space that the file has already
+        file.write(content.ljust(path.stat().st_size))
+        return True
+    return False
+
+
+def _name(state: dict) -> str:
+    return f"rank {state['rank']} (process {state['pid']} on {state['host']})"
+
+
+def find_culprit(own: dict, others: list, limit: float, now: float, silence: float = Limits.silence,
+                 compiling: float = COMPILING["CPU"], remote: float = 0.0) -> str:
+    """A sentence about the rank that the others wait for; empty when all is well.
+
+    Args:
+        limit: seconds that a step may take; three times as long, and it counts as hanging on all ranks.
+        silence: seconds without a beat; ``compiling`` while it compiles, unless its process is stopped.
+        remote: seconds more for ranks of other machines.
+    """
+    for other in others:
+        if other["phase"] in ENDS:
+            continue
+        if other["phase"].startswith("rank "):  # it has failed, and says how
+            return other["phase"]
+        name, here = _name(other), other["host"] == own["host"]
+        status = _status(other["pid"]) if here else "?"
+        if status in GONE:
+            return f"{name} died in step {other['step']} ({other['phase']})"
+        allowed = compiling if other["compiles"] and status != "T" else silence
+        if now - other["beat"] > allowed + (0 if here else remote):
+            return f"{name} has given no sign of life for {now - other['beat']:.0f} s in step {other['step']}"
+    if own["phase"] != "step" or own["compiles"]:
+        return ""
+    patience = "; train.hang_seconds sets how long is allowed"
+    for other in others:  # those that this rank waits for have not entered its step; before, they may have saved
+        waited = now - max(own["since"], other["since"])
+        behind = (other["step"], other["phase"]) < (own["step"], "step") and other["phase"] in ("loading", "step")
+        if behind and waited > limit + (0 if other["host"] == own["host"] else remote):
+            return f"{_name(other)} hangs in step {other['step']} ({other['phase']}) for {waited:.0f} s{patience}"
+    together = now - max(state["since"] for state in (own, *others))
+    if others and together > 3 * limit and all(other["phase"] == "step" for other in others):
+        several = any(other["host"] != own["host"] for other in others)
+        network = ", or the network between the machines is cut" if several else ""
+        return f"{_name(own)} hangs with all others in step {own['step']} for {together:.0f} s{network}{patience}"
+    return ""
+
+
+def lives(pid: int) -> bool:
+    return _status(pid) not in GONE
+
+
+def _status(pid: int) -> str:
+    """R running, S sleeping, T stopped, Z ended …; "" for no such process, "?" without /proc: nothing is known."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "" if Path("/proc/self").exists() else "?"
+
+
+def read_states(folder: Path) -> list:
+    states = []
+    for path in sorted(folder.glob("rank_*.json")):
+        try:
+            states.append(json.loads(path.read_text()))
+        except (OSError, ValueError):
+            continue
+    return states

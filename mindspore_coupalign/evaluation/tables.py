@@ -1,0 +1,72 @@
+"""What ``evaluate`` prints and writes: the table, its legend, the references of the data set."""
+
+import json
+import math
+
+from mindspore_coupalign.config import Config
+from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluation import protocols
+from mindspore_coupalign.evaluation.metrics import THRESHOLDS
+from mindspore_coupalign.evaluation.protocols import IMAGE, SIZE_NAMES, SIZES
+
+REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of perfect masks, as data/shapes.py writes them
+
+
+def read_references(data: ReferData, splits: list) -> dict:
+    """What the data set states about itself in references.json beside its annotations (RefShapes does), by split."""
+    path = data.source.parent / "references.json"
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8"))["splits"]
+        return {name: {key: float(stated[name][key]) for key in REFERENCES} for name in splits if name in stated}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, OSError) as exc:
+        raise UserError(f"{path}: damaged ({exc}); make the data set anew, or remove the file") from exc
+
+
+def announce(label: str, results: dict, chosen: list, config: Config, references: dict):
+    """Print the table and what is needed to read it."""
+    print(format_table(label, results))
+    print(protocols.LEGEND)
+    for protocol in chosen:
+        if protocol.name != "sentence":
+            print(protocols.describe(protocol))
+    for name, result in results.items():
+        cut = result["cut"]
+        print(f"{name}: {cut['sentences']} of {result['sentences']} sentences were cut at "
+              f"data.max_tokens={config.data.max_tokens} (the longest has {cut['longest']} word pieces)")
+    for name, values in references.items():
+        print(f"{name}: with perfect masks, all objects score {values['all_objects']} oIoU, a random object "
+              f"{values['random_object']}, every object that fits the noun phrase {values['noun_phrase']}")
+
+
+def format_table(label: str, results: dict) -> str:
+    """The paper's columns, one row per split, protocol and size; a dash for what a protocol does not report."""
+    names = ["oIoU", "mIoU", *(f"P@{x}" for x in THRESHOLDS)]
+    others = any(result.get("protocols") for result in results.values())
+    lines = [f"{label:<24}{'protocol':<18}{'units' if others else 'sentences':>9}  "
+             + "".join(f"{n:>8}" for n in names)]
+
+    def row(first: str, protocol: str, scores: dict):
+        cells = "".join(f"{scores[n]:8.2f}" if n in scores else f"{'-':>8}" for n in names)
+        lines.append(f"{first:<24}{protocol:<18}{scores['samples']:>9}  {cells}")
+
+    for split, result in results.items():
+        for size in SIZES:
+            if size in result:
+                row(split, SIZE_NAMES[size], result[size])
+        for kind, scores in result.get("by_kind", {}).items():
+            row(f"  {kind}", SIZE_NAMES[IMAGE], scores)
+        for name, scores in result.get("protocols", {}).items():
+            row(split, name, scores)
+    return "\n".join(lines)
+
+
+def without_nan(value):
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM: a training finishes its step and saves, any other command ends with 130. Needs no MindSpore.
+
+With every compiled call MindSpore takes SIGINT's handler and leaves its own there, which sends the process a SIGTERM.
+SIGINT is therefore blocked before any of its threads exists and waited for by a thread of ours.
+"""
+
+import _thread
+import os
+import signal
+import sys
+import threading
+
+GRACE = 5.0  # seconds after Ctrl-C in which what runs outside of Python (the compiler) may come to its end
+
+
+def watch_interrupts():
+    """Give every SIGINT to Python's handler of the main thread. Call it first of all, in the main thread."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    threading.Thread(target=_pass_on, daemon=True).start()
+
+
+def _pass_on():
+    while True:
+        signal.sigwait({signal.SIGINT})
+        ends = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        _thread.interrupt_main(signal.SIGINT)
+        if ends:
+            timer = threading.Timer(GRACE, _end)
+            timer.daemon = True
+            timer.start()
+
+
+def _end():
+    """The main thread has not come back to Python."""
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+class StopRequest:
+    """While entered, a SIGTERM or SIGINT is noted in ``received`` and does not end the process; a second one does.
+
+    Args:
+        patient: a second one does not either: a rank may get one from its cluster and one from its launcher, which
+            knows when to lose patience.
+    """
+
+    def __init__(self, patient: bool = False):
+        self.received, self.patient = 0, patient
+
+    def __enter__(self):
+        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        if self.patient:  # the process ends next, and the last thing it does is to wait for the others
+            return
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _):
+        self.received = self.received or int(number)
+        self.__exit__()

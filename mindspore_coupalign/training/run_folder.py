@@ -1,0 +1,183 @@
+"""The files of a training run, written by rank 0 alone.
+
+``config.yaml``             the resolved configuration
+``log.jsonl``               one line per logged step or validation
+``skipped.jsonl``           one line per step whose loss or gradient was no number: its samples and sentences
+``last.safetensors``        everything that --resume needs; the ones before it are last-1, last-2, …; those that a
+                            resumed run has passed over, damaged, become aside-last, aside-1-last, …
+``best.safetensors``        the weights that scored best
+"""
+
+import fcntl
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+
+from mindspore_coupalign.config import Config, config_to_dict
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+MOST_KEPT = 100  # training states
+
+
+class RunFolder:
+    """Args:
+        path: the folder; made by ``open``.
+        keep: number of training states to keep, the newest included.
+        writes: False on ranks other than 0, where every method does nothing.
+    """
+
+    def __init__(self, path: Path, keep: int = 1, writes: bool = True):
+        self.path, self.keep, self.writes, self.locked = path, keep, writes, None
+
+    def open(self, config: Config, done: int, validated: int = 0, resumed: Path | None = None):
+        """Make the folder, keep other runs out of it, and drop what an earlier run logged after where this one starts.
+
+        Args:
+            done: steps that are done.
+            validated: the last one that was validated.
+            resumed: the state that this run goes on from. Newer ones beside it, damaged as a rule, leave the rotation,
+                where they would push good states out. From another folder, the best weights so far come along.
+
+        Raises:
+            UserError: the folder cannot be written, or another run is writing there.
+        """
+        if not self.writes:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            elsewhere = resumed is not None and not resumed.parent.samefile(self.path)
+            (self.path / "config.yaml").write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+            for name in ("log.jsonl", "skipped.jsonl"):
+                self._cut(self.path / name, *((0, 0) if elsewhere else (done, validated)))
+            if resumed is not None:
+                self._take_over(resumed, elsewhere)
+            for forgotten in self.path.glob(".*.tmp"):  # of a run that was killed while it saved
+                forgotten.unlink()
+        except OSError as exc:
+            raise UserError(f"{self.path}: cannot be written ({exc.strerror}); choose another --output") from exc
+
+    def _lock(self):
+        """On the folder itself, gone with the process however that ends."""
+        self.close()
+        self.locked = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path}: another training is writing there; wait for its end, or choose another "
+                            "--output") from None
+        except OSError:  # a file system without locks
+            pass
+
+    def close(self):
+        if self.locked is not None:
+            os.close(self.locked)
+            self.locked = None
+
+    def _take_over(self, resumed: Path, elsewhere: bool):
+        if elsewhere:
+            best = resumed.parent / "best.safetensors"
+            if best.exists():
+                fresh = self.path / ".best.tmp"
+                shutil.copyfile(best, fresh)
+                fresh.replace(self.path / best.name)
+            return
+        states = _states(self.path)
+        names = [state.name for state in states]
+        if resumed.name not in names:  # a copy of the user's: nothing tells what is newer
+            return
+        for state in states[:names.index(resumed.name)]:
+            aside = (self.path / f"aside-{f'{count}-' if count else ''}{state.name}" for count in itertools.count())
+            state.replace(next(path for path in aside if not path.exists()))
+
+    def _cut(self, file: Path, done: int, validated: int):
+        lines = []
+        if done and file.exists():
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        if lines or file.exists() or file.name == "log.jsonl":
+            fresh = file.with_name(f".{file.name}.tmp")  # a kill between emptying and filling would lose the curve
+            fresh.write_text("".join(line for line in lines if _is_before(line, done, validated)), encoding="utf-8")
+            fresh.replace(file)
+
+    def log(self, entry: dict, name: str = "log.jsonl"):
+        """Append a line.
+
+        Raises:
+            UserError: the disk is full or the folder gone.
+        """
+        if not self.writes:
+            return
+        try:
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as exc:
+            raise UserError(f"{self.path / name}: cannot be written ({exc.strerror}); the checkpoints in {self.path} "
+                            "are good: free some space and go on with --resume") from exc
+
+    def save_best(self, *content):
+        if self.writes:
+            save_checkpoint(self.path / "best.safetensors", *content)
+
+    def save_state(self, *content, again: bool = False):
+        """Save as last.safetensors; the ones before move on by one, the oldest goes, unless it is saved ``again``.
+
+        A kill at any moment leaves the newest whole state under the first name that exists.
+        """
+        if self.writes:
+            save_checkpoint(self.path / "last.safetensors", *content, before=None if again else self._move_on)
+
+    def _move_on(self):
+        states = [self.path / _state_name(age) for age in range(self.keep)]
+        for older, newer in zip(states[::-1], states[-2::-1], strict=False):
+            if newer.exists():
+                newer.replace(older)
+
+
+def _state_name(age: int) -> str:
+    return f"last-{age}.safetensors" if age else "last.safetensors"
+
+
+def _is_before(line: str, done: int, validated: int) -> bool:
+    """Whether a line of the log is of a step up to ``done``, or a score of one up to ``validated``."""
+    try:
+        entry = json.loads(line)
+        return entry["step"] <= (validated if "val" in entry else done)
+    except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+        return False
+
+
+def _states(path: Path) -> list:
+    """The training states that are there, the newest first."""
+    return [file for age in range(MOST_KEPT) if (file := path / _state_name(age)).exists()]
+
+
+def holds_a_run(path: Path) -> bool:
+    return bool(_states(path))
+
+
+def load_state(resume: str | Path, say=print) -> Checkpoint:
+    """A training state: the file, or the newest good one of a run's folder.
+
+    Args:
+        say: called with a line for each damaged state that is passed over.
+
+    Raises:
+        UserError: no state, or none that is whole.
+    """
+    path = Path(resume)
+    if not path.is_dir():
+        return load_checkpoint(path)
+    states = _states(path)
+    error = None
+    for state in states or [path / "last.safetensors"]:
+        try:
+            return load_checkpoint(state)
+        except UserError as exc:
+            error = error or exc
+            say(f"warning: {exc}") if len(states) > 1 else None
+    raise error

@@ -1,0 +1,110 @@
+"""Config -> what a training step needs beside the network: losses, precision, parameter groups, the optimizer."""
+
+import mindspore as ms
+
+from mindspore_coupalign.config import Config
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.models.losses import MaskLoss, PixelContrast
+from mindspore_coupalign.models.precision import choose_precision, set_precision
+from mindspore_coupalign.training.muon import matrix_shape
+from mindspore_coupalign.training.optimizer import PACK_BELOW, Optimizer
+from mindspore_coupalign.training.step import Objective, TrainStep
+
+SCALE_START, SCALE_WINDOW = 2.0**16, 1000  # of the loss; doubled after so many steps without an overflow
+MUON_SIDE = 96  # on CPU the orthogonal factor of a matrix with two longer sides costs more than it gives
+
+
+def freeze(model, prefixes: tuple):
+    """Keep the parameters whose names start so out of training.
+
+    Raises:
+        UserError: no parameter's name starts so, or none is left to train.
+    """
+    for prefix in prefixes:
+        found = [p for p in model.get_parameters() if p.name.startswith(prefix)]
+        if not found:
+            raise UserError(f"train.freeze: no parameter's name starts with '{prefix}'; names start with "
+                            "encoder.vision.stages.0, encoder.text.groups.1, decoder and the like")
+        for parameter in found:
+            parameter.requires_grad = False
+    if not model.trainable_params():
+        raise UserError("train.freeze: leaves nothing to train")
+
+
+def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0, muon_rate: float = 0.0,
+                     rates: dict | None = None, decayed: str = "matrices") -> list:
+    """The optimizer's groups: matrices decay; norms, biases, position embeddings and position-bias tables do not.
+
+    The tables learn ``position_bias_rate`` times as fast: Adam moves a value by at most the rate per step, and a score
+    has to move by several units before attention prefers a direction. With a ``muon_rate``, the matrices of dense
+    layers and of the decoder's convolutions, all but the largest, are a fourth group that Muon moves.
+
+    Args:
+        rates: factors of the rate by prefix of the parameters' names; each of them gets four groups of its own.
+        decayed: "matrices", as above; "all"; or "lavt": all but the image encoder's norms and position-bias tables, as
+            in LAVT's code, where biases and the norms of the text encoder and decoder decay.
+    """
+    groups = []
+    left = model.trainable_params()
+    rates = {"": 1.0} | (rates or {})
+    for prefix in sorted(rates, key=len, reverse=True):
+        own = [p for p in left if p.name.startswith(prefix)]
+        left = [p for p in left if not p.name.startswith(prefix)]
+        groups += _kinds(own, weight_decay, position_bias_rate, muon_rate, rates[prefix], decayed)
+    return groups
+
+
+def _kinds(parameters: list, weight_decay: float, position_bias_rate: float, muon_rate: float, factor: float,
+           rule: str) -> list:
+    decayed, plain, tables, matrices = [], [], [], []
+    for parameter in parameters:
+        if "position_bias_table" in parameter.name:
+            tables.append(parameter)
+        elif _stays(parameter, rule):
+            plain.append(parameter)
+        elif muon_rate > 0 and _is_muons(parameter):
+            matrices.append(parameter)
+        else:
+            decayed.append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay, "rate": factor},
+            {"params": plain, "weight_decay": 0.0, "rate": factor},
+            {"params": tables, "weight_decay": weight_decay if rule == "all" else 0.0,
+             "rate": factor * position_bias_rate},
+            {"params": matrices, "weight_decay": weight_decay, "rate": factor * muon_rate, "muon": True}]
+
+
+def _stays(parameter, rule: str) -> bool:
+    """Whether a parameter that is no position-bias table has no weight decay."""
+    if rule == "matrices":
+        return parameter.ndim < 2 or "position_embeddings" in parameter.name
+    image_norm = parameter.name.startswith("encoder.vision.") and parameter.name.endswith((".gamma", ".beta"))
+    return rule == "lavt" and image_norm
+
+
+def _is_muons(parameter) -> bool:
+    """Not embeddings, nor rows that are read one by one, nor the head, nor what sees the image's own values."""
+    if not parameter.name.endswith(".weight") or parameter.name.endswith("embed.proj.weight"):
+        return False
+    return 1 < min(matrix_shape(parameter)) <= MUON_SIDE and parameter.size < PACK_BELOW
+
+
+def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU") -> TrainStep:
+    """The jitted step with its losses, precision and optimizer.
+
+    Raises:
+        UserError: a precision that the target has not, or a part to freeze that is not there.
+    """
+    loss, train = config.loss, config.train
+    precision = choose_precision(train.amp, train.amp_dtype, target)
+    set_precision(model, precision)
+    scaler = None
+    if precision.amp_dtype == "float16":
+        scaler = ms.amp.DynamicLossScaler(SCALE_START, 2, SCALE_WINDOW)
+    freeze(model, train.freeze)
+    objective = Objective(model, MaskLoss(loss.class_weights), PixelContrast(loss.temperature, loss.negatives),
+                          (loss.bce, loss.dice, loss.contrast, loss.stages, loss.proposals))
+    rates = {"encoder.vision.": train.image_rate, "encoder.text.": train.text_rate, "": train.head_rate}
+    groups = parameter_groups(model, train.weight_decay, train.position_bias_rate, train.muon_rate,
+                              {prefix: rate for prefix, rate in rates.items() if rate != 1}, train.decayed)
+    return TrainStep(objective, Optimizer(groups), train.clip_norm, train.ema, ranks, scaler, train.accumulate,
+                     saturates=target == "Ascend")

@@ -1,0 +1,117 @@
+"""Drawing: masks over photographs, attention maps, contact sheets. Nothing here knows the network.
+
+Masks are outlines: a tint would change the colour that a sentence names. Small pictures are enlarged by a whole factor,
+so that a 64-pixel image is still readable; every function returns a new (h', w', 3) uint8 picture.
+Shapes: rgb (h, w, 3) uint8; mask, truth (h, w) bool, truth is the ground truth; values (h, w) float.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mindspore_coupalign.outputs import write_file
+from mindspore_coupalign.visualize.captions import INK, NOTE_INK, PAPER, line_height, text_strip
+
+MASK_COLOUR = (255, 64, 96)  # RGB
+TRUTH_COLOUR = (64, 224, 128)
+_LETTERS, _MARGIN = 14, 8  # pixels
+_SHORT, _LONG = 320, 1600  # small pictures grow until the short side is _SHORT, never past _LONG on the other
+
+
+def overlay(rgb: np.ndarray, mask: np.ndarray, sentence: str, truth: np.ndarray | None = None,
+            note: str = "") -> np.ndarray:
+    """The picture with the mask outlined, and the sentence and a note below; an empty mask is said there.
+
+    Args:
+        truth: outlined in another colour, by a thinner line on top.
+        note: a short remark under the sentence, such as "IoU 0.87".
+    """
+    factor = _factor(rgb.shape, _SHORT)
+    picture = _repeat(rgb, factor)
+    _outline(picture, _repeat(mask.astype(np.uint8), factor), MASK_COLOUR)
+    if truth is not None:
+        _outline(picture, _repeat(truth.astype(np.uint8), factor), TRUTH_COLOUR, thin=True)
+    return caption(picture, sentence, note if mask.any() else f"nothing predicted; {note}".rstrip("; "))
+
+
+def heat(rgb: np.ndarray, values: np.ndarray, short: int = 192) -> np.ndarray:
+    """The picture, shrunk or enlarged to a short side of about ``short`` pixels, under a heat map of ``values``.
+
+    Blue is the least of the values and red the most; they may have any size.
+    """
+    picture = _repeat(rgb, _factor(rgb.shape, short))
+    if min(picture.shape[:2]) > 1.5 * short:
+        scale = short / min(picture.shape[:2])
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    h, w = picture.shape[:2]
+    values = cv2.resize(values.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
+    low, high = float(values.min()), float(values.max())
+    levels = np.uint8(255 * (values - low) / (high - low)) if high > low else np.zeros((h, w), np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    return cv2.addWeighted(picture, 0.45, colours, 0.55, 0)
+
+
+def caption(rgb: np.ndarray, text: str, note: str = "") -> np.ndarray:
+    """The picture with a strip below that holds the wrapped text and, in grey, a note."""
+    scale = max(1.0, min(rgb.shape[:2]) / 600)  # a large photograph is seen from further away
+    lines = [(words, ink) for words, ink in ((text, INK), (note, NOTE_INK)) if words.strip()]
+    return np.concatenate([rgb, text_strip(rgb.shape[1], lines, round(_LETTERS * scale), round(_MARGIN * scale))])
+
+
+def legend(width: int, title: str, truth: bool = True) -> np.ndarray:
+    """A strip that says which outline is which, (h, width, 3)."""
+    marks = [(MASK_COLOUR, "prediction"), *([(TRUTH_COLOUR, "ground truth")] if truth else [])]
+    lines = [(title, INK), *((name, INK) for _, name in marks)]
+    strip = text_strip(width, lines, _LETTERS, _MARGIN, indent=4 * _MARGIN)
+    for i, (colour, _) in enumerate(marks, 1):
+        y = _MARGIN // 2 + line_height(_LETTERS) * i + line_height(_LETTERS) // 2
+        for edge, ink in ((2, (0, 0, 0)), (0, colour)):
+            cv2.line(strip, (2 * _MARGIN, y), (4 * _MARGIN, y), ink, 3 + edge)
+    return strip
+
+
+def contact_sheet(panels: list[np.ndarray], columns: int) -> np.ndarray:
+    """Panels of any sizes in rows of ``columns``, on light paper. ``panels`` must not be empty."""
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    widths = [max(row[j].shape[1] for row in rows if j < len(row)) for j in range(len(rows[0]))]
+    heights = [max(panel.shape[0] for panel in row) for row in rows]
+    size = (sum(heights) + _MARGIN * (len(rows) + 1), sum(widths) + _MARGIN * (len(widths) + 1), 3)
+    sheet = np.full(size, PAPER, np.uint8)
+    y = _MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        x = _MARGIN
+        for panel, width in zip(row, widths, strict=False):
+            sheet[y : y + panel.shape[0], x : x + panel.shape[1]] = panel
+            x += width + _MARGIN
+        y += height + _MARGIN
+    return sheet
+
+
+def write_png(path: str | Path, picture: np.ndarray):
+    """Write (h, w, 3) RGB or (h, w) grey, uint8, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    data = cv2.imencode(".png", picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    write_file(path, data.tobytes())
+
+
+def _factor(shape: tuple, short: int) -> int:
+    """The smallest whole factor that brings the short side to ``short`` pixels, bounded by the long side."""
+    return max(1, min(-(-short // min(shape[:2])), _LONG // max(shape[:2])))
+
+
+def _repeat(array: np.ndarray, factor: int) -> np.ndarray:
+    return array.repeat(factor, 0).repeat(factor, 1)
+
+
+def _outline(picture: np.ndarray, region: np.ndarray, colour: tuple, thin: bool = False):
+    """Draw the region's border, with a dark edge so that it shows on any background."""
+    contours, _ = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    thickness = max(3, min(picture.shape[:2]) // 120)
+    if thin:
+        thickness = -(-thickness // 2)
+    cv2.drawContours(picture, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
+    cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)

@@ -1,0 +1,135 @@
+"""Which of the twin's parameters holds which of the project's, by explicit rules from name to name.
+
+PyTorch's attention keeps queries, keys and values in one matrix, so that a place is a name and a range of rows.
+"""
+
+import re
+
+import numpy as np
+import torch
+
+_ENDS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
+_SWIN = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.q": "attention.q_proj",
+         "attn.k": "attention.k_proj", "attn.v": "attention.v_proj", "attn.proj": "attention.o_proj",
+         "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+_BERT = {"attention.q": "attention.self.query", "attention.k": "attention.self.key",
+         "attention.v": "attention.self.value", "attention.proj": "attention.output.dense",
+         "norm1": "attention.output.LayerNorm", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+         "norm2": "output.LayerNorm"}
+_WPA = {"norm_v": "pixel_norm", "norm_l": "word_norm", "w_v": "pixel_key", "w_l": "word_key", "w_lv": "word_value",
+        "w_vl": "pixel_value", "w_ov": "pixel_out", "w_ol": "word_out", "gate_v.w1": "pixel_gate.0",
+        "gate_v.w2": "pixel_gate.2", "gate_l.w1": "word_gate.0", "gate_l.w2": "word_gate.2"}
+_PWA = {"w_q": "query", "w_w": "gathered", "w_k": "key", "w_v": "value", "w_m": "pixels.0", "w_o": "out.0"}
+_QUERY = {"norm1": "norms.0", "norm2": "norms.1", "norm3": "norms.2", "mlp.fc1": "ffn.0", "mlp.fc2": "ffn.2",
+          "self_attention.proj": "to_queries.out_proj", "cross_attention.proj": "to_pixels.out_proj"}
+_PLAIN = {"encoder.vision.embed.proj": "vision.embeddings.patch_embeddings.projection",
+          "encoder.vision.embed.norm": "vision.embeddings.norm",
+          "encoder.text.embed.norm": "text.embeddings.LayerNorm",
+          "generator.project": "generator.project", "generator.norm": "generator.norm",
+          "generator.embed.fc1": "generator.embed.0", "generator.embed.fc2": "generator.embed.2",
+          "alignment.w_q": "alignment.of_masks", "alignment.w_g": "alignment.of_sentence", "head": "head"}
+_WHOLE = {"encoder.text.embed.word_embeddings": "text.embeddings.word_embeddings.weight",
+          "encoder.text.embed.position_embeddings": "text.embeddings.position_embeddings.weight",
+          "encoder.text.embed.token_type_embeddings": "text.embeddings.token_type_embeddings.weight",
+          "generator.queries": "generator.queries.weight", "picked.gain": "picked.gain",
+          "picked.offset": "picked.offset", "guided.steepness": "steepness"}
+
+
+def place(name: str, model: dict) -> tuple:
+    """(twin's name, part, parts): the array of ours is the ``part``-th of so many equal ranges of rows.
+
+    Args:
+        model: the section of the configuration; the text's groups and the aligned stages are counted by it.
+
+    Raises:
+        KeyError: no rule fits.
+    """
+    if name in _WHOLE:
+        return _WHOLE[name], 0, 1
+    body, end = name.rsplit(".", 1)
+    fused = re.fullmatch(r"generator\.layers\.(\d+)\.(self|cross)_attention\.([qkv])", body)
+    if fused:
+        layer, kind, part = fused.groups()
+        module = {"self": "to_queries", "cross": "to_pixels"}[kind]
+        return f"generator.layers.{layer}.{module}.in_proj_{end}", "qkv".index(part), 3
+    if end == "relative_position_bias_table":
+        body, table = body.removesuffix(".attn"), "attention.relative_position_bias.relative_position_bias_table"
+        return f"{_module(body + '.norm1', model).removesuffix('layernorm_before')}{table}", 0, 1
+    return f"{_module(body, model)}.{_ENDS[end]}", 0, 1
+
+
+def _module(body: str, model: dict) -> str:
+    if body in _PLAIN:
+        return _PLAIN[body]
+    for pattern, make in _RULES:
+        match = re.fullmatch(pattern, body)
+        if match:
+            return make(match.groups(), model)
+    raise KeyError(f"no rule for {body}")
+
+
+def _text_layer(parts, model):
+    group, layer, rest = parts
+    return f"text.layer.{sum(model['text']['groups'][:int(group)]) + int(layer)}.{_BERT[rest]}"
+
+
+_RULES = (
+    (r"encoder\.vision\.stages\.(\d)\.blocks\.(\d+)\.(.+)",
+     lambda p, m: f"vision.layers.{p[0]}.blocks.{p[1]}.{_SWIN[p[2]]}"),
+    (r"encoder\.vision\.downsamples\.(\d)\.(norm|reduction)", lambda p, m: f"vision.layers.{p[0]}.downsample.{p[1]}"),
+    (r"encoder\.vision\.outputs\.(\d)", lambda p, m: f"vision.norms.{p[0]}"),
+    (r"encoder\.text\.groups\.(\d)\.layers\.(\d+)\.(.+)", _text_layer),
+    (r"encoder\.wpa\.(\d)\.(.+)", lambda p, m: f"fusion.{sorted(m['wpa_stages'])[int(p[0])] - 1}.{_WPA[p[1]]}"),
+    (r"encoder\.attend\.(\d)\.(.+)", lambda p, m: f"fusion.{p[0]}.{_PWA[p[1]]}"),
+    (r"encoder\.gates\.(\d)\.w([12])", lambda p, m: f"gates.{p[0]}.{'02'[int(p[1]) - 1]}"),
+    (r"decoder\.fuse\.(\d)\.(\d)\.(conv|norm)",
+     lambda p, m: f"decoder.coarse_to_fine.{2 - int(p[0])}.{p[1]}.{('conv', 'norm').index(p[2])}"),
+    (r"generator\.layers\.(\d+)\.(.+)", lambda p, m: f"generator.layers.{p[0]}.{_QUERY[p[1]]}"),
+    (r"stage_heads\.(\d)", lambda p, m: f"stage_heads.{p[0]}"),
+)
+
+
+def places(names, twin, model: dict) -> dict:
+    """name -> place for all of the project's names; every row of every parameter of the twin is used exactly once.
+
+    Raises:
+        AssertionError: a row of the twin is used twice or not at all.
+    """
+    found = {name: place(name, model) for name in names}
+    used = {}
+    for name, (theirs, part, parts) in found.items():
+        used.setdefault(theirs, []).append((part, parts, name))
+    for theirs, uses in used.items():
+        parts = uses[0][1]
+        assert sorted(use[0] for use in uses) == list(range(parts)), f"{theirs} is filled by {uses}"
+    own = {name for name, _ in twin.named_parameters()}
+    assert own == set(used), f"not filled: {sorted(own - set(used))}; not there: {sorted(set(used) - own)}"
+    return found
+
+
+def rectifier(cell: str, model: dict) -> str:
+    """The twin's Rectifier behind the layer that is the project's ``cell``."""
+    body, last = _module(cell, model).rsplit(".", 1)
+    known = {"fc1": "activation_fn", "dense": "intermediate_act_fn"}  # transformers'
+    return f"{body}.{known[last] if last in known else int(last) + 1}"
+
+
+def fill(twin, arrays: dict, model: dict):
+    """Copy the project's arrays (by its names) into the twin."""
+    parameters = dict(twin.named_parameters())
+    with torch.no_grad():
+        for name, (theirs, part, parts) in places(arrays, twin, model).items():
+            rows = parameters[theirs].chunk(parts)[part]
+            array = torch.from_numpy(np.ascontiguousarray(arrays[name]))
+            assert rows.numel() == array.numel() and rows.squeeze().shape == array.squeeze().shape, name
+            rows.copy_(array.reshape(rows.shape))
+
+
+def gradients(twin, shapes: dict, model: dict) -> dict:
+    """The twin's gradients by the project's names and in its shapes; zeros where nothing flowed."""
+    parameters, found = dict(twin.named_parameters()), {}
+    for name, (theirs, part, parts) in places(shapes, twin, model).items():
+        gradient = parameters[theirs].grad
+        gradient = torch.zeros_like(parameters[theirs]) if gradient is None else gradient
+        found[name] = gradient.chunk(parts)[part].numpy().reshape(shapes[name])
+    return found
