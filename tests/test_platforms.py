@@ -42,6 +42,7 @@ from test_platforms import small
 from tiny_network import VOCABULARY, tiny_batch
 from mindspore_coupalign import build
 from mindspore_coupalign.models import layers
+from mindspore_coupalign.training import setup
 
 layers.FAST_BELOW = 0  # the CPU's own layer norm
 config = small({name!r}, "train.amp={amp}")
