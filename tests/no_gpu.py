@@ -52,8 +52,8 @@ const char *cudnnGetErrorString(int error) { return "no card"; }
 ul cudnnGetVersion(void) { return 8906; }
 """,
     "libcuda.so.1": """
-int cuInit(unsigned flags) { return 0; }
-int cuDriverGetVersion(int *v) { *v = 11080; return 0; }
+int cuInit(unsigned flags) { return 3; } /* what has a CUDA runtime of its own is not to get far */
+int cuDriverGetVersion(int *v) { *v = 10000; return 0; }
 int cuDeviceGetCount(int *n) { *n = 1; return 0; }
 int cuDeviceGetName(char *name, int n, int device) { strncpy(name, "no card", n); return 0; }
 int cuDeviceGetAttribute(int *v, int which, int device) { *v = which == 75 ? 8 : which == 76 ? 0 : 1024; return 0; }

@@ -12,8 +12,8 @@ PLACES = ("mindspore.ops", "mindspore.ops.operations", "mindspore.ops.auto_gener
 # The compiler's own: values and order, no kernel of any target
 STRUCTURE = frozenset({"MakeTuple", "TupleGetItem", "Load", "UpdateState", "Depend", "Partial", "Switch", "Return",
                        "TensorMove"})
-# Gradients whose name is not made of the primitive's
-ALIASES = {"Relu": "ReLU", "ResizeBilinear": "ResizeBilinearV2"}
+# What is left of a gradient's name without its end, where it is not the primitive's
+ALIASES = {"Relu": "ReLU", "ResizeBilinear": "ResizeBilinearV2", "MaxPool3DGradWithArgmax": "MaxPool3DWithArgmax"}
 GRADIENT = re.compile(r"(?<=\w)(GradV2|GradGrad|Grad|Backward|BackpropInput|BackpropFilter)$")
 
 
@@ -22,9 +22,10 @@ def platforms(name: str) -> frozenset:
     """The documented targets of a primitive or function; its gradient has those of the primitive itself, where it has
     no documentation of its own. Empty where nothing is said."""
     said = _said(name)
-    if not said and GRADIENT.search(name):
-        primitive = GRADIENT.sub("", name)
-        return platforms(ALIASES.get(primitive, primitive))
+    primitive = GRADIENT.sub("", name)
+    primitive = ALIASES.get(primitive, primitive)
+    if not said and primitive != name:
+        return platforms(primitive)
     return said
 
 
