@@ -20,8 +20,8 @@ from torch_twin import macs, ours, theirs
 from torch_twin.inputs import random_batch
 
 from mindspore_coupalign import build
-from mindspore_coupalign import macs as our_macs
 from mindspore_coupalign.config import config_from_dict, config_to_dict, load_config, with_overrides
+from mindspore_coupalign.models import macs as our_macs
 
 FEATURES, LOSSES, GRADIENTS = 1e-4, 1e-5, 1e-3
 # All losses, at weights that tell them apart; every background pixel counts, so that nothing is drawn
