@@ -14,21 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mindspore_coupalign.data.images import MissingImage, WrongSize
+from mindspore_coupalign.data.published import HEADS, PUBLISHED, count_table
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer
 from mindspore_coupalign.errors import UserError
 
-# Refs, sentences, images per split, None where not known. RefCOCO's val, testA and testB were counted on the real
-# files; the others are quoted from the literature.
-PUBLISHED = {
-    ("refcoco", "unc"): {"train": (42404, 120624, 16994), "val": (3811, 10834, 1500), "testA": (1975, 5657, 750),
-                         "testB": (1810, 5095, 750)},
-    ("refcoco+", "unc"): {"train": (42278, 120191, 16992), "val": (3805, 10758, 1500), "testA": (1975, 5726, 750),
-                          "testB": (1798, 4889, 750)},
-    ("refcocog", "umd"): {"train": (42226, 80512, 21899), "val": (2573, 4896, 1300), "test": (5023, 9602, 2600)},
-    ("refcocog", "google"): {"train": (None, 85474, None), "val": (None, 9536, None)},
-    ("refclef", "berkeley"): {"train": (None, 54127, None), "val": (None, 5842, None), "test": (None, 60103, None)},
-}
 _DEFAULT_TOKENIZER = "bert-base-uncased"
 _LISTED = 10  # problems of one kind that are spelt out
 _MISSING, _WRONG_SIZE = "missing images", "images of another size than instances.json says"
@@ -87,24 +77,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _counts(data: ReferData, published: dict, report: Report) -> None:
-    heads = ("refs", "sentences", "images")
-    rows = [("split", *(cell for head in heads for cell in ((head, "published") if published else (head,))), "")]
-    for split in dict.fromkeys([*published, *data.split_names]):
-        refs = np.flatnonzero(data.ref_split == data.split_names.index(split)) if split in data.split_names else []
-        counts = (len(refs), int(np.isin(data.sentence_ref, refs).sum()), len(np.unique(data.ref_image[refs])))
-        known = published.get(split, (None, None, None))
-        wrong = [head for head, n, m in zip(heads, counts, known, strict=True) if m is not None and n != m]
-        report.differs |= bool(wrong)
-        cells = [split]
-        for n, m in zip(counts, known, strict=True):
-            cells += [f"{n:,}", "-" if m is None else f"{m:,}"] if published else [f"{n:,}"]
-        rows.append((*cells, f"differs: {', '.join(wrong)}" if wrong else ""))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *numbers, note in rows:
-        cells = "  ".join(text.rjust(width) for text, width in zip(numbers, widths[1:-1], strict=True))
-        print(f"{first.ljust(widths[0])}  {cells}  {note}".rstrip())
-    if not published:
-        print("No published counts are known for this data set and this way to split it.")
+    counts, notes = {}, {}
+    for code, split in enumerate(data.split_names):
+        refs = np.flatnonzero(data.ref_split == code)
+        counts[split] = (len(refs), int(np.isin(data.sentence_ref, refs).sum()), len(np.unique(data.ref_image[refs])))
+    for split, known in published.items():
+        found = zip(HEADS, counts.get(split, (0, 0, 0)), known, strict=True)
+        if wrong := [head for head, n, m in found if m is not None and n != m]:
+            notes[split] = f"differs: {', '.join(wrong)}"
+    report.differs = bool(notes)
+    print(count_table(counts, published, notes))
 
 
 def _images(data: ReferData, workers: int, report: Report) -> None:

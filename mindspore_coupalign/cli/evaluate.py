@@ -1,10 +1,4 @@
-"""Command ``evaluate``: score a checkpoint on whole splits under one or several protocols (protocols.py).
-
-``evaluate_samples`` and ``report`` are the protocol ``sentence`` alone, for validation in training: every sentence of
-every ref once, at two sizes from one pass: ``image`` resizes the logits to the photograph's own size and compares with
-the original mask; ``input`` compares at the network's input size with the squashed mask.
-Shapes: logits (B, 1, H, W) at the network's input size.
-"""
+"""Command ``evaluate``: score a checkpoint on whole splits under one or several protocols (evaluation/protocols.py)."""
 
 import argparse
 import json

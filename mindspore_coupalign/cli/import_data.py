@@ -9,21 +9,15 @@ import re
 import shlex
 from pathlib import Path
 
-from mindspore_coupalign.cli.check_data import PUBLISHED
 from mindspore_coupalign.data.importers import FORMATS, importer
 from mindspore_coupalign.data.importers.job import LISTED, Import
 from mindspore_coupalign.data.importers.pictures import Pictures
 from mindspore_coupalign.data.importers.vocabulary import vocabulary
 from mindspore_coupalign.data.importers.writer import check_store, publish, staging, write_layout
+from mindspore_coupalign.data.published import MORE_PUBLISHED, PUBLISHED, count_table
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import make_folder, write_file
 
-# Refs, sentences and images per split of sets that check-data does not know, None where not known: PhraseCut's own
-# README, and the paper of RRSIS-D (RMSIN, CVPR 2024).
-_MORE_PUBLISHED = {
-    ("phrasecut", "vg"): {"train": (308893, 308893, 71354), "val": (20350, 20350, 2971), "test": (18980, 18980, 2937)},
-    ("rrsisd", "unc"): {"train": (12181, 12181, None), "val": (1740, 1740, None), "test": (3481, 3481, None)},
-}
 _NAMED = (  # what a source's path says of the data set, the longest names first
     (r"grefcoco", "grefcoco", "unc"), (r"refcoco(\+|plus|p(?![a-z]))", "refcoco+", "unc"),
     (r"refcocog.*google", "refcocog", "google"), (r"refcocog", "refcocog", "umd"), (r"refcoco", "refcoco", "unc"),
@@ -85,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.vocabulary:
         print(f"vocabulary   {root / dataset}/vocabulary")
     print(f"images       {place}\n")
-    _counts(job)
+    print(_counts(job))
     for text, count in job.notes.items():
         print(f"note: {text}{f': {count:,}' if count else ''}")
     turned = [name for name in job.sizes if job.pictures.orientation.get(name, 1) != 1]
@@ -156,21 +150,11 @@ def _vocabulary(job: Import) -> str:
     return vocabulary([sentence.sent for ref in refs for sentence in ref.sentences])
 
 
-def _counts(job: Import):
+def _counts(job: Import) -> str:
     """Refs, sentences and images per split beside the published counts."""
-    known = PUBLISHED.get((job.dataset, job.split_by)) or _MORE_PUBLISHED.get((job.dataset, job.split_by), {})
-    splits = dict.fromkeys([*known, *(ref.split for ref in job.refs)])
-    heads = ("refs", "sentences", "images")
-    rows = [("split", *(cell for head in heads for cell in ((head, "published") if known else (head,))))]
-    for split in splits:
+    known = PUBLISHED.get((job.dataset, job.split_by)) or MORE_PUBLISHED.get((job.dataset, job.split_by), {})
+    counts = {}
+    for split in dict.fromkeys(ref.split for ref in job.refs):
         refs = [ref for ref in job.refs if ref.split == split]
-        counts = len(refs), sum(len(ref.sentences) for ref in refs), len({ref.image for ref in refs})
-        cells = [split]
-        for n, m in zip(counts, known.get(split, (None,) * 3), strict=True):
-            cells += [f"{n:,}", "-" if m is None else f"{m:,}"] if known else [f"{n:,}"]
-        rows.append(cells)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *cells in rows:
-        print("  ".join([first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]))
-    if not known:
-        print("No published counts are known for this data set and this way to split it.")
+        counts[split] = len(refs), sum(len(ref.sentences) for ref in refs), len({ref.image for ref in refs})
+    return count_table(counts, known)

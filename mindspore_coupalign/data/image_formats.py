@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from mindspore_coupalign.data.file_kinds import kind_of_file
-from mindspore_coupalign.data.image_headers import PNG, exif_orientation
+from mindspore_coupalign.data.image_headers import PNG, exif_orientation, png_chunks
 
 BACKGROUND = 255  # white, as browsers and paper show it
 _PNG_SIDE = 1_000_000  # libpng's limit
@@ -42,7 +42,7 @@ def on_background(rgb: np.ndarray, data: bytes, upright: bool) -> np.ndarray:
     """
     if data.startswith(b"\xff\xd8"):  # a JPEG has none
         return rgb
-    chunks = _png_chunks(data) if data.startswith(PNG) else None
+    chunks = png_chunks(data) if data.startswith(PNG) else None
     if chunks and data[25] not in (4, 6) and b"tRNS" not in chunks:  # not decoded twice: most PNGs
         return rgb
     stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -82,17 +82,6 @@ def why_not_decoded(data: bytes) -> str:
     if data[:512].lstrip().startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096]:
         return f"an SVG drawing; {_PICTURE}"
     return kind_of_file(data[:512]) or "not an image that can be decoded; replace the file"
-
-
-def _png_chunks(data: bytes) -> dict[bytes, bytes]:
-    """The small chunks by name; pixels are left out."""
-    chunks, at = {}, len(PNG)
-    while at + 8 <= len(data):
-        size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if name != b"IDAT":
-            chunks[name] = data[at + 8 : at + 8 + size]
-        at += 12 + size
-    return chunks
 
 
 def _turn(plane: np.ndarray, orientation: int) -> np.ndarray:

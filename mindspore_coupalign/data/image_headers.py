@@ -80,13 +80,19 @@ def exif_orientation(data: bytes) -> int:
     if data.startswith(b"\xff\xd8"):
         return read_jpeg_header(data).orientation
     if data.startswith(PNG):
-        at = len(PNG)
-        while at + 8 <= len(data):
-            length, kind = int.from_bytes(data[at:at + 4], "big"), data[at + 4:at + 8]
-            if kind == b"eXIf":
-                return _orientation(data[at + 8:at + 8 + length])
-            at += 12 + length
+        return _orientation(png_chunks(data).get(b"eXIf", b""))
     return 1
+
+
+def png_chunks(data: bytes) -> dict[bytes, bytes]:
+    """The small chunks of a PNG by name, of two the first; pixels are left out."""
+    chunks, at = {}, len(PNG)
+    while at + 8 <= len(data):
+        size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if name != b"IDAT":
+            chunks.setdefault(name, data[at + 8 : at + 8 + size])
+        at += 12 + size
+    return chunks
 
 
 def _orientation(tiff: bytes) -> int:
