@@ -82,7 +82,7 @@ def read(graph: Path) -> dict:
     """
     facts, path = _parse(graph), sidecar_path(graph)
     for name, expected in ((graph.name, facts["sha256"]), *facts["weights"].items()):
-        file = graph.with_name(name)
+        file = graph.parent / name
         try:
             found = sha256(file)
         except OSError as exc:
