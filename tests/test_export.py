@@ -53,8 +53,8 @@ def test_the_command_writes_two_files_and_the_difference(exported):
     assert not paths & (facts["config"]["data"].keys() | facts["config"]["model"].keys())
     assert str(file.parent) not in sidecar.sidecar_path(file).read_text()
     assert len(facts["differences"]) == 3 and max(facts["differences"]) <= mindir.TOLERANCES["float32"]
-    assert re.search(r"3 random inputs \(batches 1, 3, 5\), both in O0 float32: largest difference [\d.]+e[+-]\d+ of the "
-                     r"logits' ", out)
+    assert re.search(r"3 random inputs \(batches 1, 3, 5\), both in O0 float32: largest difference [\d.]+e[+-]\d+ "
+                     r"of the logits' ", out)
     assert os.access(file, os.W_OK)
 
 
@@ -168,7 +168,14 @@ def test_a_sidecar_of_the_first_format(copy):
 
 
 @pytest.fixture
-def quick(monkeypatch, exported, tiny_restored):
+def compiled(monkeypatch, tiny_restored):
+    """The network is restored and compiled already."""
+    monkeypatch.setattr(mindir.build, "restore_model",
+                        lambda _, amp=None: (tiny_restored.model, tiny_restored.tokenizer))
+
+
+@pytest.fixture
+def quick(monkeypatch, exported, compiled):
     """export in this process without compiling: the network is compiled already, ms.export copies a finished file."""
     def copied(*_, file_name, file_format):
         assert file_format == "MINDIR"
@@ -176,8 +183,6 @@ def quick(monkeypatch, exported, tiny_restored):
             file.write(exported[0].read_bytes())
 
     monkeypatch.setattr(mindir.ms, "export", copied)
-    monkeypatch.setattr(mindir.build, "restore_model",
-                        lambda _, amp=None: (tiny_restored.model, tiny_restored.tokenizer))
 
 
 def run(capsys, checkpoint, output, *options):
@@ -215,7 +220,8 @@ def test_what_cannot_be_written_is_named_and_nothing_stays(quick, tiny_checkpoin
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_in_files_of_their_own(tiny_checkpoint, tiny_restored, picture, tmp_path, monkeypatch, capsys):
+def test_weights_in_files_of_their_own(compiled, tiny_checkpoint, tiny_restored, picture, tmp_path, monkeypatch,
+                                       capsys):
     """What MindSpore does beyond 1 GiB, here beyond 100 KiB; with pixels of 8 bits and a batch of two on the way."""
     monkeypatch.setattr(serialization, "TOTAL_SAVE", 100)  # KiB
     file = tmp_path / "é" / "split.mindir"
@@ -229,9 +235,10 @@ def test_weights_in_files_of_their_own(tiny_checkpoint, tiny_restored, picture, 
     assert facts["batch"] == 2 and facts["inputs"][0]["shape"] == [2, 64, 64, 3]
     moved = tmp_path / "elsewhere"
     file.parent.rename(moved)
-    theirs = loading.load(moved / file.name).predict(picture.rgb, [*SENTENCES, "red circle"])
-    ours = tiny_restored.predictor.predict(picture.rgb, [*SENTENCES, "red circle"])
-    for a, b in zip(ours, theirs, strict=True):
+    sentences = [*SENTENCES, "red circle"]
+    theirs = loading.load(moved / file.name).predict(picture.rgb, sentences)
+    for b, sentence in zip(theirs, sentences, strict=True):
+        a = tiny_restored.predictor.predict(picture.rgb, sentence)[0]
         np.testing.assert_allclose(b.probability, a.probability, atol=1e-5)
         np.testing.assert_array_equal(b.mask, a.mask)
     part = next((moved / weights.name).iterdir())

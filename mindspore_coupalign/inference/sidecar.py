@@ -126,8 +126,8 @@ def _parse(graph: Path, kind: str) -> dict:
     if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, FIRST_FORMAT):
         raise UserError(f"{path}: field 'format' is not {FORMAT!r}; export the checkpoint again with this version")
     again = "; export the checkpoint again"
-    for name, kind in _FIELDS.items():
-        if not isinstance(facts.get(name), kind):
+    for name, wanted in _FIELDS.items():
+        if not isinstance(facts.get(name), wanted):
             raise UserError(f"{path}: field {name!r} is missing or mistyped{again}")
     if not 0 < facts["threshold"] < 1:
         raise UserError(f"{path}: field 'threshold' must lie between 0 and 1, found {facts['threshold']}")
