@@ -12,9 +12,12 @@ import pytest
 from conftest import ROOT, SENTENCES
 from mindspore.train import serialization
 from mindspore.train.mind_ir_pb2 import ModelProto
+from refer_files import write_refer
 
 from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.cli import subjects
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluation import networks
 from mindspore_coupalign.inference import loading, mindir, sidecar
 from mindspore_coupalign.inference.predictor import Predictor
 
@@ -244,3 +247,48 @@ def test_weights_in_files_of_their_own(compiled, tiny_checkpoint, tiny_restored,
     part = next((moved / weights.name).iterdir())
     part.write_bytes(part.read_bytes()[:-1] + b"x")
     refused(moved / file.name, r"weights/data_0: not the file that split.mindir.json describes")
+
+
+@pytest.fixture(scope="session")
+def scored_data(tmp_path_factory):
+    root = write_refer(tmp_path_factory.mktemp("refer"))
+    return [f"data.root={root}", "data.dataset=tiny", "data.split_by=unc"]
+
+
+def scores(output, *arguments) -> dict:
+    assert main(["evaluate", *map(str, arguments), "--output", str(output), "--protocol", "sentence", "lavt", "--split",
+                 "train", "val"]) == 0
+    return json.loads(output.read_text())
+
+
+def test_a_graph_scores_as_its_checkpoint(exported, tiny_checkpoint, tiny_restored, scored_data, tmp_path, capsys,
+                                          monkeypatch):
+    """In the same table and JSON; the MINDIR at another batch, the stand-in for ONNX at its own fixed one."""
+    monkeypatch.setattr(networks.build, "restore_model", lambda *_: (tiny_restored.model, tiny_restored.tokenizer))
+    expected = scores(tmp_path / "a.json", "--checkpoint", tiny_checkpoint, *scored_data, "eval.batch_size=1")
+    table = capsys.readouterr().out
+    found = scores(tmp_path / "a.json", "--mindir", exported[0], *scored_data, "eval.batch_size=4")
+    assert capsys.readouterr().out == table
+    assert found.pop("mindir") == str(exported[0]) and expected.pop("checkpoint") == str(tiny_checkpoint)
+    assert found == expected and 0 < found["splits"]["train"]["image"]["mIoU"] < 100
+    facts = json.loads(sidecar.sidecar_path(exported[0]).read_text())
+    onnx = tmp_path / "a.onnx"
+    onnx.write_bytes(b"")
+    sidecar.write(sidecar.sidecar_path(onnx), onnx, facts | {"kind": "onnx", "batch": 1})
+    facts = sidecar.read(onnx, "onnx")
+    monkeypatch.setattr(subjects, "open_onnx", lambda *_: (networks.CellNetwork(tiny_restored.model), facts))
+    found = scores(tmp_path / "a.json", "--onnx", onnx, *scored_data)
+    assert found.pop("onnx") == str(onnx) and found == expected
+
+
+def test_a_graph_is_scored_on_data_that_it_fits(exported, scored_data, tmp_path, capsys):
+    for arguments, match in (((), "does not say where the data lies"),
+                             ((*scored_data, "data.image_size=96"), "data.image_size=96: .* was exported with 64"),
+                             ((*scored_data, "data.max_tokens=9"), "data.max_tokens=9: .* was exported with 8"),
+                             ((*scored_data, "train.amp=O1"), "train.amp=O1: a checkpoint is computed"),
+                             ((*scored_data, "--config", "refshapes_tiny"), "data.max_tokens=.* was exported with 8"),
+                             ((*scored_data, "--amp", "O1"), "--amp needs --checkpoint"),
+                             ((*scored_data, "--protocol", "ref-concatenated"), "reads 8 word pieces, but a prompt")):
+        code = main(["evaluate", "--mindir", str(exported[0]), "--split", "train", *arguments])
+        err = capsys.readouterr().err
+        assert code == 2 and re.search(match, err), err
