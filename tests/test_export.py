@@ -22,17 +22,6 @@ from mindspore_coupalign.inference import loading, mindir, sidecar
 from mindspore_coupalign.inference.predictor import Predictor
 
 
-@pytest.fixture(scope="session")
-def exported(command_line, tiny_checkpoint, tmp_path_factory):
-    """The MINDIR that the real command wrote, and what it printed."""
-    folder = tmp_path_factory.mktemp("export") / "my models (é)"  # MindSpore's own export refuses such names
-    folder.mkdir()
-    file = folder / "model.mindir"
-    done = command_line("export", "--checkpoint", tiny_checkpoint, "--output", file)
-    assert done.code == 0, done.err
-    return file, done.out
-
-
 @pytest.fixture
 def copy(exported, tmp_path):
     """A copy of both files that a test may damage."""

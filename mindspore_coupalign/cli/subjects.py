@@ -90,8 +90,8 @@ class GraphSubject:
         """Raises UserError where a prompt is longer than the graph reads."""
         longest, tokens = max(plan.longest for plan in plans), self._facts["max_tokens"]
         if longest > tokens:
-            raise UserError(f"{self.path}: reads {tokens} word pieces, but a prompt of several sentences has {longest}; "
-                            "leave protocols out that join sentences, or evaluate the checkpoint")
+            raise UserError(f"{self.path}: reads {tokens} word pieces, but a prompt of several sentences has "
+                            f"{longest}; leave protocols out that join sentences, or evaluate the checkpoint")
 
     def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> GraphNetworks:
         if self.kind == MINDIR:

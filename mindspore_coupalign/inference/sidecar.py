@@ -104,7 +104,8 @@ def model_of(network, facts: dict, path: str | Path):
 
     tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], facts["max_tokens"], str(path))
     transform = ImageTransform(facts["input_size"], facts["mean"], facts["std"])
-    return Model(network, tokenizer, transform, facts["threshold"], Shape(facts["batch"] or ANY, takes_uint8(facts)))
+    shape = Shape(facts["batch"] or ANY, takes_uint8(facts), compiles=facts["kind"] == "mindir")
+    return Model(network, tokenizer, transform, facts["threshold"], shape)
 
 
 def takes_uint8(facts: dict) -> bool:
