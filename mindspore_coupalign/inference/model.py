@@ -24,6 +24,7 @@ from mindspore_coupalign.inference.prediction import Details, Prediction
 from mindspore_coupalign.inference.reading import Job, in_batches, read_ahead, source_of
 
 BATCH_SIZE = 8
+_PIXELS = BATCH_SIZE * 128**2  # of a batch on a CPU: more gains nothing there, and the full recipe takes 3 GiB each
 ANY = 0  # a network's batch: any size, each as good as another
 
 
@@ -67,6 +68,8 @@ class Model:
     Attributes:
         size: side of the network's square input.
         max_tokens: word pieces that it reads, with [CLS] and [SEP].
+        batch_size: sentences that go through the network at once where nothing else is asked for: 8, fewer where the
+            input is large, for a CPU (two at 256 pixels, one at 480); ``load`` sets 8 on an accelerator.
         compile_seconds: what compiling has taken so far.
         while_compiling: context manager factory that is entered while the network is compiled.
     """
@@ -75,6 +78,7 @@ class Model:
                  shape: Shape = COMPILED, explain: Callable | None = None):
         self.threshold = threshold
         self.size, self.max_tokens = transform.size, tokenizer.max_tokens
+        self.batch_size = max(1, min(BATCH_SIZE, _PIXELS // self.size**2))
         self.compile_seconds = 0.0
         self.while_compiling: Callable = contextlib.nullcontext
         self._network, self._explain, self._shape = network, explain, shape
@@ -105,16 +109,16 @@ class Model:
         encoded = [self._encode(text, strict) for text in texts]  # all, before the first is computed
         pixels = self._prepare(rgb)
         jobs = [Job(rgb, pixels, source, sentence) for sentence in encoded]
-        found, most = [], self._shape.batch or BATCH_SIZE
+        found, most = [], self._shape.batch or self.batch_size
         for start in range(0, len(jobs), most):
             part = jobs[start : start + most]
-            found += self._answer(part, self._batch(len(part)), cut)
+            found += self._answer(part, self._batch(len(part), most), cut)
         for result in found:
             if isinstance(result, UserError):
                 raise result
         return found[0] if isinstance(sentences, str) else found
 
-    def predict_many(self, pairs: Iterable[tuple], batch_size: int = BATCH_SIZE, *, threshold: float | None = None,
+    def predict_many(self, pairs: Iterable[tuple], batch_size: int | None = None, *, threshold: float | None = None,
                      strict: bool = True, errors: str = "raise") -> Iterator[Prediction | UserError]:
         """The predictions of (image, sentence) pairs, one by one and in their order, computed in batches.
 
@@ -123,7 +127,8 @@ class Model:
 
         Args:
             pairs: of what ``predict`` takes, one sentence each.
-            batch_size: pairs that go through the network at once; a graph of a fixed batch takes its own.
+            batch_size: pairs that go through the network at once; None: ``self.batch_size``. A graph of a fixed batch
+                takes its own.
             threshold, strict: as for ``predict``.
             errors: "raise" raises a pair's UserError at its turn, after the predictions before it; "return" yields the
                 error in the prediction's place and goes on.
@@ -131,6 +136,7 @@ class Model:
         Raises:
             UserError: at once: a wrong argument. At its turn: what ``predict`` raises.
         """
+        batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, found {batch_size}")
         if errors not in ("raise", "return"):
@@ -163,7 +169,7 @@ class Model:
             raise UserError(f"threshold must lie between 0 and 1, found {value}")
         return logit(value)
 
-    def _batch(self, number: int, wanted: int = BATCH_SIZE, alone: bool = True) -> int:
+    def _batch(self, number: int, wanted: int, alone: bool = True) -> int:
         """The size of the batch that ``number`` pairs are put into. A network that is compiled for each size sees
         powers of two; when more pairs came before, the batch that is compiled already."""
         if self._shape.batch == ANY:
