@@ -89,7 +89,7 @@ def run_rank():
     try:
         code = main()
     except SystemExit as exc:  # argparse has printed why, or its help
-        code = exc.code
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
         if code:
             watch.tell("the command line was not understood; see its log", code)
     except BaseException as exc:
@@ -109,9 +109,9 @@ def console() -> int:
 
 
 if __name__ == "__main__":
-    if not watch.folder():
+    if (ranks := watch.folder()) is None:
         sys.exit(console())
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         from mindspore_coupalign.distributed.launcher import serve_as_scheduler
-        sys.exit(serve_as_scheduler())
+        sys.exit(serve_as_scheduler(ranks))
     run_rank()

@@ -145,6 +145,7 @@ DAMAGES = [  # form, file below the source, how its content changes, words of th
     ("seqtr", "instances.json", lambda c: c["train"][1].update(height=41), ("40 in an earlier record",)),
     ("uninext", "instances_val.json", lambda c: c["images"].clear(), ("annotation number 0", "not among")),
     ("uninext", "instances_val.json", lambda c: c.pop("images"), ("no list 'images'",)),
+    ("uninext", "instances_val.json", lambda c: c["images"][0].update(file_name="a_².jpg"), ("does not exist",)),
     ("mdetr", "finetune_refcoco_val.json", lambda c: c["annotations"][0].update(original_id=5), ("image number 0",
                                                                                                    "annotation 5")),
     ("mdetr", "finetune_refcoco_val.json", lambda c: c["annotations"].clear(), ("no annotation lies on it",)),

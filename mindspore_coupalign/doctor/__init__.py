@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mindspore_coupalign import __version__
+from mindspore_coupalign.errors import one_line
 
 OK, NOTE, ABSENT, BAD = "ok", "note", "--", "BAD"  # BAD alone makes the exit code 1
 
@@ -66,7 +67,7 @@ def collect(args: argparse.Namespace) -> Iterator[Item]:
         try:
             yield from part()
         except Exception as exc:  # a report with a hole is better than none
-            yield Item(name, BAD, f"cannot be looked at ({type(exc).__name__}: {str(exc)[:200]})")
+            yield Item(name, BAD, f"cannot be looked at ({type(exc).__name__}: {one_line(exc, 200)})")
 
 
 def line(item: Item) -> str:
