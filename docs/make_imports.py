@@ -9,8 +9,8 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[1] / "mindspore_coupalign"
 PICTURE = Path(__file__).with_name("images") / "imports.svg"
 ROWS = (("cli",), ("doctor", "inference", "training", "visualize"), ("evaluation", "portable"),
-        ("build", "distributed"), ("weights",), ("models", "data", "runtime"),
-        ("config", "cuda", "packages", "outputs", "errors"))
+        ("build",), ("weights",), ("models", "data", "runtime"), ("config", "distributed", "outputs"),
+        ("cuda", "packages", "errors"))
 WIDTH, HEIGHT, GAP_X, GAP_Y = 120, 34, 60, 52
 
 

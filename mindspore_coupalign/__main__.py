@@ -14,6 +14,7 @@ import traceback
 
 from mindspore_coupalign import __version__
 from mindspore_coupalign.distributed import watchdog as watch
+from mindspore_coupalign.distributed.process import is_scheduler
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import silence
 from mindspore_coupalign.training.interrupts import watch_interrupts
@@ -111,7 +112,7 @@ def console() -> int:
 if __name__ == "__main__":
     if (ranks := watch.folder()) is None:
         sys.exit(console())
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
+    if is_scheduler():
         from mindspore_coupalign.distributed.launcher import serve_as_scheduler
         sys.exit(serve_as_scheduler(ranks))
     run_rank()
