@@ -73,8 +73,6 @@ def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
 @functools.lru_cache(1)
 def _default_font() -> str:
     place = importlib.util.find_spec("matplotlib")  # found, not imported: its import takes a second
-    if place is None or place.origin is None:
-        raise ModuleNotFoundError("No module named 'matplotlib', whose font the captions are written in")
     return str(Path(place.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
 
 

@@ -47,7 +47,7 @@ def heat(rgb: np.ndarray, values: np.ndarray, short: int = 192) -> np.ndarray:
     h, w = picture.shape[:2]
     values = cv2.resize(values.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
     low, high = float(values.min()), float(values.max())
-    levels = (255 * (values - low) / ((high - low) or 1)).astype(np.uint8)
+    levels = np.uint8(255 * (values - low) / (high - low)) if high > low else np.zeros((h, w), np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
     return cv2.addWeighted(picture, 0.45, colours, 0.55, 0)
 
