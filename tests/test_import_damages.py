@@ -179,6 +179,9 @@ def test_typical_damages_get_one_line(capsys, tmp_path, form, name, change, word
     refuses(capsys, tmp_path, form, written, refer.images, *words)
     file.write_text(json.dumps(stored)[:-40])  # truncated
     refuses(capsys, tmp_path, form, written, refer.images, file.name, "not complete JSON")
+    if form == "labelme":  # its reader takes Windows' encoding as well
+        file.write_bytes(json.dumps(stored).encode()[:-40] + b"\xe9")
+        refuses(capsys, tmp_path, form, written, refer.images, file.name, "not complete JSON")
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     if form != "labelme":
         refuses(capsys, tmp_path, form, written, refer.images, file.name, "Git LFS pointer")

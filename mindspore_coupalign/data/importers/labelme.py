@@ -44,9 +44,11 @@ def _read(path):
     """A file is a record here. ReasonSeg has files that are not UTF-8."""
     content = path.read_bytes()
     try:
-        return json.loads(content)
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
     except UnicodeDecodeError:
-        return json.loads(content.decode("cp1252", "replace"))
+        text = content.decode("cp1252", "replace")
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise BadRecord(f"not complete JSON ({str(exc)[:80]}); truncated?") from exc
 
