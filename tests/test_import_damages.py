@@ -248,6 +248,18 @@ def test_damages_of_parquet(capsys, tmp_path):
     refuses(capsys, tmp_path, "hf-refer", written, refer.images, "not a complete parquet file")
 
 
+def test_a_parquet_box_of_no_numbers_says_nothing(capsys, tmp_path):
+    """It only tells whether an outline lacks parts: no reason to refuse its row."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    refer = made_up(tmp_path / "pictures")
+    written = WRITERS["hf-eval"](refer, tmp_path / "hf-eval")
+    for file in written.source.rglob("*.parquet"):
+        rows = [{**row, "bbox": [None] * 4} for row in pq.read_table(file).to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    code, out, err = import_data(capsys, "hf-eval", written.source, tmp_path / "out", images=refer.images)
+    assert code == 0 and "do not fill their box" not in out, err
+
+
 def test_without_pyarrow_the_command_to_install_it_is_named(capsys, tmp_path, monkeypatch):
     made_up(tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -15,6 +15,7 @@ from mindspore_coupalign.data.importers.records import (
     Ref,
     Sentence,
     Target,
+    is_number,
     polygons,
     sentences,
     shown,
@@ -65,7 +66,7 @@ def read_eval_rows(job: Import) -> None:
 
 def _lacks_parts(ref: Ref, size: tuple[int, int], box) -> bool:
     """Whether the mask's box is smaller than the row's by more than two pixels on a side."""
-    if not isinstance(box, list) or len(box) != 4:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return False
     (x, y, w, h), _ = bounds(ref.kept["rles"][0], size)
     return max(x - box[0], y - box[1], box[0] + box[2] - x - w, box[1] + box[3] - y - h) > 2
