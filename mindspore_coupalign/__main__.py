@@ -19,7 +19,7 @@ from mindspore_coupalign.outputs import silence
 from mindspore_coupalign.training.interrupts import watch_interrupts
 
 COMMANDS = {
-    "doctor": "say what this machine has and lacks; its output belongs into every issue report",
+    "doctor": "report what this machine has and lacks; paste its output into every issue",
     "make-shapes": "draw the embedded data set RefShapes in REFER's layout",
     "check-data": "check a data folder and count it against the published numbers",
     "import-data": "bring other forms of data, or your own pictures, into REFER's layout",
@@ -30,7 +30,7 @@ COMMANDS = {
     "plot-run": "draw the curves of runs into one picture",
     "evaluate": "score a checkpoint on whole splits: oIoU, mIoU, P@X",
     "predict": "segment what sentences name in images",
-    "show": "draw a split's best, worst and random predictions with their truth",
+    "show": "draw a split's best, worst and random predictions beside the ground truth",
     "export": "write a checkpoint as MINDIR and prove that it gives the same answers",
 }
 

@@ -1,4 +1,4 @@
-"""Real photographs: a small network trained on refcoco_mini's resplit learns its train split by heart (slow)."""
+"""Real photographs: a small network trained on refcoco_mini's resplit overfits its train split (slow)."""
 
 import json
 import subprocess

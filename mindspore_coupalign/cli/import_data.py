@@ -137,7 +137,7 @@ def _refuse_bad(job: Import, allowed: int):
             print(f"and {job.bad - LISTED:,} more")
         others = "" if job.bad == 1 else f" ({job.bad - 1:,} more record{'s' * (job.bad > 2)} cannot be placed either)"
         raise UserError(f"{job.problems[0]}{others}; nothing was written" + (
-            f"; mend the source, or leave them out with --skip-bad {job.bad}" if job.refs else ""))
+            f"; fix the source, or leave them out with --skip-bad {job.bad}" if job.refs else ""))
     for text in job.problems if job.bad else ():
         print(f"left out: {text}")
     if not job.refs:
