@@ -40,7 +40,7 @@ class MaskLoss(nn.Cell):
 
 
 class PixelContrast(nn.Cell):
-    """Pulls foreground pixels to the foreground's mean and away from background pixels (formula in method.md, 6).
+    """Pulls foreground pixels to the foreground's mean and away from background pixels (formula in docs/method.md, 6).
 
     Args:
         temperature: τ.
