@@ -51,11 +51,12 @@ def draw() -> str:
             aside = SHIFT * (-1) ** level  # else long lines run through the boxes between
             places[name] = (left + aside + k * (WIDTH + GAP_X), 10 + level * (HEIGHT + GAP_Y))
     graph, lines, boxes = imports(), [], []
+    reached = {here: reach(graph, here) for here in graph}
     for here, rooms in sorted(graph.items()):
         for there in sorted(rooms & places.keys() - {"errors"}):  # everything imports errors
             (x, y), (u, v) = places[here], places[there]
             upward = v <= y
-            implied = any(there in reach(graph, other) for other in rooms - {there})
+            implied = any(there in reached.get(other, ()) for other in rooms - {there})
             colour = "#dc2626" if upward else "#dbe2ea" if implied else "#475569"
             lines.append(f'<path d="M{x + WIDTH / 2:g} {y + HEIGHT * (not upward):g}L{u + WIDTH / 2:g} '
                          f'{v + HEIGHT * upward * (v < y):g}" stroke="{colour}"/>')

@@ -13,6 +13,7 @@ import sys
 import traceback
 
 from mindspore_coupalign import __version__
+from mindspore_coupalign.cli.examples import epilog
 from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import silence
@@ -42,12 +43,13 @@ def main(argv: list | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="coupalign", description="Referring image segmentation with CoupAlign on MindSpore.",
-        epilog="`coupalign COMMAND --help` explains a command.")
+        epilog="`coupalign COMMAND --help` explains a command and shows an example.")
     parser.add_argument("--version", action="version", version=f"mindspore_coupalign {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((a for a in argv if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+                                      formatter_class=argparse.RawDescriptionHelpFormatter, epilog=epilog(name))
         if name == asked:
             implementation = importlib.import_module(f"mindspore_coupalign.cli.{name.replace('-', '_')}")
             implementation.add_arguments(command)

@@ -37,8 +37,8 @@ def announce(label: str, results: dict, chosen: list, config: Config, references
         print(f"{name}: {cut['sentences']} of {result['sentences']} sentences were cut at "
               f"data.max_tokens={config.data.max_tokens} (the longest has {cut['longest']} word pieces)")
     for name, values in references.items():
-        print(f"{name}: with perfect masks, all objects score {values['all_objects']} oIoU, a random object "
-              f"{values['random_object']}, every object that fits the noun phrase {values['noun_phrase']}")
+        print(f"{name}: baselines with perfect masks: oIoU {values['all_objects']} for all objects, "
+              f"{values['random_object']} for a random one, {values['noun_phrase']} for all that fit the noun phrase")
 
 
 def format_table(label: str, results: dict) -> str:
