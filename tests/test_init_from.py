@@ -7,15 +7,15 @@ import pytest
 from numpy_layers import randomize
 from refer_files import write_vocabulary
 from test_train import compute_nothing, fails, log_of, run_command, write_config
-from tiny_network import eager, tiny_batch
+from tiny_network import eager, tiny_batch, tiny_config
 
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.config import load_config
+from mindspore_coupalign.config import config_to_dict, load_config
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.training.init_from import InitialWeights
+from mindspore_coupalign.training.init_from import UNSEEN, WORTH_SAYING, InitialWeights
 from mindspore_coupalign.weights.checkpoint import load_checkpoint, named_arrays, save_checkpoint
 from mindspore_coupalign.weights.load import resample_table
 
@@ -169,3 +169,13 @@ def test_pretrained_files_are_read_for_what_is_left_out_alone(place, monkeypatch
 class FakeLoaded:
     def table(self):
         return "a table"
+
+
+def test_the_settings_that_are_compared_exist():
+    values = config_to_dict(tiny_config())
+    for name in (*UNSEEN, *WORTH_SAYING):
+        section, *keys, field = name.split(".")
+        found = values[section]
+        for key in keys:
+            found = found[key]
+        assert field in found, name

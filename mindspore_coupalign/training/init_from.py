@@ -21,7 +21,7 @@ UNSEEN = {"model.image.activation": VISION, "model.image.heads": VISION, "model.
           "model.wpa_stages": "encoder.wpa.", "model.wpa_heads": "encoder.wpa.", "model.query_heads": "generator.",
           "model.query_stage": "generator."}
 WORTH_SAYING = ("data.mean", "data.std", "data.flip", "data.max_tokens", "data.sentence_field", "model.image.window",
-                "model.image.norm", "model.upsample")
+                "model.image.freeze_batch_norm", "model.upsample")
 _SHOWN = 4  # names per line
 
 
