@@ -2,12 +2,16 @@
 everything, how long files and functions may be."""
 
 import ast
+import dataclasses
 import functools
 import re
+import typing
 from pathlib import Path
 
 import pytest
 from test_docs import ROOT, load
+
+from mindspore_coupalign.config import Config
 
 PACKAGE = ROOT / "mindspore_coupalign"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -20,6 +24,7 @@ ENVIRONMENT = {  # who reads or sets environment variables
     "__init__.py": "MindSpore's own, before it is imported", "cuda.py": "where CUDA lies, for the plugin",
     "data/tokenizer.py": "transformers' advice", "doctor/": "shows them, and probes without the job's",
     "distributed/": "the launcher's", "runtime.py": "the launcher's"}
+FIELD = re.compile(r"(data|model|loss|train|eval)(\.(?!pkl|mindir|safetensors)[a-z_0-9]+)+")  # and no file
 LAUNCHER = re.compile(r"MS_(ROLE|NODE_ID|WORKER_NUM|SERVER_NUM|SCHED\w*)|RANK_\w+|DEVICE_ID|COUPALIGN_\w+")
 LAUNCHER_READERS = ("distributed/", "runtime.py", "doctor/")
 CATCH_ALL = {  # handlers of Exception or BaseException per file, and why; whoever adds one says which errors it means
@@ -111,14 +116,6 @@ def test_modules_import_each_other_in_one_direction():
     assert not circles(modules()), "modules import each other"
 
 
-def test_the_drawn_import_graph_is_current(drawing):
-    placed = {name for row in drawing.ROWS for name in row} | {"errors"}
-    assert not drawing.imports().keys() - placed, "give them a place in ROWS of docs/make_imports.py"
-    picture = drawing.draw()
-    assert drawing.PICTURE.read_text(encoding="utf-8") == picture, "run: python docs/make_imports.py"
-    assert "#dc2626" not in picture, "a package stands below one that it imports: move it in ROWS"
-
-
 def test_models_are_numbers_and_cells_alone():
     """A network knows no configuration, no data and no run."""
     found = {other for name, others in modules().items() if name.startswith("models") for other in others}
@@ -180,6 +177,27 @@ def test_the_launchers_variables_are_known_to_few():
              if isinstance(node, ast.Constant) and isinstance(node.value, str) and LAUNCHER.fullmatch(node.value)}
     assert "runtime.py" in users and "distributed/process.py" in users
     assert not {name for name in users if not name.startswith(LAUNCHER_READERS)}
+
+
+def fields(cls, prefix: str = "") -> set:
+    """The configuration's sections and fields, dotted."""
+    found = set()
+    for name, kind in typing.get_type_hints(cls).items():
+        found |= {prefix + name} | (fields(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else set())
+    return found
+
+
+def test_fields_that_are_named_in_texts_exist():
+    """Tables of fields are read by getattr, which no type checker follows: a field's new name has to reach them."""
+    known, named = fields(Config), {}
+    for path in SOURCES:
+        if short(path) != "config/renamed.py":  # which has the old names
+            for node in ast.walk(tree(path)):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and FIELD.fullmatch(node.value):
+                    named.setdefault(node.value, short(path))
+    assert "model.image.negative_slope" in named and len(named) > 20
+    known |= {name[:end.end()] for name in known for end in re.finditer("_", name)}  # beginnings of names serve as well
+    assert not {name: path for name, path in named.items() if name not in known}
 
 
 def catches_all(handler: ast.ExceptHandler) -> bool:

@@ -74,9 +74,10 @@ def _take(values: dict, name: str, old: list):
 def _put(values: dict, name: str, value, before: str, source: str):
     *sections, key = name.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):  # what is no section is refused where the sections are built
+        inner: object = values.setdefault(section, {})
+        if not isinstance(inner, dict):  # what is no section is refused where the sections are built
             return
+        values = inner
     if key in values:
         raise UserError(f"{source}: {name} is there as well as {before}, its name in an earlier version; leave out "
                         f"{before}")

@@ -34,7 +34,7 @@ class SentenceTokenizer:
             raise UserError(f"{source}: not a BERT tokenizer (needs {', '.join(SPECIAL)}); use for example the files "
                             "of bert-base-uncased")
         self.max_tokens = max_tokens
-        self.pad_id, self.unknown_id = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
+        self.pad_id, self.unknown_id = (tokenizer.get_vocab()[name] for name in ("[PAD]", "[UNK]"))
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         self._tokenizer = tokenizer
 

@@ -50,7 +50,7 @@ class _Storage:
 
     __slots__ = ("array", "count", "dtype")
 
-    def __init__(self, dtype: str, count: int):
+    def __init__(self, dtype: str, count: object):
         if type(count) is not int or not 0 <= count < _LARGEST:
             shown = repr(count[:20] if type(count) is str else count) if type(count) in (int, str) else "odd"
             raise _Refused(f"a storage of {shown[:30]} elements")  # nested tuples double with every level when shown
