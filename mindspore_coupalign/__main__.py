@@ -13,13 +13,15 @@ import sys
 import traceback
 
 from mindspore_coupalign import __version__
+from mindspore_coupalign.cli.examples import epilog
 from mindspore_coupalign.distributed import watchdog as watch
+from mindspore_coupalign.distributed.process import is_scheduler
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import silence
 from mindspore_coupalign.training.interrupts import watch_interrupts
 
 COMMANDS = {
-    "doctor": "say what this machine has and lacks; its output belongs into every issue report",
+    "doctor": "report what this machine has and lacks; paste its output into every issue",
     "make-shapes": "draw the embedded data set RefShapes in REFER's layout",
     "check-data": "check a data folder and count it against the published numbers",
     "import-data": "bring other forms of data, or your own pictures, into REFER's layout",
@@ -30,7 +32,7 @@ COMMANDS = {
     "plot-run": "draw the curves of runs into one picture",
     "evaluate": "score a checkpoint on whole splits: oIoU, mIoU, P@X",
     "predict": "segment what sentences name in images",
-    "show": "draw a split's best, worst and random predictions with their truth",
+    "show": "draw a split's best, worst and random predictions beside the ground truth",
     "export": "write a checkpoint as MINDIR and prove that it gives the same answers",
 }
 
@@ -42,12 +44,13 @@ def main(argv: list | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="coupalign", description="Referring image segmentation with CoupAlign on MindSpore.",
-        epilog="`coupalign COMMAND --help` explains a command.")
+        epilog="`coupalign COMMAND --help` explains a command and shows an example.")
     parser.add_argument("--version", action="version", version=f"mindspore_coupalign {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((a for a in argv if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+                                      formatter_class=argparse.RawDescriptionHelpFormatter, epilog=epilog(name))
         if name == asked:
             implementation = importlib.import_module(f"mindspore_coupalign.cli.{name.replace('-', '_')}")
             implementation.add_arguments(command)
@@ -89,7 +92,7 @@ def run_rank():
     try:
         code = main()
     except SystemExit as exc:  # argparse has printed why, or its help
-        code = exc.code
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
         if code:
             watch.tell("the command line was not understood; see its log", code)
     except BaseException as exc:
@@ -109,9 +112,9 @@ def console() -> int:
 
 
 if __name__ == "__main__":
-    if not watch.folder():
+    if (ranks := watch.folder()) is None:
         sys.exit(console())
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
+    if is_scheduler():
         from mindspore_coupalign.distributed.launcher import serve_as_scheduler
-        sys.exit(serve_as_scheduler())
+        sys.exit(serve_as_scheduler(ranks))
     run_rank()

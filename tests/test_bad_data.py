@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from fake_training import compute_nothing
 from refer_files import HEIGHT, OUTSIDE, WIDTH, refs_and_instances, with_exif, write_refer
 from test_images import cut_at
-from test_train import compute_nothing
 from tiny_network import TINY
 
 from mindspore_coupalign.__main__ import main
@@ -30,7 +30,7 @@ def run(tmp_path, tiny_checkpoint):
 
 
 def doubtful() -> tuple:
-    """Two empty truths, a polygon too short, two refs of one id, two blank sentences, and sentences of 11 tokens."""
+    """Two empty ground truths, a polygon too short, two refs of one id, two blank sentences, sentences of 11 tokens."""
     refs, instances = refs_and_instances()
     instances["annotations"][0]["segmentation"] = [OUTSIDE]
     instances["annotations"][3]["segmentation"] = [THIN, [4, 4, 24, 24]]

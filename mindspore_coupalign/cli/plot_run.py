@@ -1,4 +1,4 @@
-"""Command ``plot-run``: loss, rate, loss scale and oIoU of one or several runs in one picture, from their log.jsonl."""
+"""Command ``plot-run``: loss, learning rate, loss scale and oIoU of runs in one picture, from their log.jsonl."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mindspore_coupalign.errors import UserError
 
-PANELS = (("loss", "training loss"), ("oIoU", "validation oIoU"), ("lr", "rate"), ("scale", "loss scale"))
+PANELS = (("loss", "training loss"), ("oIoU", "validation oIoU"), ("lr", "learning rate"), ("scale", "loss scale"))
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -31,7 +31,7 @@ def read_curves(path: Path) -> dict:
         UserError: no log there, or not one of this project's.
     """
     file = path / "log.jsonl" if path.is_dir() else path
-    curves = {key: ([], []) for key, _ in PANELS}
+    curves: dict[str, tuple[list, list]] = {key: ([], []) for key, _ in PANELS}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:

@@ -8,9 +8,9 @@ b is this rank's share of the batch.
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
 
 import mindspore.dataset as ds
 import numpy as np
@@ -35,10 +35,14 @@ class Tokens:
         return self.ids[self.row[s]], self.mask[self.row[s]]
 
 
-class _Source:
+class _Source(ABC):
     """Random access for GeneratorDataset; keeps the first UserError, which the pipeline would wrap in its own words."""
 
     error: UserError | None = None
+
+    @abstractmethod
+    def item(self, k: int) -> tuple:
+        """The columns of one entry."""
 
     def __getitem__(self, k):
         try:
@@ -68,7 +72,7 @@ class TrainSource(_Source):
         self.per_epoch = len(data.refs_to_train(split))
         self.batch_size, self.local, self.rank = batch_size, batch_size // ranks, rank
         self.start, self.stop = steps
-        self.order = (-1, None)
+        self.order = (-1, np.empty(0, np.int64))  # epoch, its samples
 
     def __len__(self):
         return (self.stop - self.start) * self.local
@@ -106,25 +110,27 @@ class Pictures:
 
     def __init__(self, data: ReferData, prepare: Callable, kept: int = 16):
         self._data, self._prepare, self._kept = data, prepare, kept
-        self._futures: OrderedDict[int, Future] = OrderedDict()
+        self._places: OrderedDict[int, _Place] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of_ref(self, r: int):
+    def of_ref(self, r: int) -> np.ndarray:
         i = int(self._data.ref_image[r])
         with self._lock:
-            future, mine = self._futures.get(i), False
-            if future is None:
-                future, mine = Future(), True
-                self._futures[i] = future
-                if len(self._futures) > self._kept:
-                    self._futures.popitem(last=False)
-            self._futures.move_to_end(i)
-        if mine:
-            try:
-                future.set_result(self._prepare(self._data.read_image(r)))
-            except BaseException as exc:  # whoever waits must not wait for ever
-                future.set_exception(exc)
-        return future.result()
+            place = self._places.setdefault(i, _Place())
+            self._places.move_to_end(i)
+            if len(self._places) > self._kept:
+                self._places.popitem(last=False)
+        with place.lock:
+            if place.picture is None:
+                place.picture = self._prepare(self._data.read_image(r))
+            return place.picture
+
+
+class _Place:
+    """Of one picture; who holds the lock may decode it."""
+
+    def __init__(self):
+        self.lock, self.picture = threading.Lock(), None
 
 
 class EvalSource(_Source):

@@ -59,9 +59,9 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
         return truth, transform.mask(truth)
 
     def score(sample: int, logits: np.ndarray):
-        truth, squashed = truths(int(data.sentence_ref[sample]))
+        truth, small = truths(int(data.sentence_ref[sample]))
         found[place[sample]] = (overlap(transform.inverse(logits, truth.shape) > cut, truth),
-                                overlap(logits > cut, squashed))
+                                overlap(logits > cut, small))
 
     with tqdm(total=int((source.samples >= 0).sum()), desc=progress, unit="sentence", leave=False,
               disable=None if progress else True) as bar, Pool(4 * batch) as pool:  # None: off without a terminal
@@ -105,7 +105,7 @@ def report_plan(data: ReferData, plan: Plan, chosen: list, counts: dict, max_tok
 
 
 def report(data: ReferData, scores: dict) -> dict:
-    """Metrics at both sizes, counts, and where the data names kinds of sentences, the metrics of each kind."""
+    """Metrics at both sizes, counts, and where the data has categories of sentences, the metrics of each."""
     samples = scores["sample"]
     refs = np.unique(data.sentence_ref[samples])
     result = {"sentences": len(samples), "refs": len(refs), "images": len(np.unique(data.ref_image[refs]))}
