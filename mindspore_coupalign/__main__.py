@@ -30,6 +30,7 @@ COMMANDS = {
     "plot-run": "draw the curves of runs into one picture",
     "evaluate": "score a checkpoint on whole splits: oIoU, mIoU, P@X",
     "predict": "segment what sentences name in images",
+    "web": "a page in the browser to try a model with one's own pictures",
     "show": "draw a split's best, worst and random predictions with their truth",
     "export": "write a checkpoint as MINDIR and prove that it gives the same answers",
 }
