@@ -71,6 +71,27 @@ def tiny_restored(tiny_checkpoint) -> SimpleNamespace:
     return SimpleNamespace(model=model, tokenizer=tokenizer, config=checkpoint.config, predictor=predictor)
 
 
+def red_network(image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> np.ndarray:
+    """A network of no parameters: where the picture is redder than a level that the word pieces choose."""
+    level = (ids * word_mask).sum(1) % 7 / 7 - 0.5
+    return (image[:, :1] - image[:, 2:] - level[:, None, None, None]).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """``make_model(network, shape)`` gives a Model of 64 pixels and 8 word pieces that needs no MindSpore."""
+    from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+    from mindspore_coupalign.data.transforms import ImageTransform
+    from mindspore_coupalign.inference.model import COMPILED, Model
+
+    tokenizer = SentenceTokenizer.from_name("refshapes", 8)
+
+    def make(network=red_network, shape=COMPILED, threshold=0.5, explain=None):
+        return Model(network, tokenizer, ImageTransform(64, [0.5] * 3, [0.25] * 3), threshold, shape, explain)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def command_line():
     """``command_line("predict", …)`` runs the real command in a process of its own: code, out, err."""

@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, SENTENCES
+from mindspore.train import serialization
 from mindspore.train.mind_ir_pb2 import ModelProto
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.inference import mindir
+from mindspore_coupalign.inference import loading, mindir, sidecar
 from mindspore_coupalign.inference.predictor import Predictor
 
 
@@ -34,27 +35,33 @@ def copy(exported, tmp_path):
     """A copy of both files that a test may damage."""
     file = tmp_path / "copy.mindir"
     file.write_bytes(exported[0].read_bytes())
-    mindir.sidecar_path(file).write_bytes(mindir.sidecar_path(exported[0]).read_bytes())
+    sidecar.sidecar_path(file).write_bytes(sidecar.sidecar_path(exported[0]).read_bytes())
     return file
 
 
 def test_the_command_writes_two_files_and_the_difference(exported):
     file, out = exported
     assert sorted(p.name for p in file.parent.iterdir()) == ["model.mindir", "model.mindir.json"]
-    facts = json.loads(mindir.sidecar_path(file).read_text())
+    facts = json.loads(sidecar.sidecar_path(file).read_text())
     assert facts["step"] == 7 and facts["input_size"] == 64 and facts["config"]["model"]["queries"] == 6
-    assert facts["amp"] == "O0" and facts["amp_dtype"] == "float32"
+    assert facts["amp"] == "O0" and facts["amp_dtype"] == "float32" and facts["threshold"] == 0.5
+    assert [(entry["name"], entry["shape"], entry["type"]) for entry in facts["inputs"] + facts["outputs"]] == [
+        ("image", ["B", 3, 64, 64], "float32"), ("ids", ["B", 8], "int32"), ("word_mask", ["B", 8], "int32"),
+        ("logits", ["B", 1, 64, 64], "float32")]
+    assert facts["batch"] is None and facts["weights"] == {} and facts["padding"]["length"] == 8
     paths = {"root", "images", "tokenizer", "image_weights", "text_weights"}  # of the machine that trained
     assert not paths & (facts["config"]["data"].keys() | facts["config"]["model"].keys())
+    assert str(file.parent) not in sidecar.sidecar_path(file).read_text()
     assert len(facts["differences"]) == 3 and max(facts["differences"]) <= mindir.TOLERANCES["float32"]
-    assert re.search(r"3 random inputs, both in O0 float32: largest difference [\d.]+e[+-]\d+ of the logits' ", out)
+    assert re.search(r"3 random inputs \(batches 1, 3, 5\), both in O0 float32: largest difference [\d.]+e[+-]\d+ of the "
+                     r"logits' ", out)
     assert os.access(file, os.W_OK)
 
 
 def test_the_graph_is_for_inference(exported):
     model = ModelProto()
     model.ParseFromString(exported[0].read_bytes())
-    assert [list(i.tensor[0].dims) for i in model.graph.input] == [[1, 3, 64, 64], [1, 8], [1, 8]]
+    assert [list(i.tensor[0].dims) for i in model.graph.input] == [[-1, 3, 64, 64], [-1, 8], [-1, 8]]
     assert len(model.graph.output) == 1
     operators = {node.op_type for graph in (model.graph, *model.functions) for node in graph.node}
     assert any("BatchMatMul" in name for name in operators)
@@ -73,16 +80,20 @@ def test_the_mindir_predicts_what_the_checkpoint_predicts(exported, tiny_restore
         predictor.predict(picture.rgb, ["zebra"])
 
 
-def test_predicting_needs_neither_transformers_nor_the_checkpoint(exported, picture, tiny_restored, tmp_path):
-    code = ("import sys; sys.modules['transformers'] = None; from mindspore_coupalign.__main__ import main; "
-            "sys.exit(main(sys.argv[1:]))")
-    arguments = ("predict", "--mindir", exported[0], "--image", picture.path, "--text", SENTENCES[0],
-                 "--output", tmp_path)
+def test_predicting_needs_nothing_that_only_training_needs(exported, picture, tiny_restored, tmp_path):
+    code = ("import sys; sys.modules.update(dict.fromkeys(['transformers', 'matplotlib', 'pycocotools', 'torch'])); "
+            "from mindspore_coupalign.__main__ import main; sys.exit(main(sys.argv[1:]))")
+    arguments = ("predict", "--model", exported[0], "--image", picture.path, "--text", *SENTENCES[:1], "--text",
+                 SENTENCES[1], "eval.threshold=0.51", "--output", tmp_path)
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    written = cv2.imread(str(tmp_path / "shapes_1_the-red-circle_mask.png"), cv2.IMREAD_UNCHANGED)
-    mask = tiny_restored.predictor.predict(picture.rgb, [SENTENCES[0]])[0].mask
-    np.testing.assert_array_equal(written, mask * np.uint8(255))
+    assert "note: predictions.jsonl has no RLE" in done.stderr
+    records = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    expected = tiny_restored.predictor.model.predict(picture.rgb, list(SENTENCES), threshold=0.51)
+    for record, found in zip(records, expected, strict=True):
+        assert record["rle"] is None and record["area"] == found.area
+        written = cv2.imread(str(tmp_path / record["mask"]), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(written, found.mask * np.uint8(255))
 
 
 @pytest.mark.slow
@@ -91,7 +102,7 @@ def test_a_mindir_of_half_precision(command_line, tiny_checkpoint, picture, tmp_
     file = tmp_path / "half.mindir"
     done = command_line("export", "--checkpoint", tiny_checkpoint, "--output", file, "--amp", "O1")
     assert done.code == 0 and "both in O1 float16" in done.out, done.err
-    facts = json.loads(mindir.sidecar_path(file).read_text())
+    facts = json.loads(sidecar.sidecar_path(file).read_text())
     assert facts["amp"] == "O1" and facts["amp_dtype"] == "float16"
     theirs, ours, exact = (predictor.predict(picture.rgb, list(SENTENCES)) for predictor in (
         Predictor.from_mindir(file), Predictor.from_checkpoint(tiny_checkpoint, amp="O1"),
@@ -111,30 +122,49 @@ def refused(file, match):
 
 
 def test_missing_and_damaged_files_are_refused(copy, tmp_path):
-    sidecar = mindir.sidecar_path(copy)
-    facts = json.loads(sidecar.read_text())
+    beside = sidecar.sidecar_path(copy)
+    facts = json.loads(beside.read_text())
     refused(tmp_path / "none.mindir", "none.mindir: no such file")
-    for text, match in (("{", "not valid JSON"), ("[]", "field 'format'"),
-                        (json.dumps(facts | {"format": "x"}), "field 'format'"),
-                        (json.dumps(facts | {"threshold": "high"}), "field 'threshold'"),
-                        (json.dumps(facts | {"threshold": 1.0}), "field 'threshold' must lie between 0 and 1"),
-                        (json.dumps(facts | {"mean": ["a", 0, 0]}), "field 'mean' must be three numbers"),
-                        (json.dumps(facts | {"std": [1, 0.0, 1]}), "field 'std' must be three numbers above 0"),
-                        (json.dumps({k: v for k, v in facts.items() if k != "tokenizer"}), "field 'tokenizer'")):
-        sidecar.write_text(text)
+    for changed, match in (({"format": "x"}, "field 'format'"), ({"threshold": "high"}, "field 'threshold'"),
+                           ({"threshold": 1.0}, "field 'threshold' must lie between 0 and 1"),
+                           ({"mean": ["a", 0, 0]}, "field 'mean' must be three numbers"),
+                           ({"std": [1, 0.0, 1]}, "field 'std' must be three numbers above 0"),
+                           ({"tokenizer": None}, "field 'tokenizer'"), ({"input_size": 0}, "field 'input_size'"),
+                           ({"kind": "onnx"}, "describes a graph of kind 'onnx', not 'mindir'"),
+                           ({"kind": 1}, "field 'kind' must be"), ({"batch": 0}, "field 'batch'"),
+                           ({"inputs": facts["inputs"][::-1]}, "field 'inputs' must list image"),
+                           ({"weights": {"../data_0": "x"}}, "field 'weights'"),
+                           ({"weights": {"w/data_0": "x"}}, "w/data_0: cannot be read")):
+        beside.write_text(json.dumps(facts | changed))
         refused(copy, match)
-    sidecar.write_text(json.dumps(facts))
+    for text, match in (("{", "not valid JSON"), ("[]", "field 'format'")):
+        beside.write_text(text)
+        refused(copy, match)
+    beside.write_text(json.dumps(facts))
     whole = copy.read_bytes()
     copy.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     refused(copy, "sha256 differs")
     copy.write_bytes(b"no graph")
-    sidecar.write_text(json.dumps(facts | {"sha256": mindir._sha256(copy)}))
+    beside.write_text(json.dumps(facts | {"sha256": sidecar.sha256(copy)}))
     refused(copy, "cannot load it")
     copy.unlink()
     refused(copy, "copy.mindir: cannot be read")
-    sidecar.unlink()
+    beside.unlink()
     copy.write_bytes(whole)
     refused(copy, "copy.mindir.json: no such file; .* beside")
+
+
+def test_a_sidecar_of_the_first_format(copy):
+    """A batch of one; nothing said of inputs, outputs and resizing."""
+    beside = sidecar.sidecar_path(copy)
+    facts = json.loads(beside.read_text())
+    old = {key: facts[key] for key in ("sha256", "input_size", "mean", "std", "threshold", "max_tokens", "tokenizer",
+                                       "step", "amp", "amp_dtype", "differences", "config")}
+    beside.write_text(json.dumps({"format": "coupalign-mindir-1", **old}))
+    read = sidecar.read(copy, "mindir")
+    assert read["batch"] == 1 and not sidecar.takes_uint8(read)
+    with pytest.raises(UserError, match="of kind 'mindir', not 'onnx'"):
+        sidecar.read(copy, "onnx")
 
 
 @pytest.fixture
@@ -150,8 +180,8 @@ def quick(monkeypatch, exported, tiny_restored):
                         lambda _, amp=None: (tiny_restored.model, tiny_restored.tokenizer))
 
 
-def run(capsys, checkpoint, output):
-    code = main(["export", "--checkpoint", str(checkpoint), "--output", str(output)])
+def run(capsys, checkpoint, output, *options):
+    code = main(["export", "--checkpoint", str(checkpoint), "--output", str(output), *options])
     return code, capsys.readouterr().err
 
 
@@ -171,8 +201,8 @@ def test_a_graph_that_differs_is_not_kept(quick, tiny_checkpoint, tmp_path, monk
         assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_named_and_nothing_stays(quick, tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    code, err = run(capsys, tiny_checkpoint, tmp_path / "a.onnx")
+def test_what_cannot_be_written_is_named_and_nothing_stays(quick, tiny_checkpoint, tmp_path, capsys):
+    code, err = run(capsys, tiny_checkpoint, tmp_path / "a.pth")
     assert code == 2 and "must end in .mindir" in err
     code, err = run(capsys, tiny_checkpoint, tmp_path / "caf\udce9.mindir")
     assert code == 2 and "not UTF-8; choose another --output" in err
@@ -180,18 +210,30 @@ def test_what_cannot_be_written_is_named_and_nothing_stays(quick, tiny_checkpoin
         Predictor.from_mindir(tmp_path / "caf\udce9.mindir")
     code, err = run(capsys, tiny_checkpoint, tmp_path / "none" / "a.mindir")
     assert code == 2 and "does not exist" in err
-    monkeypatch.setattr(mindir, "_LARGEST", 1000)
-    code, err = run(capsys, tiny_checkpoint, tmp_path / "a.mindir")
-    assert code == 2 and "GiB of weights" in err
+    code, err = run(capsys, tiny_checkpoint, tmp_path / "a.mindir", "--batch", "0")
+    assert code == 2 and "--batch must be at least 1" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_mindspore_splits_is_refused(quick, tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    def split(*_, file_name, **__):
-        os.makedirs(file_name.replace(".mindir", "_variables"))
-        open(file_name.replace(".mindir", "_graph.mindir"), "wb").close()
-
-    monkeypatch.setattr(mindir.ms, "export", split)
-    code, err = run(capsys, tiny_checkpoint, tmp_path / "a.mindir")
-    assert code == 2 and "model_graph.mindir, model_variables instead of one file" in err
-    assert list(tmp_path.iterdir()) == []
+def test_weights_in_files_of_their_own(tiny_checkpoint, tiny_restored, picture, tmp_path, monkeypatch, capsys):
+    """What MindSpore does beyond 1 GiB, here beyond 100 KiB; with pixels of 8 bits and a batch of two on the way."""
+    monkeypatch.setattr(serialization, "TOTAL_SAVE", 100)  # KiB
+    file = tmp_path / "é" / "split.mindir"
+    file.parent.mkdir()
+    assert run(capsys, tiny_checkpoint, file, "--uint8", "--batch", "2") == (0, "")
+    weights = file.parent / "split.mindir.weights"
+    assert sorted(p.name for p in file.parent.iterdir()) == ["split.mindir", "split.mindir.json", weights.name]
+    assert sum(p.stat().st_size for p in weights.iterdir()) > 4 * 50_000 > file.stat().st_size - 1_000_000
+    facts = json.loads(sidecar.sidecar_path(file).read_text())
+    assert facts["weights"].keys() == {f"split.mindir.weights/{p.name}" for p in weights.iterdir()}
+    assert facts["batch"] == 2 and facts["inputs"][0]["shape"] == [2, 64, 64, 3]
+    moved = tmp_path / "elsewhere"
+    file.parent.rename(moved)
+    theirs = loading.load(moved / file.name).predict(picture.rgb, [*SENTENCES, "red circle"])
+    ours = tiny_restored.predictor.predict(picture.rgb, [*SENTENCES, "red circle"])
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(b.probability, a.probability, atol=1e-5)
+        np.testing.assert_array_equal(b.mask, a.mask)
+    part = next((moved / weights.name).iterdir())
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    refused(moved / file.name, r"weights/data_0: not the file that split.mindir.json describes")

@@ -1,42 +1,55 @@
 """The command predict: several images and sentences, the names of its files, what it never overwrites, its exit codes.
 
-The network is the session's compiled one; the real command runs in test_predict.py.
+The network has no parameters (conftest.py); the real command runs in test_predict.py.
 """
 
+import json
+import os
 import re
 import sys
 
 import cv2
 import numpy as np
 import pytest
-from conftest import SENTENCES
+from conftest import SENTENCES, red_network
 from PIL import Image
+from pycocotools import mask as coco
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.cli import predict
+from mindspore_coupalign.inference import loading, names
+from mindspore_coupalign.inference.prediction import Details
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tiny_restored, tiny_checkpoint, tmp_path):
+def model(make_model):
+    return make_model()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, model, tmp_path):
     """``call(images, texts, *options)`` runs the command in this process: code, out, err; output folder ``out``."""
     def run(images, texts, *options):
         arguments = [*(part for image in images for part in ("--image", image)),
                      *(part for text in texts for part in ("--text", text))]
-        code = main(["predict", "--checkpoint", str(tiny_checkpoint), "--device-target", "CPU", "--output",
-                     str(tmp_path / "out"), *map(str, arguments), *options])
+        code = main(["predict", "--checkpoint", "best.safetensors", "--output", str(tmp_path / "out"),
+                     *map(str, arguments), *map(str, options)])
         return code, *capsys.readouterr()
 
-    monkeypatch.setattr(predict.Predictor, "from_checkpoint", lambda *_, **__: tiny_restored.predictor)
+    monkeypatch.setattr(loading, "open_model", lambda *_: model)
     return run
 
 
 @pytest.fixture
 def unloaded(monkeypatch):
     """Nothing may load the network."""
-    def fail(*_, **__):
+    def fail(*_):
         raise AssertionError("the network was loaded for nothing")
 
-    monkeypatch.setattr(predict.Predictor, "from_checkpoint", fail)
+    monkeypatch.setattr(loading, "open_model", fail)
+
+
+def records(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def masks(folder) -> dict:
@@ -49,7 +62,7 @@ def write(path, rgb):
     return path
 
 
-def test_images_of_one_name_get_names_of_their_own(call, picture, tiny_restored, tmp_path):
+def test_images_of_one_name_get_names_of_their_own(call, picture, model, tmp_path):
     a, b = write(tmp_path / "a" / "1.png", picture.rgb), write(tmp_path / "b" / "1.png", picture.rgb[::-1].copy())
     code, out, err = call([a, b, a], SENTENCES[:1])
     assert (code, err) == (0, "") and out.count("90 x 60 pixels") == 2  # a file given twice is one
@@ -57,7 +70,7 @@ def test_images_of_one_name_get_names_of_their_own(call, picture, tiny_restored,
     assert sorted(found) == ["a_1.png_1_the-red-circle_mask.png", "b_1.png_1_the-red-circle_mask.png"]
     for rgb, mask in ((picture.rgb, found["a_1.png_1_the-red-circle_mask.png"]),
                       (picture.rgb[::-1], found["b_1.png_1_the-red-circle_mask.png"])):
-        expected = tiny_restored.predictor.predict(rgb, SENTENCES[0])[0]
+        expected = model.predict(rgb, SENTENCES[0])
         np.testing.assert_array_equal(mask > 0, expected.mask)
         assert f"score {expected.score:.2f}" in out
 
@@ -76,7 +89,7 @@ def test_nothing_is_overwritten_unasked(call, picture, tmp_path, monkeypatch):
     before = masks(tmp_path / "out")
     for images, more in (([a], 3), ([b], 3)):
         with monkeypatch.context() as patch:
-            patch.setattr(predict.Predictor, "from_checkpoint", lambda *_: pytest.fail("loaded for nothing"))
+            patch.setattr(loading, "open_model", lambda *_: pytest.fail("loaded for nothing"))
             code, out, err = call(images, SENTENCES)
         assert code == 2 and out == "" and err.count("\n") == 1
         assert re.search(rf"1_1_the-red-circle_mask.png: exists already \(and {more} more\); add --overwrite", err)
@@ -119,8 +132,8 @@ def test_odd_sentences_are_printed_and_drawn_in_bounds(call, picture, tmp_path):
     texts = ["red\x07 circle\x1b[31m", "red circle " * 5000, "red \U0001f642", "red \U0001f643", "红 red", "蓝 red"]
     code, out, err = call([picture.path], texts)
     assert code == 0 and "\x07" not in out + err and "\x1b" not in out + err and len(out) < 2000
-    names = {name.split("_", 2)[2] for name in masks(tmp_path / "out")}
-    assert len(names) == len(texts) and names >= {"红-red_mask.png", "蓝-red_mask.png"}
+    found = {name.split("_", 2)[2] for name in masks(tmp_path / "out")}
+    assert len(found) == len(texts) and found >= {"红-red_mask.png", "蓝-red_mask.png"}
     assert all(cv2.imread(str(path)).shape[0] < 1000 for path in (tmp_path / "out").glob("*_overlay.png"))
 
 
@@ -139,7 +152,7 @@ def test_bytes_that_are_no_utf8_on_the_real_command_line(command_line, picture, 
     assert done.code == 2 and done.err.count("\n") == 1 and done.err.startswith("error: ") and "udce9" in done.err
 
 
-def test_small_pictures(call, tiny_restored, tmp_path):
+def test_small_pictures(call, tmp_path):
     sizes = [(1, 1), (1, 900), (900, 1)]
     images = [write(tmp_path / f"{h}x{w}.png", np.full((h, w, 3), 99, np.uint8)) for h, w in sizes]
     code, out, err = call(images, SENTENCES[:1])
@@ -149,19 +162,19 @@ def test_small_pictures(call, tiny_restored, tmp_path):
 
 def test_names_are_distinct_and_short():
     folders = ["x/1.jpg", "y/1.jpg", "z/x/1.jpg", "X/1.JPG", "x_1.jpg", "2.jpg", "2.png", "3.jpg", "x_1.jpg-2.png"]
-    names = predict._stems(folders)
-    assert len({name.casefold() for name in names}) == len(folders) and names[7] == "3" and names[0] == "x_1.jpg"
-    long = predict._stems(["a" * 250 + "1.jpg", "a" * 250 + "2.jpg", "红" * 80 + ".png", "c\udce9" * 60 + ".png"])
+    stems = names.image_stems(folders)
+    assert len({name.casefold() for name in stems}) == len(folders) and stems[7] == "3" and stems[0] == "x_1.jpg"
+    long = names.image_stems(["a" * 250 + "1.jpg", "a" * 250 + "2.jpg", "红" * 80 + ".png", "c\udce9" * 60 + ".png"])
     assert len(set(long)) == 4 and all(len(name.encode("utf-8", "surrogateescape")) < 100 for name in long)
     sentences = ["红圈", "蓝圈", "the red cup", "?", "!", "a" * 50, "a" * 51, "कि", "का", "red 🙂", "red 😀", "RED é"]
-    slugs = [predict._slug(sentence) for sentence in sentences]
+    slugs = [names.slug(sentence) for sentence in sentences]
     assert len(set(slugs)) == len(slugs) and slugs[:3] == ["红圈", "蓝圈", "the-red-cup"]
     assert all(re.fullmatch(r"[^\W_]+(-[^\W_]+)*", slug) and len(slug) < 60 for slug in slugs)
 
 
 def test_names_on_a_file_system_without_unicode(monkeypatch):
-    monkeypatch.setattr(predict.os, "fsencode", lambda text: text.encode("ascii"))
-    assert re.fullmatch(r"red-[0-9a-f]{8}", predict._slug("红 red"))
+    monkeypatch.setattr(names.os, "fsencode", lambda text: text.encode("ascii"))
+    assert re.fullmatch(r"red-[0-9a-f]{8}", names.slug("红 red"))
 
 
 def test_the_terminal_need_not_know_the_sentence(call, picture, tmp_path, monkeypatch):
@@ -169,3 +182,172 @@ def test_the_terminal_need_not_know_the_sentence(call, picture, tmp_path, monkey
         monkeypatch.setattr(sys, "stdout", file)
         assert call([picture.path], ["红 red circle"])[0] == 0
     assert r"'\u7ea2 red circle'" in (tmp_path / "log").read_text("ascii")
+
+
+def test_records_say_what_the_masks_hold(call, picture, model, tmp_path):
+    blue = write(tmp_path / "blue.png", np.full((30, 40, 3), (0, 0, 255), np.uint8))
+    assert call([picture.path, blue], SENTENCES)[0] == 0
+    found = records(tmp_path / "out")
+    assert [(r["image"], r["sentence"]) for r in found] == [
+        (str(path), sentence) for path in (picture.path, blue) for sentence in SENTENCES]
+    for record in found:
+        mask = cv2.imread(str(tmp_path / "out" / record["mask"]), cv2.IMREAD_UNCHANGED) > 0
+        expected = model.predict(record["image"], record["sentence"])
+        np.testing.assert_array_equal(mask, expected.mask)
+        np.testing.assert_array_equal(coco.decode(record["rle"]), mask)
+        assert record["area"] == mask.sum() == coco.area(record["rle"]) and record["seconds"] > 0
+        assert record["score"] == pytest.approx(expected.score, abs=1e-6)
+        assert record["box"] == (coco.toBbox(record["rle"]).tolist() if mask.any() else None)
+        assert (record["height"], record["width"]) == mask.shape and (tmp_path / "out" / record["overlay"]).is_file()
+    assert any(r["box"] for r in found) and not all(r["box"] for r in found)
+
+
+def test_further_calls_add_records_and_replaced_masks_have_one(call, picture, tmp_path):
+    path = tmp_path / "out" / "predictions.jsonl"
+    assert call([picture.path], SENTENCES[:1])[0] == 0
+    assert call([picture.path], ["the blue square"])[0] == 0
+    assert [r["sentence"] for r in records(tmp_path / "out")] == [SENTENCES[0], "the blue square"]
+    assert call([picture.path], SENTENCES[:1], "--overwrite", "--threshold", "0.999")[0] == 0
+    found = records(tmp_path / "out")
+    assert [r["sentence"] for r in found] == ["the blue square", SENTENCES[0]] and found[1]["area"] < 5400
+    path.write_text(path.read_text() + "my notes\n")
+    code, _, err = call([picture.path], ["red"])
+    assert code == 2 and f"{path}: line 3 is no record" in err and "my notes" in path.read_text()
+    assert call([picture.path], ["red"], "--overwrite")[0] == 0 and len(records(tmp_path / "out")) == 3
+
+
+def test_folders_and_patterns(call, unloaded, picture, monkeypatch, tmp_path, model):
+    folder = tmp_path / "in"
+    for name in ("b.png", "a.PNG", ".hidden.png", "deep/c.png"):
+        write(folder / name, picture.rgb)
+    (folder / "notes.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for bad, match in ((tmp_path / "empty", "a folder without pictures"), (folder / "*.jpg", "no file fits")):
+        code, out, err = call([bad], SENTENCES)
+        assert code == 2 and match in err and str(bad) in err and err.count("\n") == 1
+    monkeypatch.setattr(loading, "open_model", lambda *_: model)
+    assert call([folder, folder / "**" / "*.png", folder / "b.png"], SENTENCES[:1])[0] == 0
+    names_found = [os.path.relpath(r["image"], folder) for r in records(tmp_path / "out")]
+    assert names_found == ["a.PNG", "b.png", "deep/c.png"]  # a file that is named three times is one
+    literal = write(tmp_path / "x[1].png", picture.rgb)
+    assert call([literal], SENTENCES[:1])[0] == 0 and records(tmp_path / "out")[-1]["image"] == str(literal)
+
+
+def test_a_list_of_pairs(call, picture, model, tmp_path):
+    write(tmp_path / "pictures" / "a.png", picture.rgb)
+    other = write(tmp_path / "b.png", picture.rgb[::-1].copy())
+    lines = [{"image": "pictures/a.png", "sentence": SENTENCES[0]}, {"image": str(other), "sentence": SENTENCES[1]},
+             {"image": "pictures/a.png", "sentence": SENTENCES[1], "note": 3}]
+    file = tmp_path / "list.jsonl"
+    file.write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)) + "\n")
+    code, out, err = call([], [], "--list", file, "--batch-size", 2)
+    assert (code, err) == (0, "")
+    found = records(tmp_path / "out")
+    assert [r["mask"] for r in found] == ["a_1_the-red-circle_mask.png", "b_1_blue-square-on-the-left_mask.png",
+                                          "a_2_blue-square-on-the-left_mask.png"]
+    for record in found:
+        assert record["area"] == model.predict(record["image"], record["sentence"]).area
+
+
+@pytest.mark.parametrize("line, match", [
+    ('{"image": "a.png", "sentence": "red"', "line 2: not valid JSON"), ("[1]", "line 2: a list, not a record"),
+    ('{"image": "a.png"}', "line 2: field 'sentence' is missing"), ('{"image": 3, "sentence": "red"}', "line 2: field"),
+    ('{"image": "a.png", "sentence": "\\udc80 red"}', "line 2: sentence .* is not UTF-8"),
+    ('{"image": "a.png", "sentence": " "}', "line 2: field 'sentence'"), ("[" * 100000, "line 2: not valid JSON")])
+def test_a_damaged_list_is_named_by_its_line(call, unloaded, picture, tmp_path, line, match):
+    write(tmp_path / "a.png", picture.rgb)
+    file = tmp_path / "list.jsonl"
+    file.write_text('{"image": "a.png", "sentence": "red"}\n' + line + "\n")
+    code, out, err = call([], [], "--list", file)
+    assert code == 2 and out == "" and err.count("\n") == 1 and re.search(f"{re.escape(str(file))}: {match}", err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lists_that_are_none(call, unloaded, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"image": "caf\xe9"}')
+    for options, match in ((("--list", tmp_path / "none"), "cannot be read"),
+                           (("--list", tmp_path / "empty.jsonl"), "holds no line"),
+                           (("--list", tmp_path / "latin.jsonl"), "not UTF-8 at byte 14"),
+                           (("--list", tmp_path / "none", "--text", "red"), "leave --image and --text out"),
+                           (("--image", "a.png"), "give --image and --text, or --list"),
+                           (("--image", "a", "--text", "red", "--batch-size", 0), "--batch-size must be"),
+                           (("--image", "a", "--text", "red", "--threshold", 1), "--threshold must lie")):
+        code, _, err = call([], [], *options)
+        assert code == 2 and match in err and err.count("\n") == 1
+
+
+def test_a_sentence_without_a_known_word_in_a_list_is_named_before_anything_is_computed(call, picture, tmp_path):
+    write(tmp_path / "a.png", picture.rgb)
+    pairs = [{"image": "a.png", "sentence": text} for text in ("red", "zebra")]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    code, out, err = call([], [], "--list", tmp_path / "list.jsonl")
+    assert code == 2 and out == "" and "list.jsonl: line 2: sentence 'zebra': none of its words" in err
+    assert masks(tmp_path / "out") == {}
+
+
+def test_a_broken_image_in_the_middle_of_a_batch(call, picture, model, tmp_path):
+    images = [write(tmp_path / f"{k}.png", np.roll(picture.rgb, k, 0)) for k in range(5)]
+    images[2].write_bytes(images[2].read_bytes()[:100])
+    code, out, err = call(images, SENTENCES, "--batch-size", 4)
+    assert code == 1 and err.count("\n") == 1 and "2.png: the image is truncated" in err
+    found = records(tmp_path / "out")
+    assert [os.path.basename(r["image"]) for r in found] == [f"{k}.png" for k in (0, 0, 1, 1, 3, 3, 4, 4)]
+    for record in found:
+        assert record["area"] == model.predict(record["image"], record["sentence"]).area
+
+
+def test_an_answer_of_no_number_is_named_and_the_others_go_on(call, picture, model, tmp_path):
+    def network(image, ids, word_mask):
+        logits = red_network(image, ids, word_mask)
+        logits[word_mask.sum(1) == 3] = np.nan  # one word
+        return logits
+
+    model._network = network
+    code, _, err = call([picture.path], ["red", *SENTENCES])
+    assert code == 1 and err == ("error: sentence 'red': the network's output is non-finite (NaN or infinity); compute "
+                                 "in float32 (amp O0), or take another checkpoint\n")
+    assert [r["sentence"] for r in records(tmp_path / "out")] == list(SENTENCES)
+
+
+def test_settings_reach_the_network(monkeypatch, model, picture, tmp_path, capsys):
+    asked = []
+    monkeypatch.setattr(loading, "open_model", lambda *arguments: asked.append(arguments) or model)
+    code = main(["predict", "--checkpoint", "a.mindir", "--image", str(picture.path), "eval.threshold=0.3", "--text",
+                 "red", "--output", str(tmp_path / "out"), "data.max_tokens=7", "--device-target", "CPU", "--amp", "O1"])
+    assert code == 0, capsys.readouterr().err
+    path, kind, device, amp, details, overrides = asked[0]
+    assert (str(path), kind, device, amp, details) == ("a.mindir", "checkpoint", "CPU", "O1", False)
+    assert sorted(overrides) == ["data.max_tokens=7", "eval.threshold=0.3"]
+
+
+def test_the_attention_sheet_is_bounded_and_written(call, make_model, picture, monkeypatch, tmp_path):
+    def explain(image, ids, word_mask):
+        def details(row, pieces):
+            maps = np.random.default_rng(row).random((len(pieces), 4, 4), np.float32)
+            return Details(pieces, {1: maps, 2: maps / 2}, maps[:3], np.array([0.2, 0.5, 0.3], np.float32))
+
+        return red_network(image, ids, word_mask), details
+
+    monkeypatch.setattr(loading, "open_model", lambda *_: make_model(explain=explain))
+    tall, wide = (write(tmp_path / f"{h}x{w}.png", np.full((h, w, 3), 99, np.uint8)) for h, w in ((900, 20), (5, 1200)))
+    code, _, err = call([picture.path, tall, wide], ["the red circle left of 红 it all"], "--attention")
+    assert code == 0
+    for record in records(tmp_path / "out"):
+        sheet = cv2.imread(str(tmp_path / "out" / record["attention"]))
+        assert 0 < sheet.shape[1] < 2000 and sheet.shape[0] < 12000
+
+
+def test_a_shipped_model_by_name(monkeypatch, model, picture, tmp_path, capsys):
+    from mindspore_coupalign.inference import shipped
+
+    (tmp_path / "shipped").mkdir()
+    file = tmp_path / "shipped" / "refshapes.safetensors"
+    file.touch()
+    monkeypatch.setattr(shipped, "FOLDER", file.parent)
+    monkeypatch.setattr(loading, "open_model", lambda path, kind, *_: {(file, "checkpoint"): model}[path, kind])
+    arguments = ["--image", str(picture.path), "--text", "red", "--output", str(tmp_path / "out")]
+    assert main(["predict", "--model", "refshapes", *arguments]) == 0
+    capsys.readouterr()
+    assert main(["predict", "--model", "refshape", *arguments]) == 2
+    assert "shipped: refshapes" in capsys.readouterr().err

@@ -1,113 +1,199 @@
-"""Command ``predict``: segment what sentences name in photographs, with a checkpoint or a MINDIR.
+"""Command ``predict``: segment what sentences name in photographs, with a checkpoint, a MINDIR or an ONNX file.
 
-Per image and sentence ``<image>_<n>_<sentence>_mask.png`` (0 or 255) and ``_overlay.png``, n the sentence's number. No
-two results of a call share a name, and files that are there already stay unless ``--overwrite`` is given.
+Per image and sentence ``<image>_<n>_<sentence>_mask.png`` (0 or 255) and ``_overlay.png``, n the sentence's number
+among its image's, and a line in ``predictions.jsonl`` (inference/records.py). No two results of a call share a name,
+and files that are there already stay unless ``--overwrite`` is given.
 """
 
 import argparse
-import hashlib
-import itertools
+import functools
 import os
-import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from mindspore_coupalign import runtime
-from mindspore_coupalign.data.images import read_rgb
-from mindspore_coupalign.data.inputs import shorten, to_sentences
+from mindspore_coupalign.cli.waiting import COMPILING, LOADING, told
+from mindspore_coupalign.config import AMP_LEVELS
+from mindspore_coupalign.data.inputs import shorten, to_rgb
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.inference.predictor import Details, Prediction, Predictor, list_words
+from mindspore_coupalign.inference import loading, requests
+from mindspore_coupalign.inference.model import BATCH_SIZE, Model, list_words
+from mindspore_coupalign.inference.prediction import Prediction
+from mindspore_coupalign.inference.records import Records
+from mindspore_coupalign.inference.requests import Request
+from mindspore_coupalign.inference.shipped import find_model
 from mindspore_coupalign.outputs import check_absent, make_folder
 from mindspore_coupalign.visualize import figures
+from mindspore_coupalign.visualize.attention import attention_sheet
 
-__all__ = ["Details", "Prediction", "Predictor", "describe_mask", "draw_details", "warnings"]
-_SLUG, _STEM = 40, 80  # the most characters of a sentence, and bytes of an image's name, in a file's name
-_CAPTION = 300  # characters of a sentence under its picture
+TARGETS = ("auto", "CPU", "GPU", "Ascend")  # runtime.py's, whose import takes MindSpore's seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="FILE", help="any of the following files, or a shipped model's name")
     source.add_argument("--checkpoint", metavar="FILE", help="best.safetensors or last.safetensors of a run")
     source.add_argument("--mindir", metavar="FILE", help="what `export` wrote, with its .json beside it")
-    parser.add_argument("--image", required=True, action="extend", nargs="+", metavar="FILE",
-                        help="photographs (JPEG, PNG, WebP, TIFF, ...); turned by their EXIF orientation, masks "
-                        "included; transparency is composed on white; may be given several times")
-    parser.add_argument("--text", required=True, action="append", metavar="SENTENCE",
+    source.add_argument("--onnx", metavar="FILE", help="what `export` wrote, with its .json beside it")
+    parser.add_argument("--image", action="extend", nargs="+", default=[], metavar="FILE",
+                        help="photographs (JPEG, PNG, WebP, TIFF, ...), folders of them, or quoted patterns such as "
+                        "'in/*.jpg'; turned by their EXIF orientation, masks included; transparency is composed on "
+                        "white; may be given several times")
+    parser.add_argument("--text", action="append", default=[], metavar="SENTENCE",
                         help="what to segment in every image; may be given several times")
+    parser.add_argument("--list", metavar="FILE.jsonl",
+                        help='instead of --image and --text: a line {"image": path, "sentence": text} per mask; '
+                        "relative paths begin at the list's folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the masks and pictures")
     parser.add_argument("--overwrite", action="store_true",
                         help="replace masks and pictures in DIR; without it, nothing is computed where one exists")
     parser.add_argument("--attention", action="store_true",
-                        help="also draw which words each pixel read, and the mask proposals (with --checkpoint)")
-    runtime.add_device_argument(parser)
-    runtime.add_amp_argument(parser)
+                        help="also draw which words each pixel read, and the mask proposals (with a checkpoint)")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N",
+                        help="sentences that go through the network at once; a graph of a fixed batch takes its own "
+                        f"(default: {BATCH_SIZE})")
+    parser.add_argument("--threshold", type=float, metavar="P",
+                        help="probability from which a pixel is in the mask (default: the model's eval.threshold)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the checkpoint's configuration")
+    parser.add_argument("--device-target", choices=TARGETS, default="auto",
+                        help="where to run; auto takes an Ascend NPU, else a GPU, else the CPU (default: auto)")
+    parser.add_argument("--amp", choices=AMP_LEVELS,
+                        help="precision to compute in, of a checkpoint: O0 is float32, O1 to O3 are mixed, auto is O0 "
+                             "on CPU and O1 elsewhere (default: the checkpoint's train.amp)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: all images are done; 1: some, the others are named; 2 (or UserError): none."""
-    if args.attention and args.mindir:
-        raise UserError("--attention needs --checkpoint: a MINDIR holds the mask alone")
-    if args.amp and args.mindir:
-        raise UserError("--amp needs --checkpoint: a MINDIR computes in the precision that `export --amp` gave it")
-    texts = to_sentences(args.text)
-    if blank := [text for text in texts if not text.strip()]:
-        raise UserError(f"--text {blank[0]!r}: empty; write what the mask shall cover, for example 'the red cup'")
-    paths = list({os.path.abspath(path): path for path in args.image}.values())  # a file given twice is one
+    """0: all is done; 1: some, the others are named; 2 (or UserError): nothing."""
+    path, kind = _source(args)
+    _take_settings(args)
+    asked = _requests(args)
     output = Path(args.output)
-    stems = [[f"{image}_{number}_{_slug(text)}" for number, text in enumerate(texts, 1)] for image in _stems(paths)]
     kinds = ("mask", "overlay", "attention") if args.attention else ("mask", "overlay")
     if not args.overwrite:
-        check_absent(output / f"{stem}_{kind}.png" for stem in itertools.chain(*stems) for kind in kinds)
-    images = _read(paths, stems)
-    first = next(images, None)
-    if first is None:
+        check_absent(output / f"{request.stem}_{name}.png" for request in asked for name in kinds)
+    records = Records(output, [request.stem for request in asked], args.overwrite)
+    readable = _from_first_readable(asked)
+    if not readable:
         return 2
     make_folder(output)
     started = time.perf_counter()
-    runtime.setup(args.device_target, 0)
-    predictor = (Predictor.from_mindir(args.mindir) if args.mindir
-                 else Predictor.from_checkpoint(args.checkpoint, args.attention, args.amp))
+    with told(LOADING):
+        model = loading.open_model(path, kind, args.device_target, args.amp, args.attention, args.overrides)
     loaded = time.perf_counter() - started
-    done = 0
-    for path, names, image in itertools.chain([first], images):
-        found = predictor.predict(image, texts)
-        times = "" if done else f"; loaded in {loaded:.1f} s, compiled in {predictor.compile_seconds:.1f} s"
-        print(f"{path}: {image.shape[1]} x {image.shape[0]} pixels{times}")
-        for number, (prediction, name) in enumerate(zip(found, names, strict=True), 1):
-            _write(image, prediction, output / name, number, warn=not done)
-        done += 1
-    return int(done < len(paths))
+    model.while_compiling = functools.partial(told, COMPILING)
+    _check_sentences(model, asked)
+    with records:
+        done = _predict(model, readable, args, output, records, loaded)
+    return 0 if done == len(asked) else 1 if done else 2
 
 
-def _read(paths: list[str], stems: list) -> Iterator[tuple[str, list[str], np.ndarray]]:
-    """Path, names of its results and pixels of every image that can be read; the others are named on stderr."""
-    for path, names in zip(paths, stems, strict=True):
-        try:
-            image = read_rgb(path, upright=True)
-        except UserError as exc:
-            print(f"error: {exc}", file=sys.stderr)
+def _source(args: argparse.Namespace) -> tuple[Path, str]:
+    """The model's file and its kind."""
+    given = {loading.CHECKPOINT: args.checkpoint, loading.MINDIR: args.mindir, loading.ONNX: args.onnx}
+    if args.model:
+        path = find_model(args.model)
+        kind = loading.kind_of(path)
+    else:
+        kind, path = next((kind, Path(path)) for kind, path in given.items() if path)
+    what = "a MINDIR" if kind == loading.MINDIR else "an ONNX file"
+    if args.attention and kind != loading.CHECKPOINT:
+        raise UserError(f"--attention needs --checkpoint: {what} holds the mask alone")
+    if args.amp and kind != loading.CHECKPOINT:
+        raise UserError(f"--amp needs --checkpoint: {what} computes in the precision that it was exported in")
+    return path, kind
+
+
+def _take_settings(args: argparse.Namespace):
+    """argparse gives --image what follows it, key=value as well."""
+    settings = [text for text in args.image if "=" in text and text.startswith(("data.", "eval.", "model.", "train."))
+                and not os.path.exists(text)]
+    args.overrides += settings
+    args.image = [text for text in args.image if text not in settings]
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, found {args.batch_size}")
+    if args.threshold is not None and not 0 < args.threshold < 1:
+        raise UserError(f"--threshold must lie between 0 and 1, found {args.threshold}")
+
+
+def _requests(args: argparse.Namespace) -> list[Request]:
+    if args.list and (args.image or args.text):
+        raise UserError("--list names images and sentences itself; leave --image and --text out")
+    if args.list:
+        return requests.of_list(args.list)
+    if not (args.image and args.text):
+        raise UserError("give --image and --text, or --list FILE.jsonl")
+    return requests.of_options(args.image, args.text)
+
+
+def _from_first_readable(asked: list[Request]) -> list[Request]:
+    """The requests from the first image on that can be read; the images before it are named on stderr. So the network
+    is not loaded for nothing."""
+    bad = {}
+    for k, request in enumerate(asked):
+        if request.image in bad:
             continue
-        yield path, names, image
+        try:
+            to_rgb(request.image)
+            return asked[k:]
+        except UserError as exc:
+            bad[request.image] = exc
+            print(f"error: {exc}", file=sys.stderr)
+    return []
 
 
-def _write(image: np.ndarray, prediction: Prediction, stem: Path, number: int, warn: bool):
-    """The result's files and its line. Warnings concern the sentence alone: once for all images."""
-    sentence = prediction.sentence
-    for warning in warnings(prediction) if warn else ():
-        print(f"warning: {shorten(sentence)}: {warning}", file=sys.stderr)
-    figures.write_png(f"{stem}_mask.png", prediction.mask.astype(np.uint8) * 255)
-    text = sentence if len(sentence) <= _CAPTION else f"{sentence[:_CAPTION]}..."
-    note = f"score {prediction.score:.2f}" if prediction.mask.any() else ""
-    figures.write_png(f"{stem}_overlay.png", figures.overlay(image, prediction.mask, text, note=note))
-    if prediction.details is not None:
-        figures.write_png(f"{stem}_attention.png", draw_details(image, prediction.details))
-    print(f"{number}. {shorten(sentence)}: {describe_mask(prediction.mask)}; score {prediction.score:.2f}; "
-          f"{1000 * prediction.seconds:.0f} ms; {stem}_mask.png")
+def _check_sentences(model: Model, asked: list[Request]):
+    """All of them, before the first is computed."""
+    checked = set()
+    for request in asked:
+        if request.sentence not in checked:
+            try:
+                model.check_sentence(request.sentence)
+            except UserError as exc:
+                raise UserError(f"{request.origin}{exc}") from exc
+            checked.add(request.sentence)
+
+
+def _predict(model: Model, asked: list[Request], args: argparse.Namespace, output: Path, records: Records,
+             loaded: float) -> int:
+    """The number of requests that were answered; errors are named on stderr, each once."""
+    found = model.predict_many(((r.image, r.sentence) for r in asked), args.batch_size, threshold=args.threshold,
+                               errors="return")
+    done, named, warned, image = 0, set(), set(), None
+    with tqdm(total=len(asked), unit="sentence", leave=False, disable=None if len(asked) > 1 else True) as bar:
+        for request, result in zip(asked, found, strict=True):
+            bar.update()
+            if isinstance(result, UserError):
+                if str(result) not in named:
+                    bar.write(f"error: {result}", file=sys.stderr)
+                named.add(str(result))
+                continue
+            if request.image != image:
+                times = "" if done else f"; loaded in {loaded:.1f} s, compiled in {model.compile_seconds:.1f} s"
+                h, w = result.mask.shape
+                bar.write(f"{request.image}: {w} x {h} pixels{times}")
+                image = request.image
+            for warning in warnings(result) if result.sentence not in warned else ():
+                bar.write(f"warning: {shorten(result.sentence)}: {warning}", file=sys.stderr)
+            warned.add(result.sentence)
+            bar.write(_write(result, request, output, records))
+            done += 1
+    return done
+
+
+def _write(result: Prediction, request: Request, output: Path, records: Records) -> str:
+    """The result's files and its record; its line for the terminal."""
+    stem = output / request.stem
+    saved = result.write(stem)
+    more = {}
+    if result.details is not None:
+        more["attention"] = f"{request.stem}_attention.png"
+        figures.write_png(output / more["attention"], attention_sheet(result))
+    records.add(request.image, result, saved, more)
+    return (f"{request.number}. {shorten(result.sentence)}: {describe_mask(result.mask)}; score {result.score:.2f}; "
+            f"{1000 * result.seconds:.0f} ms; {saved.mask}")
 
 
 def warnings(prediction: Prediction) -> list[str]:
@@ -126,62 +212,3 @@ def describe_mask(mask: np.ndarray) -> str:
         return "nothing found (empty mask)"
     y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return f"{100 * mask.mean():.1f} % of the image, x {x[0]}-{x[-1]}, y {y[0]}-{y[-1]}"
-
-
-def draw_details(image: np.ndarray, details: Details) -> np.ndarray:
-    """One sheet: a row of word maps for each aligned stage, then the proposals that the sentence weighs most.
-
-    Every panel has its own colour range, which its note gives.
-    """
-    columns = len(details.pieces)
-    panels = [figures.caption(figures.heat(image, values), f"stage {stage}: {piece}",
-                              f"{values.min():.2f} to {values.max():.2f}")
-              for stage, maps in details.attention.items() for piece, values in zip(details.pieces, maps, strict=True)]
-    panels += [figures.caption(figures.heat(image, details.proposals[n]), f"proposal {n}",
-                               f"weight {details.weights[n]:.3f}; {details.proposals[n].min():.1f} to "
-                               f"{details.proposals[n].max():.1f}")
-               for n in np.argsort(-details.weights, kind="stable")[:columns]]
-    return figures.contact_sheet(panels or [figures.caption(image, "no alignment in this network")], columns)
-
-
-def _stems(paths: list[str]) -> list[str]:
-    """A name per image, no two alike even where capitals do not count: the file's, with its folder's and its ending
-    where two files share one, with a number where that does not tell them apart."""
-    files = [Path(os.path.abspath(path)) for path in paths]
-    same = Counter(file.stem.casefold() for file in files)
-    names = [_short(file.stem if same[file.stem.casefold()] == 1 else f"{file.parent.name}_{file.name}")
-             for file in files]
-    taken = {name.casefold() for name in names}
-    seen = set()
-    for i, name in enumerate(names):
-        number = 1
-        while names[i].casefold() in seen or (number > 1 and names[i].casefold() in taken):
-            number += 1
-            names[i] = f"{name}-{number}"
-        seen.add(names[i].casefold())
-    return names
-
-
-def _slug(sentence: str) -> str:
-    """The sentence as part of a file's name: its letters and digits, of any script. What loses more than ASCII's
-    punctuation gets some digits of its checksum, so that other sentences have other names."""
-    words = re.sub(r"[\W_]+", "-", sentence.lower()).strip("-")
-    try:
-        os.fsencode(words)
-    except UnicodeEncodeError:  # a file system that knows no Unicode
-        words = re.sub(r"[^a-z0-9]+", "-", words).strip("-")
-    slug = words[:_SLUG].strip("-")
-    lost = [letter for letter in set(sentence.lower()) if letter not in slug and not letter.isascii()]
-    if slug and len(words) <= _SLUG and not lost:
-        return slug
-    return f"{slug or 'text'}-{_checksum(sentence)}"
-
-
-def _short(name: str) -> str:
-    """A name that leaves room for the sentence: file systems take 255 bytes."""
-    raw = os.fsencode(name)
-    return name if len(raw) <= _STEM else f"{raw[:_STEM].decode('utf-8', 'ignore')}-{_checksum(name)}"
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -4,12 +4,17 @@ Reading this module imports neither MindSpore nor onnxruntime: each is imported 
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from mindspore_coupalign.config import Config, with_overrides
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference.model import Model
 from mindspore_coupalign.inference.shipped import find_model
 from mindspore_coupalign.inference.sidecar import model_of
+
+CHECKPOINT, MINDIR, ONNX = "checkpoint", "mindir", "onnx"
+_THRESHOLD = "eval.threshold="
 
 
 def load(source: str | os.PathLike, device: str = "auto", amp: str | None = None, details: bool = False) -> Model:
@@ -31,42 +36,86 @@ def load(source: str | os.PathLike, device: str = "auto", amp: str | None = None
             ``amp`` or ``details`` of a graph.
     """
     path = find_model(os.fspath(source))
-    kind = path.suffix.lower()
-    if kind in (".mindir", ".onnx"):
-        for name, given in (("amp", amp), ("details", details)):
-            if given:
-                raise UserError(f"{path}: {name} needs a checkpoint; an exported graph computes the mask alone, in the "
-                                "precision that `export --amp` gave it")
-    if kind == ".onnx":
-        return _load_onnx(path, device)
-    if kind != ".mindir" and path.is_file() and _looks_like_a_graph(path):
-        raise UserError(f"{path}: no checkpoint; the name of an exported graph must end in .mindir or .onnx")
+    kind = kind_of(path)
+    for name, given in (("amp", amp), ("details", details)):
+        if given and kind != CHECKPOINT:
+            raise UserError(f"{path}: {name} needs a checkpoint; an exported graph computes the mask alone, in the "
+                            "precision that `export --amp` gave it")
+    return open_model(path, kind, device, amp, details, option="device=")
+
+
+def kind_of(path: Path) -> str:
+    """What a file is by its name: an exported graph by its ending, else a checkpoint."""
+    return {".mindir": MINDIR, ".onnx": ONNX}.get(path.suffix.lower(), CHECKPOINT)
+
+
+def open_model(path: Path, kind: str, device: str = "auto", amp: str | None = None, details: bool = False,
+               overrides: Sequence[str] = (), option: str = "--device-target ") -> Model:
+    """``load`` of a file of known kind.
+
+    Args:
+        overrides: key=value for a checkpoint's configuration; of a graph, eval.threshold alone can be changed.
+        option: what the user chose the device by, for errors.
+    """
+    if kind == ONNX:
+        network, facts = open_onnx(path, device, option)
+        return model_of(network, _threshold(facts, overrides, path), path)
     from mindspore_coupalign import runtime
 
-    if kind == ".mindir":
-        from mindspore_coupalign.inference.cells import CellNetwork
-        from mindspore_coupalign.inference.mindir import load_mindir
-
-        runtime.choose_device(device, "device=")
-        graph, facts = load_mindir(path)
-        return model_of(CellNetwork(graph), facts, path)
+    if kind == MINDIR:
+        runtime.choose_device(device, option)
+        network, facts = open_mindir(path)
+        return model_of(network, _threshold(facts, overrides, path), path)
     from mindspore_coupalign.inference.predictor import model_of_checkpoint
     from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
-    runtime.choose_device(device, "device=")
-    return model_of_checkpoint(checkpoint, details, amp)
+    config = overridden(checkpoint.config, overrides, f"{path}'s configuration with the overrides")
+    runtime.choose_device(device, option)
+    return model_of_checkpoint(checkpoint, details, amp, config)
 
 
-def _load_onnx(path: Path, device: str) -> Model:
+def open_mindir(path: Path) -> tuple:
+    """The MINDIR as a Network, and its sidecar's facts. The device has to be set."""
+    from mindspore_coupalign.inference.cells import CellNetwork
+    from mindspore_coupalign.inference.mindir import load_mindir
+
+    graph, facts = load_mindir(path)
+    return CellNetwork(graph), facts
+
+
+def open_onnx(path: Path, device: str, option: str) -> tuple:
+    """The ONNX file as a Network, and its sidecar's facts.
+
+    Raises:
+        UserError: a device beside the CPU, or as ``load`` says.
+    """
     from mindspore_coupalign.inference.onnx import load_onnx
 
     if device not in ("auto", "CPU"):
-        raise UserError(f"{path}: device {device!r}: ONNX files run on the CPU here; leave the device out, or export "
+        raise UserError(f"{path}: {option}{device}: ONNX files run on the CPU here; leave the device out, or export "
                         "a .mindir")
-    run, facts = load_onnx(path)
-    return model_of(run, facts, path)
+    return load_onnx(path)
 
 
-def _looks_like_a_graph(path: Path) -> bool:
-    return path.with_name(path.name + ".json").is_file() and path.suffix.lower() != ".safetensors"
+def overridden(config: Config, overrides: Sequence[str], source: str) -> Config:
+    """A configuration with overrides of what prediction reads.
+
+    Raises:
+        UserError: a bad override, or one of the precision, which --amp chooses.
+    """
+    for override in overrides:
+        if override.startswith(("train.amp=", "train.amp_dtype=")):
+            raise UserError(f"{override}: a checkpoint is computed in the precision of its training; --amp chooses "
+                            "another")
+    return with_overrides(config, overrides, source) if overrides else config
+
+
+def _threshold(facts: dict, overrides: Sequence[str], path: Path) -> dict:
+    for override in overrides:
+        if not override.startswith(_THRESHOLD):
+            raise UserError(f"{override}: an exported graph ({path}) is as it was exported, only eval.threshold can be "
+                            "changed; give the checkpoint, or export it anew")
+        config = with_overrides(Config(), [override], "command line")
+        facts = facts | {"threshold": config.eval.threshold}
+    return facts

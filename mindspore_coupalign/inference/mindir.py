@@ -183,7 +183,7 @@ def load_mindir(path: str | Path) -> tuple[nn.GraphCell, dict]:
     """
     path = Path(path)
     check_utf8(path, "rename it")
-    facts = sidecar.read(path)
+    facts = sidecar.read(path, "mindir")
     try:
         return nn.GraphCell(ms.load(str(path))), facts
     except (RuntimeError, ValueError) as exc:

@@ -5,6 +5,7 @@ normalises itself, ids and word_mask (B, T) int32, and answers with logits (B, 1
 The image is prepared and the logits are turned back exactly as ``evaluate`` does it.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -66,7 +67,7 @@ class Model:
         size: side of the network's square input.
         max_tokens: word pieces that it reads, with [CLS] and [SEP].
         compile_seconds: what compiling has taken so far.
-        on_compile: called with the batch size before the network is compiled for it.
+        while_compiling: context manager factory that is entered while the network is compiled.
     """
 
     def __init__(self, network: Network, tokenizer: SentenceTokenizer, transform: ImageTransform, threshold: float,
@@ -74,7 +75,7 @@ class Model:
         self.threshold = threshold
         self.size, self.max_tokens = transform.size, tokenizer.max_tokens
         self.compile_seconds = 0.0
-        self.on_compile: Callable[[int], None] = lambda size: None
+        self.while_compiling: Callable = contextlib.nullcontext
         self._network, self._explain, self._shape = network, explain, shape
         self._tokenizer, self._transform = tokenizer, transform
         self._vocabulary = Tokenizer.from_str(tokenizer.to_json())
@@ -151,9 +152,9 @@ class Model:
         with self._lock:
             self._compile(self._batch(batch_size))
 
-    def check_sentence(self, text: str) -> list[str]:
-        """The words of a sentence that the vocabulary cannot spell. Raises UserError as ``predict`` does."""
-        return self._encode(to_sentences(text)[0], True).unknown
+    def check_sentence(self, text: str):
+        """Raises UserError where ``predict`` would for the sentence."""
+        self._encode(to_sentences(text)[0], True)
 
     def _cut(self, threshold: float | None) -> float:
         value = self.threshold if threshold is None else threshold
@@ -210,12 +211,12 @@ class Model:
     def _compile(self, size: int):
         if size in self._ready or self._shape.batch == ANY and self._ready:
             return
-        self.on_compile(size)
         started = time.perf_counter()
         side = self.size
         ids, word_mask = self._tokenizer([""] * size)
         shape, kind = ((size, side, side, 3), np.uint8) if self._shape.uint8 else ((size, 3, side, side), np.float32)
-        self._run(np.zeros(shape, kind), ids, word_mask)
+        with self.while_compiling():
+            self._run(np.zeros(shape, kind), ids, word_mask)
         self.compile_seconds += time.perf_counter() - started
         self._ready.add(size)
 

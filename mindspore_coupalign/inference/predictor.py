@@ -6,6 +6,7 @@ The network is computed where ``runtime.setup`` (or MindSpore's own calls) says;
 from pathlib import Path
 
 from mindspore_coupalign import build
+from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.inference.cells import CellNetwork, Explainer, WithOutputs
@@ -75,10 +76,11 @@ class Predictor:
         return self.model.predict(image, [sentences] if isinstance(sentences, str) else sentences, strict=strict)
 
 
-def model_of_checkpoint(checkpoint: Checkpoint, details: bool = False, amp: str | None = None) -> Model:
-    """A checkpoint's network on MindSpore's current device."""
-    network, tokenizer = build.restore_model(checkpoint, amp=amp)
-    config = checkpoint.config
+def model_of_checkpoint(checkpoint: Checkpoint, details: bool = False, amp: str | None = None,
+                        config: Config | None = None) -> Model:
+    """A checkpoint's network on MindSpore's current device; ``config``, where it is not the checkpoint's own."""
+    config = config or checkpoint.config
+    network, tokenizer = build.restore_model(checkpoint, config, amp)
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
     explain = Explainer(WithOutputs(network), config.model.wpa_stages) if details else None
     return Model(CellNetwork(network), tokenizer, transform, config.eval.threshold, explain=explain)

@@ -74,13 +74,16 @@ def write(path: Path, graph: Path, facts: dict, weights: list[Path] = ()):
                     encoding="utf-8")
 
 
-def read(graph: Path) -> dict:
+def read(graph: Path, kind: str) -> dict:
     """A sidecar's facts, those of the first format completed to today's, checked against the graph's files.
+
+    Args:
+        kind: of the graph, "mindir" or "onnx".
 
     Raises:
         UserError: graph or sidecar is missing or damaged, or they do not belong together.
     """
-    facts, path = _parse(graph), sidecar_path(graph)
+    facts, path = _parse(graph, kind), sidecar_path(graph)
     for name, expected in ((graph.name, facts["sha256"]), *facts["weights"].items()):
         file = graph.parent / name
         try:
@@ -108,14 +111,14 @@ def takes_uint8(facts: dict) -> bool:
     return facts["inputs"][0]["type"] == "uint8"
 
 
-def _parse(graph: Path) -> dict:
+def _parse(graph: Path, kind: str) -> dict:
     path = sidecar_path(graph)
     try:
         facts = json.loads(path.read_bytes())
     except FileNotFoundError as exc:
         if not graph.exists():
             raise UserError(f"{graph}: no such file; `coupalign export` writes it") from exc
-        raise UserError(f"{path}: no such file; it holds the tokenizer and belongs beside the {graph.suffix}") from exc
+        raise UserError(f"{path}: no such file; it holds the tokenizer and belongs beside the .{kind}") from exc
     except OSError as exc:
         raise UserError(f"{path}: cannot be read ({exc.strerror})") from exc
     except ValueError as exc:
@@ -136,16 +139,19 @@ def _parse(graph: Path) -> dict:
         if len(values) != 3 or not all(type(v) in (int, float) and least < v < math.inf for v in values):
             raise UserError(f"{path}: field {name!r} must be three numbers above {least}, found {values}")
     if facts["format"] == FIRST_FORMAT:
-        return facts | {"kind": "mindir", "batch": 1, "weights": {}, "inputs": [{"name": "image", "type": "float32"}]}
-    _check_graph(graph, path, facts)
+        facts |= {"kind": "mindir", "batch": 1, "weights": {}, "inputs": [{"name": "image", "type": "float32"}]}
+    else:
+        _check_graph(path, facts)
+    if facts["kind"] != kind:
+        raise UserError(f"{path}: describes a graph of kind {facts['kind']!r}, not {kind!r}{again}")
     return facts
 
 
-def _check_graph(graph: Path, path: Path, facts: dict):
+def _check_graph(path: Path, facts: dict):
     """What only today's format has."""
     again = "; export the checkpoint again"
-    if facts.get("kind") != graph.suffix[1:]:
-        raise UserError(f"{path}: describes a graph of kind {facts.get('kind')!r}, not {graph.name}{again}")
+    if facts.get("kind") not in ("mindir", "onnx"):
+        raise UserError(f"{path}: field 'kind' must be mindir or onnx, found {facts.get('kind')!r}{again}")
     if facts.get("batch") is not None and not (type(facts["batch"]) is int and facts["batch"] >= 1):
         raise UserError(f"{path}: field 'batch' must be null or a positive number, found {facts['batch']!r}{again}")
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in _list(facts.get("inputs"))]

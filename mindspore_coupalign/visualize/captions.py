@@ -1,8 +1,8 @@
 """Text under pictures, in any script that a font of this machine holds.
 
-The font is DejaVu Sans, which matplotlib brings (Latin, Greek, Cyrillic, Arabic, …), or else the system's font that
-holds most of the text (for Chinese, Japanese and Korean for example Debian's fonts-noto-cjk). A character that no font
-holds is written as its code point, U+4EBA.
+The font is DejaVu Sans, which matplotlib brings (Latin, Greek, Cyrillic, Arabic, …; without matplotlib Pillow's own,
+Latin), or else the system's font that holds most of the text (for Chinese, Japanese and Korean for example Debian's
+fonts-noto-cjk). A character that no font holds is written as its code point, U+4EBA.
 """
 
 import functools
@@ -67,13 +67,14 @@ def _shape(font: ImageFont.FreeTypeFont, character: str) -> tuple:
 
 @functools.lru_cache(64)
 def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size)
+    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
 
 
 @functools.lru_cache(1)
 def _default_font() -> str:
+    """Its path; empty for Pillow's own."""
     place = importlib.util.find_spec("matplotlib")  # found, not imported: its import takes a second
-    return str(Path(place.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
+    return "" if place is None else str(Path(place.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
 
 
 @functools.lru_cache(1)

@@ -5,6 +5,7 @@ so that a 64-pixel image is still readable; every function returns a new (h', w'
 Shapes: rgb (h, w, 3) uint8; mask, truth (h, w) bool, truth is the ground truth; values (h, w) float.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ from mindspore_coupalign.visualize.captions import INK, NOTE_INK, PAPER, line_he
 
 MASK_COLOUR = (255, 64, 96)  # RGB
 TRUTH_COLOUR = (64, 224, 128)
-_LETTERS, _MARGIN = 14, 8  # pixels
+_LETTERS, MARGIN = 14, 8  # pixels
 _SHORT, _LONG = 320, 1600  # small pictures grow until the short side is _SHORT, never past _LONG on the other
 
 
@@ -35,39 +36,76 @@ def overlay(rgb: np.ndarray, mask: np.ndarray, sentence: str, truth: np.ndarray 
     return caption(picture, sentence, note if mask.any() else f"nothing predicted; {note}".rstrip("; "))
 
 
-def heat(rgb: np.ndarray, values: np.ndarray, short: int = 192) -> np.ndarray:
-    """The picture, shrunk or enlarged to a short side of about ``short`` pixels, under a heat map of ``values``.
+def heat(rgb: np.ndarray, values: np.ndarray, short: int = 192, scale: tuple[float, float] | None = None) -> np.ndarray:
+    """The picture, shrunk or enlarged to a short side of about ``short`` pixels, under a heat map of ``values``, which
+    may have any size.
 
-    Blue is the least of the values and red the most; they may have any size.
+    Args:
+        scale: the values of blue and red; None: the least and the most of ``values``.
     """
     picture = _repeat(rgb, _factor(rgb.shape, short))
     if min(picture.shape[:2]) > 1.5 * short:
-        scale = short / min(picture.shape[:2])
-        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        factor = short / min(picture.shape[:2])
+        size = [max(1, round(side * factor)) for side in picture.shape[1::-1]]
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     h, w = picture.shape[:2]
+    low, high = scale or (float(values.min()), float(values.max()))
     values = cv2.resize(values.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
-    low, high = float(values.min()), float(values.max())
-    levels = np.uint8(255 * (values - low) / (high - low)) if high > low else np.zeros((h, w), np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-    return cv2.addWeighted(picture, 0.45, colours, 0.55, 0)
+    share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros((h, w))
+    return cv2.addWeighted(picture, 0.45, _colours(np.uint8(255 * share)), 0.55, 0)
+
+
+def scale_bar(width: int, title: str, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """A strip with a title and, where values are given, the colours of a heat map from ``low`` to ``high``."""
+    lines = [(title, INK)] if low is None else [(title, INK), (f"blue {low:.2f}, red {high:.2f}", NOTE_INK)]
+    strip = text_strip(width, lines, _LETTERS, MARGIN)
+    if low is None:
+        return strip
+    bar = np.repeat(np.linspace(0, 255, min(width, 320)).astype(np.uint8)[None], 10, 0)
+    row = np.full((bar.shape[0] + MARGIN, width, 3), PAPER, np.uint8)
+    row[: bar.shape[0], MARGIN : MARGIN + bar.shape[1]] = _colours(bar)[:, : width - MARGIN]
+    return np.concatenate([strip, row])
+
+
+def _colours(levels: np.ndarray) -> np.ndarray:
+    """(h, w) uint8 -> (h, w, 3) RGB, blue to red."""
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+
+
+def shrink(picture: np.ndarray, width: int) -> np.ndarray:
+    """The picture, made smaller where it is wider than ``width`` pixels."""
+    if picture.shape[1] <= width:
+        return picture
+    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def stack(pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """Pictures one below the other on light paper, as wide as the widest."""
+    pictures = list(pictures)
+    width = max(picture.shape[1] for picture in pictures)
+    rows = [np.full((picture.shape[0], width, 3), PAPER, np.uint8) for picture in pictures]
+    for row, picture in zip(rows, pictures, strict=True):
+        row[:, : picture.shape[1]] = picture
+    return np.concatenate(rows)
 
 
 def caption(rgb: np.ndarray, text: str, note: str = "") -> np.ndarray:
     """The picture with a strip below that holds the wrapped text and, in grey, a note."""
     scale = max(1.0, min(rgb.shape[:2]) / 600)  # a large photograph is seen from further away
     lines = [(words, ink) for words, ink in ((text, INK), (note, NOTE_INK)) if words.strip()]
-    return np.concatenate([rgb, text_strip(rgb.shape[1], lines, round(_LETTERS * scale), round(_MARGIN * scale))])
+    return np.concatenate([rgb, text_strip(rgb.shape[1], lines, round(_LETTERS * scale), round(MARGIN * scale))])
 
 
 def legend(width: int, title: str, truth: bool = True) -> np.ndarray:
     """A strip that says which outline is which, (h, width, 3)."""
     marks = [(MASK_COLOUR, "prediction"), *([(TRUTH_COLOUR, "ground truth")] if truth else [])]
     lines = [(title, INK), *((name, INK) for _, name in marks)]
-    strip = text_strip(width, lines, _LETTERS, _MARGIN, indent=4 * _MARGIN)
+    strip = text_strip(width, lines, _LETTERS, MARGIN, indent=4 * MARGIN)
     for i, (colour, _) in enumerate(marks, 1):
-        y = _MARGIN // 2 + line_height(_LETTERS) * i + line_height(_LETTERS) // 2
+        y = MARGIN // 2 + line_height(_LETTERS) * i + line_height(_LETTERS) // 2
         for edge, ink in ((2, (0, 0, 0)), (0, colour)):
-            cv2.line(strip, (2 * _MARGIN, y), (4 * _MARGIN, y), ink, 3 + edge)
+            cv2.line(strip, (2 * MARGIN, y), (4 * MARGIN, y), ink, 3 + edge)
     return strip
 
 
@@ -76,15 +114,15 @@ def contact_sheet(panels: list[np.ndarray], columns: int) -> np.ndarray:
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     widths = [max(row[j].shape[1] for row in rows if j < len(row)) for j in range(len(rows[0]))]
     heights = [max(panel.shape[0] for panel in row) for row in rows]
-    size = (sum(heights) + _MARGIN * (len(rows) + 1), sum(widths) + _MARGIN * (len(widths) + 1), 3)
+    size = (sum(heights) + MARGIN * (len(rows) + 1), sum(widths) + MARGIN * (len(widths) + 1), 3)
     sheet = np.full(size, PAPER, np.uint8)
-    y = _MARGIN
+    y = MARGIN
     for row, height in zip(rows, heights, strict=True):
-        x = _MARGIN
+        x = MARGIN
         for panel, width in zip(row, widths, strict=False):
             sheet[y : y + panel.shape[0], x : x + panel.shape[1]] = panel
-            x += width + _MARGIN
-        y += height + _MARGIN
+            x += width + MARGIN
+        y += height + MARGIN
     return sheet
 
 
