@@ -15,6 +15,7 @@ from mindspore_coupalign.inference import names
 from mindspore_coupalign.inference.model import Model, list_words
 from mindspore_coupalign.inference.prediction import Prediction
 from mindspore_coupalign.visualize import figures
+from mindspore_coupalign.visualize.attention import attention_sheet
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def answer(model: Model, image: str | None, text: str, threshold: float, attenti
     found = [model.predict(rgb, sentence, threshold=threshold) for sentence in sentences]  # one size is compiled
     overlays = [(p.overlay(), p.sentence) for p in found]
     records = [record(p) for p in found]
-    sheet = found[0].explain() if attention and found[0].details is not None else None
+    sheet = attention_sheet(found[0]) if attention and found[0].details is not None else None
     return Answer(overlays, records, write_files(found, records, Path(folder)), sheet)
 
 

@@ -37,7 +37,7 @@ def shapes_examples(folder: Path) -> list[tuple[str, str]]:
 
 
 def folder_examples(folder: Path) -> list[tuple[str, str]]:
-    """(path, sentences) of a folder's pictures; sentences from ``examples.jsonl`` in it ({"image", "sentence"} per line)
+    """(path, sentences) of a folder's pictures; sentences from its ``examples.jsonl`` ({"image", "sentence"} per line)
     where there is one, else none.
 
     Raises:
