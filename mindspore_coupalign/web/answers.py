@@ -29,7 +29,7 @@ class Limits:
 
 
 class Answer(NamedTuple):
-    overlays: list  # ((h, w, 3) uint8 RGB, caption) of each sentence
+    overlays: list  # (h, w, 3) uint8 RGB of each sentence, with its caption
     records: list  # dicts, ready for JSON
     files: list  # paths: each mask as PNG, then answer.json
     attention: np.ndarray | None  # (h, w, 3) uint8 RGB, what each word looked at; None where it was not asked for
@@ -58,7 +58,7 @@ def answer(model: Model, image: str | None, text: str, threshold: float, attenti
     except UserError as exc:  # the name is the upload's in a folder of the server's
         raise UserError(str(exc).replace(image, "the picture")) from exc
     found = [model.predict(rgb, sentence, threshold=threshold) for sentence in sentences]  # one size is compiled
-    overlays = [(p.overlay(), p.sentence) for p in found]
+    overlays = [p.overlay() for p in found]
     records = [record(p) for p in found]
     sheet = attention_sheet(found[0]) if attention and found[0].details is not None else None
     return Answer(overlays, records, write_files(found, records, Path(folder)), sheet)

@@ -12,7 +12,8 @@ KEPT = 3600  # seconds after which answers' files are deleted
 AT_ONCE = 2  # questions that are prepared side by side; the network runs for one after the other
 FONTS = ["ui-sans-serif", "system-ui", "Helvetica", "Arial", "sans-serif"]  # no font comes from the net
 STYLE = ".gradio-container {max-width: 1180px !important; margin: auto;}"
-HEADERS = ["sentence", "score", "box (x, y, width, height)", "pixels", "notes"]
+HEADERS = ["sentence", "score", "x, y, width, height", "pixels", "notes"]
+WIDTHS = ["28%", "11%", "24%", "13%", "24%"]
 
 
 def build(model: Model, title: str, examples: list[tuple[str, str]], limits: Limits, folder: Path,
@@ -57,7 +58,7 @@ def build(model: Model, title: str, examples: list[tuple[str, str]], limits: Lim
                 overlays = gr.Gallery(label="masks", columns=2, object_fit="contain", height=380, elem_id="overlays",
                                       format="png")
                 table = gr.Dataframe(headers=HEADERS, label="score and box", interactive=False, wrap=True,
-                                     elem_id="table")
+                                     column_widths=WIDTHS, elem_id="table")
                 files = gr.Files(label="download: masks and answer.json", interactive=False)
                 sheet = gr.Image(label="what each word looked at", visible=False, interactive=False)
                 with gr.Accordion("answer as JSON", open=False):
