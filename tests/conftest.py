@@ -101,3 +101,14 @@ def command_line():
         return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def exported(command_line, tiny_checkpoint, tmp_path_factory):
+    """The MINDIR that the real command wrote, and what it printed."""
+    folder = tmp_path_factory.mktemp("export") / "my models (é)"  # MindSpore's own export refuses such names
+    folder.mkdir()
+    file = folder / "model.mindir"
+    done = command_line("export", "--checkpoint", tiny_checkpoint, "--output", file)
+    assert done.code == 0, done.err
+    return file, done.out

@@ -12,22 +12,14 @@ import pytest
 from conftest import ROOT, SENTENCES
 from mindspore.train import serialization
 from mindspore.train.mind_ir_pb2 import ModelProto
+from refer_files import write_refer
 
 from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.cli import subjects
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluation import networks
 from mindspore_coupalign.inference import loading, mindir, sidecar
 from mindspore_coupalign.inference.predictor import Predictor
-
-
-@pytest.fixture(scope="session")
-def exported(command_line, tiny_checkpoint, tmp_path_factory):
-    """The MINDIR that the real command wrote, and what it printed."""
-    folder = tmp_path_factory.mktemp("export") / "my models (é)"  # MindSpore's own export refuses such names
-    folder.mkdir()
-    file = folder / "model.mindir"
-    done = command_line("export", "--checkpoint", tiny_checkpoint, "--output", file)
-    assert done.code == 0, done.err
-    return file, done.out
 
 
 @pytest.fixture
@@ -53,8 +45,8 @@ def test_the_command_writes_two_files_and_the_difference(exported):
     assert not paths & (facts["config"]["data"].keys() | facts["config"]["model"].keys())
     assert str(file.parent) not in sidecar.sidecar_path(file).read_text()
     assert len(facts["differences"]) == 3 and max(facts["differences"]) <= mindir.TOLERANCES["float32"]
-    assert re.search(r"3 random inputs \(batches 1, 3, 5\), both in O0 float32: largest difference [\d.]+e[+-]\d+ of the "
-                     r"logits' ", out)
+    assert re.search(r"3 random inputs \(batches 1, 3, 5\), both in O0 float32: largest difference [\d.]+e[+-]\d+ "
+                     r"of the logits' ", out)
     assert os.access(file, os.W_OK)
 
 
@@ -168,7 +160,14 @@ def test_a_sidecar_of_the_first_format(copy):
 
 
 @pytest.fixture
-def quick(monkeypatch, exported, tiny_restored):
+def compiled(monkeypatch, tiny_restored):
+    """The network is restored and compiled already."""
+    monkeypatch.setattr(mindir.build, "restore_model",
+                        lambda _, amp=None: (tiny_restored.model, tiny_restored.tokenizer))
+
+
+@pytest.fixture
+def quick(monkeypatch, exported, compiled):
     """export in this process without compiling: the network is compiled already, ms.export copies a finished file."""
     def copied(*_, file_name, file_format):
         assert file_format == "MINDIR"
@@ -176,8 +175,6 @@ def quick(monkeypatch, exported, tiny_restored):
             file.write(exported[0].read_bytes())
 
     monkeypatch.setattr(mindir.ms, "export", copied)
-    monkeypatch.setattr(mindir.build, "restore_model",
-                        lambda _, amp=None: (tiny_restored.model, tiny_restored.tokenizer))
 
 
 def run(capsys, checkpoint, output, *options):
@@ -215,7 +212,8 @@ def test_what_cannot_be_written_is_named_and_nothing_stays(quick, tiny_checkpoin
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_in_files_of_their_own(tiny_checkpoint, tiny_restored, picture, tmp_path, monkeypatch, capsys):
+def test_weights_in_files_of_their_own(compiled, tiny_checkpoint, tiny_restored, picture, tmp_path, monkeypatch,
+                                       capsys):
     """What MindSpore does beyond 1 GiB, here beyond 100 KiB; with pixels of 8 bits and a batch of two on the way."""
     monkeypatch.setattr(serialization, "TOTAL_SAVE", 100)  # KiB
     file = tmp_path / "é" / "split.mindir"
@@ -229,11 +227,57 @@ def test_weights_in_files_of_their_own(tiny_checkpoint, tiny_restored, picture, 
     assert facts["batch"] == 2 and facts["inputs"][0]["shape"] == [2, 64, 64, 3]
     moved = tmp_path / "elsewhere"
     file.parent.rename(moved)
-    theirs = loading.load(moved / file.name).predict(picture.rgb, [*SENTENCES, "red circle"])
-    ours = tiny_restored.predictor.predict(picture.rgb, [*SENTENCES, "red circle"])
-    for a, b in zip(ours, theirs, strict=True):
+    sentences = [*SENTENCES, "red circle"]
+    theirs = loading.load(moved / file.name).predict(picture.rgb, sentences)
+    for b, sentence in zip(theirs, sentences, strict=True):
+        a = tiny_restored.predictor.predict(picture.rgb, sentence)[0]
         np.testing.assert_allclose(b.probability, a.probability, atol=1e-5)
         np.testing.assert_array_equal(b.mask, a.mask)
     part = next((moved / weights.name).iterdir())
     part.write_bytes(part.read_bytes()[:-1] + b"x")
     refused(moved / file.name, r"weights/data_0: not the file that split.mindir.json describes")
+
+
+@pytest.fixture(scope="session")
+def scored_data(tmp_path_factory):
+    root = write_refer(tmp_path_factory.mktemp("refer"))
+    return [f"data.root={root}", "data.dataset=tiny", "data.split_by=unc"]
+
+
+def scores(output, *arguments) -> dict:
+    assert main(["evaluate", *map(str, arguments), "--output", str(output), "--protocol", "sentence", "lavt", "--split",
+                 "train", "val"]) == 0
+    return json.loads(output.read_text())
+
+
+def test_a_graph_scores_as_its_checkpoint(exported, tiny_checkpoint, tiny_restored, scored_data, tmp_path, capsys,
+                                          monkeypatch):
+    """In the same table and JSON; the MINDIR at another batch, the stand-in for ONNX at its own fixed one."""
+    monkeypatch.setattr(networks.build, "restore_model", lambda *_: (tiny_restored.model, tiny_restored.tokenizer))
+    expected = scores(tmp_path / "a.json", "--checkpoint", tiny_checkpoint, *scored_data, "eval.batch_size=1")
+    table = capsys.readouterr().out
+    found = scores(tmp_path / "a.json", "--mindir", exported[0], *scored_data, "eval.batch_size=4")
+    assert capsys.readouterr().out == table
+    assert found.pop("mindir") == str(exported[0]) and expected.pop("checkpoint") == str(tiny_checkpoint)
+    assert found == expected and 0 < found["splits"]["train"]["image"]["mIoU"] < 100
+    facts = json.loads(sidecar.sidecar_path(exported[0]).read_text())
+    onnx = tmp_path / "a.onnx"
+    onnx.write_bytes(b"")
+    sidecar.write(sidecar.sidecar_path(onnx), onnx, facts | {"kind": "onnx", "batch": 1})
+    facts = sidecar.read(onnx, "onnx")
+    monkeypatch.setattr(subjects, "open_onnx", lambda *_: (networks.CellNetwork(tiny_restored.model), facts))
+    found = scores(tmp_path / "a.json", "--onnx", onnx, *scored_data)
+    assert found.pop("onnx") == str(onnx) and found == expected
+
+
+def test_a_graph_is_scored_on_data_that_it_fits(exported, scored_data, tmp_path, capsys):
+    for arguments, match in (((), "does not say where the data lies"),
+                             ((*scored_data, "data.image_size=96"), "data.image_size=96: .* was exported with 64"),
+                             ((*scored_data, "data.max_tokens=9"), "data.max_tokens=9: .* was exported with 8"),
+                             ((*scored_data, "train.amp=O1"), "train.amp=O1: a checkpoint is computed"),
+                             ((*scored_data, "--config", "refshapes_tiny"), "data.max_tokens=.* was exported with 8"),
+                             ((*scored_data, "--amp", "O1"), "--amp needs --checkpoint"),
+                             ((*scored_data, "--protocol", "ref-concatenated"), "reads 8 word pieces, but a prompt")):
+        code = main(["evaluate", "--mindir", str(exported[0]), "--split", "train", *arguments])
+        err = capsys.readouterr().err
+        assert code == 2 and re.search(match, err), err

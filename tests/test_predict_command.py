@@ -314,7 +314,7 @@ def test_settings_reach_the_network(monkeypatch, model, picture, tmp_path, capsy
     asked = []
     monkeypatch.setattr(loading, "open_model", lambda *arguments: asked.append(arguments) or model)
     code = main(["predict", "--checkpoint", "a.mindir", "--image", str(picture.path), "eval.threshold=0.3", "--text",
-                 "red", "--output", str(tmp_path / "out"), "data.max_tokens=7", "--device-target", "CPU", "--amp", "O1"])
+                 "red", "data.max_tokens=7", "--device-target", "CPU", "--amp", "O1", "--output", str(tmp_path)])
     assert code == 0, capsys.readouterr().err
     path, kind, device, amp, details, overrides = asked[0]
     assert (str(path), kind, device, amp, details) == ("a.mindir", "checkpoint", "CPU", "O1", False)

@@ -1,31 +1,34 @@
-"""Command ``evaluate``: score a checkpoint on whole splits under one or several protocols (evaluation/protocols.py)."""
+"""Command ``evaluate``: score a checkpoint or an exported graph on whole splits under one or several protocols
+(evaluation/protocols.py)."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from mindspore_coupalign.config import Config, load_config, with_overrides
+from mindspore_coupalign.cli.subjects import CheckpointSubject, GraphSubject
+from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.notices import doubts, turned_pictures
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import details, protocols
-from mindspore_coupalign.evaluation.evaluator import Networks, derange, report_plan, samples_of
-from mindspore_coupalign.evaluation.prompts import check_positions, make_plan
+from mindspore_coupalign.evaluation.evaluator import derange, report_plan, samples_of
+from mindspore_coupalign.evaluation.prompts import make_plan
 from mindspore_coupalign.evaluation.scoring import score_plan
 from mindspore_coupalign.evaluation.tables import announce, read_references, without_nan
+from mindspore_coupalign.inference.loading import MINDIR, ONNX
 from mindspore_coupalign.outputs import check_writable, write_file
-from mindspore_coupalign.portable import check_data_root, with_data_paths
 from mindspore_coupalign.runtime import add_amp_argument, add_device_argument, setup
-from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--config", help="configuration that names the data (default: the checkpoint's own)")
-    parser.add_argument("--checkpoint", required=True, help="best.safetensors or last.safetensors of a run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", metavar="FILE", help="best.safetensors or last.safetensors of a run")
+    source.add_argument("--mindir", metavar="FILE", help="what `export` wrote, with its .json beside it")
+    source.add_argument("--onnx", metavar="FILE", help="what `export` wrote, with its .json beside it")
     parser.add_argument("--split", nargs="+", required=True, metavar="NAME", help="splits, for example val testA testB")
     parser.add_argument("--protocol", nargs="+", default=["sentence"], metavar="NAME",
                         help=f"how to score, one or several of {', '.join(protocols.PROTOCOLS)}, or all; "
@@ -43,13 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    checkpoint = load_checkpoint(args.checkpoint)
     overrides = list(args.overrides)
     for option in ("split", "shuffled", "protocol"):  # argparse gives an option of several values all that follows it
         given = getattr(args, option)
         overrides += [name for name in given if "=" in name]
         setattr(args, option, [name for name in given if "=" not in name])
-    config = configuration(args.config, overrides, checkpoint)
+    subject = _subject(args)
+    config = subject.configuration(args.config, overrides)
     chosen = protocols.choose(args.protocol)
     for path in filter(None, (args.output, args.details)):
         check_writable(Path(path))
@@ -58,23 +61,32 @@ def run(args: argparse.Namespace) -> int:
     if args.details and "sentence" not in (protocol.name for protocol in chosen):
         raise UserError("--details writes what protocol sentence sees; add sentence to --protocol")
     with Watch.of_job(Limits.of(config.train)) as watch:
-        return score(args, checkpoint, config, chosen, setup(args.device_target, config.train.seed, watch))
+        return score(args, subject, config, chosen, setup(args.device_target, config.train.seed, watch))
 
 
-def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chosen: list,
-          runtime: Runtime) -> int:
+def _subject(args: argparse.Namespace):
+    """What is scored."""
+    if args.checkpoint:
+        return CheckpointSubject(args.checkpoint, args.amp)
+    kind, path = (MINDIR, args.mindir) if args.mindir else (ONNX, args.onnx)
+    if args.amp:
+        raise UserError(f"--amp needs --checkpoint: {path} computes in the precision that it was exported in")
+    return GraphSubject(kind, path)
+
+
+def score(args: argparse.Namespace, subject, config: Config, chosen: list, runtime: Runtime) -> int:
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     references = read_references(data, args.split)
     resolved = [protocols.resolve(protocol, config) for protocol in chosen]
-    tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))
+    tokenizer = subject.tokenizer(config)
     splits = {name: samples_of(data, name) for name in (*args.split, *args.shuffled)}
     plans = {}
     for label, name, shuffle in [*((name, name, False) for name in args.split),
                                  *((f"{name}, shuffled", name, True) for name in args.shuffled)]:
         plans[label] = make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field,
                                  derange(data, splits[name]) if shuffle else None)
-        check_positions(plans[label], resolved, data, config.model.text.max_positions)
-    networks = Networks(checkpoint, config, args.amp, runtime, max(plan.longest for plan in plans.values()))
+    subject.check_prompts(list(plans.values()), resolved, data, config)
+    networks = subject.networks(config, runtime, list(plans.values()))
     for line in doubts(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
         print(line, file=sys.stderr)
     results, records = {}, []
@@ -92,10 +104,9 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
         print(turned_pictures(data), file=sys.stderr)
     announce(f"{config.data.dataset} ({config.data.split_by})", results, chosen, config, references)
     if args.output:
-        document = {"checkpoint": str(args.checkpoint), "dataset": config.data.dataset,
+        document = {subject.kind: str(subject.path), "dataset": config.data.dataset,
                     "split_by": config.data.split_by, "input_size": config.data.image_size,
-                    "threshold": config.eval.threshold, **networks.precision,
-                    "step": checkpoint.progress.get("step"),
+                    "threshold": config.eval.threshold, **networks.precision, "step": subject.step,
                     "protocols": {p.name: protocols.conventions(p, config) for p in chosen},
                     "splits": {name: results[name] for name in args.split},
                     "shuffled": {name: results[f"{name}, shuffled"] for name in args.shuffled},
@@ -106,22 +117,3 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
         details.write(args.details, records)
         print(f"wrote {args.details}")
     return 0
-
-
-def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> Config:
-    """The file's configuration, or the checkpoint's own with the overrides.
-
-    Raises:
-        UserError: a bad file or override, one that only training follows, or nothing says where the
-            data lies.
-    """
-    for override in overrides:
-        if override.startswith(("train.amp=", "train.amp_dtype=")):
-            raise UserError(f"{override}: a checkpoint is computed in the precision of its training; --amp chooses "
-                            "another")
-    if path:
-        return load_config(path, overrides)
-    source = f"{checkpoint.path}'s configuration with the overrides"
-    config = with_overrides(with_data_paths(checkpoint), overrides, source)
-    check_data_root(config, str(checkpoint.path))
-    return config

@@ -9,7 +9,7 @@ import argparse
 import numpy as np
 
 from mindspore_coupalign import build
-from mindspore_coupalign.cli.evaluate import configuration
+from mindspore_coupalign.cli.subjects import configuration
 from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.errors import UserError

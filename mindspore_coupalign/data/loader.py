@@ -8,6 +8,9 @@ b is this rank's share of the batch.
 import os
 import signal
 import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
 
 import mindspore.dataset as ds
 import numpy as np
@@ -92,6 +95,38 @@ class TrainSource(_Source):
         return self.transform.image(np.ascontiguousarray(image)), ids, word_mask, target, np.int32(s)
 
 
+class Pictures:
+    """Prepared pictures of a data set by image index, safe among threads: one that was asked for a moment ago is not
+    decoded again, and one that two threads want is decoded by the first.
+
+    Args:
+        prepare: (h, w, 3) uint8 -> what is kept.
+        kept: so many.
+    """
+
+    def __init__(self, data: ReferData, prepare: Callable, kept: int = 16):
+        self._data, self._prepare, self._kept = data, prepare, kept
+        self._futures: OrderedDict[int, Future] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of_ref(self, r: int):
+        i = int(self._data.ref_image[r])
+        with self._lock:
+            future, mine = self._futures.get(i), False
+            if future is None:
+                future, mine = Future(), True
+                self._futures[i] = future
+                if len(self._futures) > self._kept:
+                    self._futures.popitem(last=False)
+            self._futures.move_to_end(i)
+        if mine:
+            try:
+                future.set_result(self._prepare(self._data.read_image(r)))
+            except BaseException as exc:  # whoever waits must not wait for ever
+                future.set_exception(exc)
+        return future.result()
+
+
 class EvalSource(_Source):
     """Every r-th of R sentence once, then padding (sample -1) to fill whole batches."""
 
@@ -101,6 +136,7 @@ class EvalSource(_Source):
         self.samples = np.full(batches * batch_size, -1, np.int32)
         self.samples[:len(share)] = share
         self.data, self.tokens, self.transform = data, tokens, transform
+        self.pictures = Pictures(data, transform.image)
 
     def __len__(self):
         return len(self.samples)
@@ -113,7 +149,7 @@ class EvalSource(_Source):
             word_mask[0] = 1
             return np.zeros((3, size, size), np.float32), np.zeros(tokens, np.int32), word_mask, s
         ids, word_mask = self.tokens[s]
-        return self.transform.image(self.data.read_image(int(self.data.sentence_ref[s]))), ids, word_mask, s
+        return self.pictures.of_ref(int(self.data.sentence_ref[s])), ids, word_mask, s
 
 
 class PromptSource(_Source):
@@ -121,10 +157,12 @@ class PromptSource(_Source):
 
     Args:
         prompts: (index, ref, ids (n,), word_mask (n,)) with n <= tokens, T = tokens after padding.
+        prepare: picture (h, w, 3) uint8 -> image.
     """
 
-    def __init__(self, data, prompts: list, tokens: int, pad_id: int, transform: ImageTransform, batch_size: int):
-        self.data, self.prompts, self.tokens, self.pad_id, self.transform = data, prompts, tokens, pad_id, transform
+    def __init__(self, data, prompts: list, tokens: int, pad_id: int, prepare: Callable, batch_size: int):
+        self.prompts, self.tokens, self.pad_id = prompts, tokens, pad_id
+        self.pictures = Pictures(data, prepare)
         self.length = -(-len(prompts) // batch_size) * batch_size
 
     def __len__(self):
@@ -134,10 +172,10 @@ class PromptSource(_Source):
         ids, word_mask = np.full(self.tokens, self.pad_id, np.int32), np.zeros(self.tokens, np.int32)
         if k >= len(self.prompts):
             word_mask[0] = 1
-            return np.zeros((3, self.transform.size, self.transform.size), np.float32), ids, word_mask, np.int32(-1)
+            return np.zeros_like(self.pictures.of_ref(self.prompts[-1][1])), ids, word_mask, np.int32(-1)
         index, ref, pieces, mask = self.prompts[k]
         ids[: len(pieces)], word_mask[: len(mask)] = pieces, mask
-        return self.transform.image(self.data.read_image(ref)), ids, word_mask, np.int32(index)
+        return self.pictures.of_ref(ref), ids, word_mask, np.int32(index)
 
 
 def batches(source: _Source, batch_size: int, workers: int):

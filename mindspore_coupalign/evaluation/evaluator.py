@@ -1,17 +1,15 @@
 """Scoring whole splits: every sentence once for validation in training (``evaluate_samples``, ``report``), and the
-protocols that ``evaluate`` was asked for (``Networks``, ``report_plan``).
+report of the protocols that ``evaluate`` was asked for (``report_plan``).
 
 Shapes: logits (B, 1, H, W) at the network's input size; I and U in pixels, at two sizes from one pass: ``image``, the
 photograph's own, and ``input``, the network's.
 """
 
-import dataclasses
+import functools
 
-import mindspore as ms
 import numpy as np
 from tqdm import tqdm
 
-from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.loader import EvalSource, Tokens, batches
 from mindspore_coupalign.data.refer import ReferData
@@ -22,31 +20,10 @@ from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import protocols
 from mindspore_coupalign.evaluation.metrics import logit, overlap, summarize
+from mindspore_coupalign.evaluation.networks import CellNetwork
+from mindspore_coupalign.evaluation.pool import Pool
 from mindspore_coupalign.evaluation.prompts import Plan
 from mindspore_coupalign.evaluation.protocols import SIZES
-from mindspore_coupalign.weights.checkpoint import Checkpoint
-
-
-class Networks:
-    """The checkpoint's network for a number of word pieces, each compiled once: data.max_tokens, and what the longest
-    prompt of several sentences needs."""
-
-    def __init__(self, checkpoint: Checkpoint, config: Config, amp: str | None, runtime: Runtime, longest: int):
-        self.longest = max(longest, config.data.max_tokens)
-        self.built, self.runtime = {}, runtime
-        for tokens in sorted({config.data.max_tokens, self.longest}):
-            own = dataclasses.replace(config, data=dataclasses.replace(config.data, max_tokens=tokens))
-            self.built[tokens], _ = build.restore_model(checkpoint, own, amp, runtime.target)
-        self.precision = self.built[config.data.max_tokens].precision._asdict()
-        if self.longest > config.data.max_tokens and not config.model.text_weights and runtime.rank == 0:
-            print(f"note: prompts of several sentences take up to {self.longest} positions; training from scratch has "
-                  f"seen {config.data.max_tokens} of them, the rest is as it was drawn")
-
-    def __call__(self, length: int) -> tuple:
-        """The number of word pieces that the prompts are padded to, and the network for it."""
-        self.runtime.watch.enter("evaluating", 0, compiles=True)
-        tokens = min(self.built) if length <= min(self.built) else self.longest
-        return tokens, self.built[tokens]
 
 
 def samples_of(data: ReferData, split: str) -> np.ndarray:
@@ -69,19 +46,30 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
     tokens = Tokens(data, samples, tokenizer, field=config.data.sentence_field)
     batch, cut = config.eval.batch_size, logit(config.eval.threshold)
-    source = EvalSource(data, samples, tokens, transform, batch, runtime.rank, runtime.ranks)
+    by_image = samples[np.argsort(data.ref_image[data.sentence_ref[samples]], kind="stable")]  # each decoded once
+    source = EvalSource(data, by_image, tokens, transform, batch, runtime.rank, runtime.ranks)
     place = {int(s): k for k, s in enumerate(samples)}
     found = np.zeros((len(samples), len(SIZES), 2), np.int32)
     model.set_train(False)
+    network = CellNetwork(model)
+
+    @functools.lru_cache(8)  # a ref's sentences are neighbours
+    def truths(ref: int) -> tuple:
+        truth = data.mask(ref, config.data.overlap)
+        return truth, transform.mask(truth)
+
+    def score(sample: int, logits: np.ndarray):
+        truth, squashed = truths(int(data.sentence_ref[sample]))
+        found[place[sample]] = (overlap(transform.inverse(logits, truth.shape) > cut, truth),
+                                overlap(logits > cut, squashed))
+
     with tqdm(total=int((source.samples >= 0).sum()), desc=progress, unit="sentence", leave=False,
-              disable=None if progress else True) as bar:  # None: off where stderr is not a terminal
+              disable=None if progress else True) as bar, Pool(4 * batch) as pool:  # None: off without a terminal
         for image, ids, word_mask, sample in batches(source, batch, config.data.workers):
-            logits = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0].astype(np.float32)
+            logits = network(image, ids, word_mask)[:, 0]
             runtime.watch.compiled()
             for i in np.flatnonzero(sample >= 0):
-                truth = data.mask(int(data.sentence_ref[sample[i]]), config.data.overlap)
-                found[place[int(sample[i])]] = (overlap(transform.inverse(logits[i], truth.shape) > cut, truth),
-                                                overlap(logits[i] > cut, transform.mask(truth)))
+                pool.submit(score, int(sample[i]), logits[i])
                 bar.update()
     found = all_reduce_sum(found, runtime).astype(np.int64)  # zeros where another rank counted
     return {"sample": np.array(samples), **{name: found[:, k] for k, name in enumerate(SIZES)}}

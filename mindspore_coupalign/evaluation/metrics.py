@@ -18,8 +18,9 @@ def logit(probability: float) -> float:
 
 def overlap(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
     """Intersection and union of two (h, w) masks, in pixels."""
-    a, b = prediction.astype(bool), truth.astype(bool)
-    return int((a & b).sum()), int((a | b).sum())
+    a, b = prediction.astype(bool, copy=False), truth.astype(bool, copy=False)
+    inter = int(np.count_nonzero(a & b))
+    return inter, int(np.count_nonzero(a)) + int(np.count_nonzero(b)) - inter
 
 
 def iou(inter: np.ndarray, union: np.ndarray, empty=1.0, epsilon: float = 0.0) -> np.ndarray:

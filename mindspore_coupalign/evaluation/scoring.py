@@ -7,7 +7,6 @@ truth has any pixel, of its n units.
 
 from typing import NamedTuple
 
-import mindspore as ms
 import numpy as np
 from pycocotools import mask as coco
 from tqdm import tqdm
@@ -20,6 +19,7 @@ from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.distributed.collectives import all_reduce_sum
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.evaluation.metrics import overlap
+from mindspore_coupalign.evaluation.pool import Pool
 from mindspore_coupalign.evaluation.prompts import Plan
 from mindspore_coupalign.evaluation.protocols import IMAGE, INPUT, Protocol, predicted_mask
 
@@ -38,8 +38,8 @@ def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData,
     """The counts of every unit, {(protocol's name, size): (n, 3) int64}, the same on every rank.
 
     Args:
-        networks: gives for prompts of so many word pieces the number T that they are padded to, and the network:
-            (image, ids, word_mask) -> logits (B, 1, H, W).
+        networks: gives for prompts of so many word pieces the number T that they are padded to, and the network
+            (networks.py); its ``uint8`` says whether that takes pixels as they are.
         protocols: resolved, those that the plan was made with.
         keep: gets a Kept for each of this rank's sentences, of the protocol ``sentence``.
         progress: label of the progress bar; empty for none.
@@ -52,19 +52,26 @@ def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData,
     # what fits in data.max_tokens shares one compiled network; all else shares another
     limit = config.data.max_tokens
     mine = [(k, *prompt) for k, prompt in enumerate(plan.prompts) if prompt.ref in own]
+    mine.sort(key=lambda prompt: data.ref_image[prompt[1]])  # each picture is decoded once; a ref's stay neighbours
     passes = [[prompt for prompt in mine if (len(prompt[2]) > limit) == long] for long in (False, True)]
-    with tqdm(total=len(mine), desc=progress, unit="prompt", leave=False, disable=None if progress else True) as bar:
+    prepare = transform.resize if networks.uint8 else transform.image
+
+    def score(ref: int, logits: dict, units: list):
+        scored = _Ref(data, ref, logits, transform)
+        for protocol, u, unit in units:
+            for size in protocol.sizes:
+                found[protocol.name, size][u] = scored.count(protocol, unit, size)
+            if keep is not None and protocol.name == "sentence":
+                keep.append(scored.kept(protocol, unit))
+
+    with tqdm(total=len(mine), desc=progress, unit="prompt", leave=False, disable=None if progress else True) as bar, \
+            Pool(4 * config.eval.batch_size) as pool:
         for prompts in filter(None, passes):
             tokens, model = networks(max(len(prompt[2]) for prompt in prompts))
             waiting = _units_by_ref(plan, protocols, {prompt[0] for prompt in prompts})
-            source = PromptSource(data, prompts, tokens, tokenizer.pad_id, transform, config.eval.batch_size)
+            source = PromptSource(data, prompts, tokens, tokenizer.pad_id, prepare, config.eval.batch_size)
             for ref, logits in _refs(model, source, config, runtime, bar):
-                scored = _Ref(data, ref, logits, transform)
-                for protocol, u, unit in waiting[ref]:
-                    for size in protocol.sizes:
-                        found[protocol.name, size][u] = scored.count(protocol, unit, size)
-                    if keep is not None and protocol.name == "sentence":
-                        keep.append(scored.kept(protocol, unit))
+                pool.submit(score, ref, logits, waiting[ref])
     sums = all_reduce_sum(np.concatenate(list(found.values())), runtime).astype(np.int64)  # others' refs are zeros here
     return dict(zip(found, np.split(sums, np.cumsum([len(part) for part in found.values()])[:-1]), strict=True))
 
@@ -84,7 +91,7 @@ def _refs(model, source: PromptSource, config: Config, runtime: Runtime, bar):
     ref_of = {prompt[0]: prompt[1] for prompt in source.prompts}
     logits, current = {}, None
     for image, ids, word_mask, index in batches(source, config.eval.batch_size, config.data.workers):
-        answers = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0].astype(np.float32)
+        answers = model(image, ids, word_mask)[:, 0]
         runtime.watch.compiled()
         for i in np.flatnonzero(index >= 0):
             ref = ref_of[int(index[i])]

@@ -9,18 +9,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from mindspore_coupalign.evaluation.networks import CellNetwork
 from mindspore_coupalign.inference.model import square
 from mindspore_coupalign.inference.prediction import Details
 
-
-class CellNetwork:
-    """Logits of a cell, or of any function of tensors."""
-
-    def __init__(self, cell):
-        self._cell = cell
-
-    def __call__(self, pixels: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> np.ndarray:
-        return _array(self._cell(ms.Tensor(pixels), ms.Tensor(ids), ms.Tensor(word_mask)))
+__all__ = ["CellNetwork", "Explainer", "WithOutputs"]
 
 
 class Explainer:

@@ -104,11 +104,16 @@ def overridden(config: Config, overrides: Sequence[str], source: str) -> Config:
     Raises:
         UserError: a bad override, or one of the precision, which --amp chooses.
     """
+    check_overrides(overrides)
+    return with_overrides(config, overrides, source) if overrides else config
+
+
+def check_overrides(overrides: Sequence[str]):
+    """Raises UserError at one that only training follows."""
     for override in overrides:
         if override.startswith(("train.amp=", "train.amp_dtype=")):
             raise UserError(f"{override}: a checkpoint is computed in the precision of its training; --amp chooses "
                             "another")
-    return with_overrides(config, overrides, source) if overrides else config
 
 
 def _threshold(facts: dict, overrides: Sequence[str], path: Path) -> dict:

@@ -39,6 +39,7 @@ class Shape(NamedTuple):
 
     batch: int | None = None  # ANY; a number: exactly that many; None: any number, but each is compiled first
     uint8: bool = False  # pixels (B, H, W, 3) uint8, not normalised
+    compiles: bool = True  # at its first call
 
 
 COMPILED = Shape()
@@ -209,7 +210,8 @@ class Model:
         return self._network(pixels, ids, word_mask), None
 
     def _compile(self, size: int):
-        if size in self._ready or self._shape.batch == ANY and self._ready:
+        size = 1 if self._shape.batch == ANY else size  # one compilation serves all sizes
+        if size in self._ready or not self._shape.compiles:
             return
         started = time.perf_counter()
         side = self.size

@@ -104,7 +104,8 @@ def model_of(network, facts: dict, path: str | Path):
 
     tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], facts["max_tokens"], str(path))
     transform = ImageTransform(facts["input_size"], facts["mean"], facts["std"])
-    return Model(network, tokenizer, transform, facts["threshold"], Shape(facts["batch"] or ANY, takes_uint8(facts)))
+    shape = Shape(facts["batch"] or ANY, takes_uint8(facts), compiles=facts["kind"] == "mindir")
+    return Model(network, tokenizer, transform, facts["threshold"], shape)
 
 
 def takes_uint8(facts: dict) -> bool:
@@ -126,8 +127,8 @@ def _parse(graph: Path, kind: str) -> dict:
     if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, FIRST_FORMAT):
         raise UserError(f"{path}: field 'format' is not {FORMAT!r}; export the checkpoint again with this version")
     again = "; export the checkpoint again"
-    for name, kind in _FIELDS.items():
-        if not isinstance(facts.get(name), kind):
+    for name, wanted in _FIELDS.items():
+        if not isinstance(facts.get(name), wanted):
             raise UserError(f"{path}: field {name!r} is missing or mistyped{again}")
     if not 0 < facts["threshold"] < 1:
         raise UserError(f"{path}: field 'threshold' must lie between 0 and 1, found {facts['threshold']}")

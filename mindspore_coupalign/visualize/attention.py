@@ -2,15 +2,14 @@
 
 import numpy as np
 
-from mindspore_coupalign.inference.prediction import Prediction
 from mindspore_coupalign.visualize import figures
 
 COLUMNS = 8
 WIDTH = 1960  # pixels of the sheet at most
 
 
-def attention_sheet(found: Prediction) -> np.ndarray:
-    """(h, w, 3) uint8, w < 2000. ``found`` holds its image and details.
+def attention_sheet(found) -> np.ndarray:
+    """(h, w, 3) uint8, w < 2000, of a ``Prediction`` that holds its image and details.
 
     All word maps share one colour scale, from 0 to the largest attention of any, and all proposals another.
     """

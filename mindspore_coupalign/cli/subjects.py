@@ -1,0 +1,117 @@
+"""What ``evaluate`` scores: a checkpoint, or an exported graph with what its sidecar says."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mindspore_coupalign.config import Config, config_from_dict, load_config
+from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.distributed.process import Runtime
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluation.networks import GraphNetworks, Networks
+from mindspore_coupalign.evaluation.prompts import Plan, check_positions
+from mindspore_coupalign.inference import sidecar
+from mindspore_coupalign.inference.loading import (
+    CHECKPOINT,
+    MINDIR,
+    check_overrides,
+    open_mindir,
+    open_onnx,
+    overridden,
+)
+from mindspore_coupalign.portable import check_data_root, with_data_paths
+from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
+
+
+class CheckpointSubject:
+    """Raises UserError when the file is no checkpoint."""
+
+    kind = CHECKPOINT
+
+    def __init__(self, path: str, amp: str | None):
+        self.path, self._amp = Path(path), amp
+        self._checkpoint = load_checkpoint(path)
+        self.step = self._checkpoint.progress.get("step")
+
+    def configuration(self, path: str | None, overrides: list) -> Config:
+        return configuration(path, overrides, self._checkpoint)
+
+    def tokenizer(self, config: Config) -> SentenceTokenizer:
+        return SentenceTokenizer.from_json(self._checkpoint.tokenizer, config.data.max_tokens, str(self.path))
+
+    def check_prompts(self, plans: list[Plan], resolved: list, data: ReferData, config: Config):
+        """Raises UserError where a prompt is longer than the network has positions."""
+        for plan in plans:
+            check_positions(plan, resolved, data, config.model.text.max_positions)
+
+    def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> Networks:
+        return Networks(self._checkpoint, config, self._amp, runtime, max(plan.longest for plan in plans))
+
+
+class GraphSubject:
+    """Raises UserError when graph or sidecar is missing or damaged."""
+
+    def __init__(self, kind: str, path: str):
+        self.kind, self.path = kind, Path(path)
+        self._facts = sidecar.read(self.path, kind)
+        self.step = self._facts.get("step")
+
+    def configuration(self, path: str | None, overrides: list) -> Config:
+        """The file's configuration, or the sidecar's with the overrides; batches are of the graph's size.
+
+        Raises:
+            UserError: a bad file or override, nothing says where the data lies, or another input than the graph's.
+        """
+        source = sidecar.sidecar_path(self.path)
+        if path:
+            check_overrides(overrides)
+            config = load_config(path, overrides)
+        else:
+            values = self._facts.get("config")
+            if not isinstance(values, dict):
+                raise UserError(f"{source}: field 'config' is missing; name the data by --config")
+            own = config_from_dict(values, f"{source} (its configuration)")
+            own = replace(own, data=replace(own.data, root="", images=""))  # the graph's machine had its own
+            config = overridden(own, overrides, f"{source}'s configuration with the overrides")
+            check_data_root(config, str(source))
+        data, facts = config.data, self._facts
+        for name, ours, theirs in (("image_size", data.image_size, facts["input_size"]),
+                                   ("max_tokens", data.max_tokens, facts["max_tokens"]),
+                                   ("mean", list(data.mean), facts["mean"]), ("std", list(data.std), facts["std"])):
+            if ours != theirs:
+                raise UserError(f"data.{name}={ours}: {self.path} was exported with {theirs}; give a configuration "
+                                "with that, or none")
+        return replace(config, eval=replace(config.eval, batch_size=facts["batch"])) if facts["batch"] else config
+
+    def tokenizer(self, config: Config) -> SentenceTokenizer:
+        return SentenceTokenizer.from_json(self._facts["tokenizer"], config.data.max_tokens, str(self.path))
+
+    def check_prompts(self, plans: list[Plan], *_):
+        """Raises UserError where a prompt is longer than the graph reads."""
+        longest, tokens = max(plan.longest for plan in plans), self._facts["max_tokens"]
+        if longest > tokens:
+            raise UserError(f"{self.path}: reads {tokens} word pieces, but a prompt of several sentences has "
+                            f"{longest}; leave protocols out that join sentences, or evaluate the checkpoint")
+
+    def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> GraphNetworks:
+        if self.kind == MINDIR:
+            network, facts = open_mindir(self.path)
+        else:
+            network, facts = open_onnx(self.path, "auto", "")
+        return GraphNetworks(network, facts, runtime)
+
+
+def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> Config:
+    """The file's configuration, or the checkpoint's own with the overrides.
+
+    Raises:
+        UserError: a bad file or override, one that only training follows, or nothing says where the
+            data lies.
+    """
+    check_overrides(overrides)
+    if path:
+        return load_config(path, overrides)
+    source = f"{checkpoint.path}'s configuration with the overrides"
+    config = overridden(with_data_paths(checkpoint), overrides, source)
+    check_data_root(config, str(checkpoint.path))
+    return config
