@@ -141,7 +141,8 @@ def pictures(folder: Path) -> dict:
         b"IDAT", zlib.compress(bytes(10_000_000))) + chunk(b"IEND", b""))
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
-    return {"text.png": "no image file", "animated.gif": "a GIF; save it as PNG or JPEG", "empty.png": "empty", "cut.png": "the picture",
+    return {"text.png": "no image file", "animated.gif": "a GIF; save it as PNG or JPEG", "empty.png": "empty",
+            "cut.png": "the picture",
             "large.png": "at most 4 megapixels", "bomb.png": "at most 4 megapixels"}
 
 
