@@ -16,8 +16,8 @@ from mindspore_coupalign import __version__
 from mindspore_coupalign.cli.examples import epilog
 from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.interrupts import watch_interrupts
 from mindspore_coupalign.outputs import silence
-from mindspore_coupalign.training.interrupts import watch_interrupts
 
 COMMANDS = {
     "doctor": "report what this machine has and lacks; paste its output into every issue",

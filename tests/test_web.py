@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,12 +38,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def served(*arguments, **environment):
-    """The command ``web`` on a free port, ended by Ctrl-C."""
+def served(*arguments, end=signal.SIGINT, temporary=None):
+    """The command ``web`` on a free port, ended by a signal; ``temporary``: its TMPDIR."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "mindspore_coupalign", "web", "--port", str(port), *map(str, arguments)], cwd=ROOT,
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment)
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | ({"TMPDIR": str(temporary)} if temporary else {}))
     lines: list[str] = []
     threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True).start()
     try:
@@ -52,17 +54,20 @@ def served(*arguments, **environment):
             time.sleep(0.2)
         yield SimpleNamespace(url=f"http://{HOST}:{port}/", port=port, process=process, lines=lines)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
+            assert process.wait(60) == 0, "".join(lines)
+        finally:
             process.kill()
+        assert lines[-1] == "the page is closed\n" and "Traceback" not in "".join(lines), "".join(lines)
 
 
 @pytest.fixture(scope="module")
-def server():
-    with served("--max-megabytes", "2", "--max-megapixels", "4") as found:
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("temporary")
+    with served("--max-megabytes", "2", "--max-megapixels", "4", temporary=folder) as found:
         yield found
+    assert not list(folder.glob("coupalign-web-*"))  # nothing is left of uploads and answers
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +203,27 @@ def memory(pid: int) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
+def test_equal_questions_at_once(server, scene):
+    """Everyone gets whole files, though they hold the same."""
+    def question(_):
+        client = gradio_client.Client(server.url, verbose=False)
+        return [len(Path(ask(client, scene, "the red circle")[3][0]).read_bytes()) for _ in range(3)]
+
+    with ThreadPoolExecutor(4) as pool:
+        sizes = {size for found in pool.map(question, range(4)) for size in found}
+    assert len(sizes) == 1 and sizes.pop() > 100
+
+
+def test_old_answers_are_forgotten(tmp_path):
+    from mindspore_coupalign.web.answers import forget_old
+
+    for name, age in (("answer-old", 100), ("answer-new", 0), ("other", 100)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    forget_old(tmp_path, 50)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answer-new", "other"]
+
+
 def test_a_client_that_goes_away_harms_nobody(server, client, scene):
     for _ in range(3):
         client.submit(gradio_client.handle_file(str(scene)), "the red circle", 0.5, False, api_name="/segment")
@@ -303,7 +329,7 @@ def test_in_a_browser(server, tmp_path):
 
 
 if __name__ == "__main__":
-    with served() as own, chromium(1280, 1100) as window:
+    with served(end=signal.SIGTERM) as own, chromium(1280, 1100) as window:
         window.get(own.url)
         choose_example(window, 1)
         press_segment(window)

@@ -1,12 +1,13 @@
 """One question to the page: a picture and some sentences -> pictures, a record of each sentence, files to download."""
 
+import contextlib
 import json
+import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from mindspore_coupalign.data.images import read_bytes
 from mindspore_coupalign.data.inputs import to_rgb
@@ -16,6 +17,8 @@ from mindspore_coupalign.inference.model import Model, list_words
 from mindspore_coupalign.inference.prediction import Prediction
 from mindspore_coupalign.visualize import figures
 from mindspore_coupalign.visualize.attention import attention_sheet
+
+KEPT = 3600  # seconds after which an answer's files are deleted
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,14 @@ class Limits:
 
 
 class Answer(NamedTuple):
-    overlays: list  # (h, w, 3) uint8 RGB of each sentence, with its caption
-    records: list  # dicts, ready for JSON
-    files: list  # paths: each mask as PNG, then answer.json
-    attention: np.ndarray | None  # (h, w, 3) uint8 RGB, what each word looked at; None where it was not asked for
+    overlays: list[str]  # paths of a picture of each sentence, with its caption
+    records: list[dict]  # ready for JSON
+    files: list[str]  # paths of each mask as PNG, then of answer.json
+    attention: str | None  # path of what each word looked at; None where it was not asked for
 
 
 def answer(model: Model, image: str | None, text: str, threshold: float, attention: bool, limits: Limits,
-           folder: str | Path) -> Answer:
+           folder: Path) -> Answer:
     """The page's whole work, without the page.
 
     Args:
@@ -58,10 +61,8 @@ def answer(model: Model, image: str | None, text: str, threshold: float, attenti
     except UserError as exc:  # the name is the upload's in a folder of the server's
         raise UserError(str(exc).replace(image, "the picture")) from exc
     found = [model.predict(rgb, sentence, threshold=threshold) for sentence in sentences]  # one size is compiled
-    overlays = [p.overlay() for p in found]
-    records = [record(p) for p in found]
-    sheet = attention_sheet(found[0]) if attention and found[0].details is not None else None
-    return Answer(overlays, records, write_files(found, records, Path(folder)), sheet)
+    forget_old(folder)
+    return write_files(found, attention and found[0].details is not None, folder)
 
 
 def read_sentences(text: str, limits: Limits) -> list[str]:
@@ -117,13 +118,24 @@ def record(found: Prediction) -> dict:
             "width": width, "height": height, "rle": found.rle(), "seconds": round(found.seconds, 4), "notes": notes}
 
 
-def write_files(found: list[Prediction], records: list[dict], folder: Path) -> list[str]:
+def write_files(found: list[Prediction], attention: bool, folder: Path) -> Answer:
+    """Everything that the page shows or gives, in a folder of its own."""
     own = Path(tempfile.mkdtemp(prefix="answer-", dir=folder))
-    paths = []
+    records, overlays, masks = [record(p) for p in found], [], []
     for number, prediction in enumerate(found, 1):
-        path = own / f"{number}_{names.slug(prediction.sentence)}_mask.png"
-        figures.write_png(path, prediction.mask.astype(np.uint8) * 255)
-        paths.append(str(path))
-    file = own / "answer.json"
+        saved = prediction.write(own / f"{number}_{names.slug(prediction.sentence)}")
+        overlays.append(str(saved.overlay))
+        masks.append(str(saved.mask))
+    file, sheet = own / "answer.json", own / "attention.png"
     file.write_text(json.dumps(records, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return [*paths, str(file)]
+    if attention:
+        figures.write_png(sheet, attention_sheet(found[0]))
+    return Answer(overlays, records, [*masks, str(file)], str(sheet) if attention else None)
+
+
+def forget_old(folder: Path, seconds: float = KEPT):
+    """Remove the answers that nobody is looking at any more."""
+    for own in folder.glob("answer-*"):
+        with contextlib.suppress(FileNotFoundError):  # another question removes it at this moment
+            if time.time() - own.stat().st_mtime > seconds:
+                shutil.rmtree(own, ignore_errors=True)

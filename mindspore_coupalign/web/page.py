@@ -6,9 +6,8 @@ import gradio as gr
 
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference.model import Model
-from mindspore_coupalign.web.answers import Limits, answer
+from mindspore_coupalign.web.answers import KEPT, Limits, answer
 
-KEPT = 3600  # seconds after which answers' files are deleted
 AT_ONCE = 2  # questions that are prepared side by side; the network runs for one after the other
 FONTS = ["ui-sans-serif", "system-ui", "Helvetica", "Arial", "sans-serif"]  # no font comes from the net
 STYLE = ".gradio-container {max-width: 1180px !important; margin: auto;}"

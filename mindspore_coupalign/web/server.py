@@ -4,10 +4,12 @@ import contextlib
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.interrupts import StopRequest
 
 WAITING = 64  # questions in the queue; the next one is told to come back
 # The browser loads nothing from elsewhere, whatever a page of Gradio's refers to.
@@ -66,13 +68,19 @@ class Policy:
 
 
 def serve(page, host: str, port: int, folder: Path, megabytes: int):
-    """Listen until the process is asked to stop.
+    """Listen until the process is asked to stop, by Ctrl-C or SIGTERM.
+
+    Args:
+        folder: of the answers' files, which are served from where they are: Gradio's own cache names files by their
+            content, and of two equal ones that are written at once the second may be read half.
 
     Raises:
         UserError: the port is taken.
     """
+    import gradio
     from starlette.middleware import Middleware
 
+    gradio.set_static_paths([folder])
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     try:
         page.launch(server_name=host, server_port=port, quiet=True, show_error=True, share=False, inbrowser=False,
@@ -83,4 +91,8 @@ def serve(page, host: str, port: int, folder: Path, megabytes: int):
         raise UserError(f"--port {port} on {host}: {exc}; choose another --port") from exc
     print(f"open http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/ in a browser; Ctrl-C ends it",
           flush=True)
-    page.block_thread()
+    with StopRequest() as stop:
+        while not stop.received:
+            time.sleep(0.2)
+    page.close(verbose=False)
+    print("the page is closed", flush=True)
