@@ -15,6 +15,7 @@ import traceback
 from mindspore_coupalign import __version__
 from mindspore_coupalign.cli.examples import epilog
 from mindspore_coupalign.distributed import watchdog as watch
+from mindspore_coupalign.distributed.process import is_scheduler
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.interrupts import watch_interrupts
 from mindspore_coupalign.outputs import silence
@@ -92,7 +93,7 @@ def run_rank():
     try:
         code = main()
     except SystemExit as exc:  # argparse has printed why, or its help
-        code = exc.code
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
         if code:
             watch.tell("the command line was not understood; see its log", code)
     except BaseException as exc:
@@ -112,9 +113,9 @@ def console() -> int:
 
 
 if __name__ == "__main__":
-    if not watch.folder():
+    if (ranks := watch.folder()) is None:
         sys.exit(console())
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
+    if is_scheduler():
         from mindspore_coupalign.distributed.launcher import serve_as_scheduler
-        sys.exit(serve_as_scheduler())
+        sys.exit(serve_as_scheduler(ranks))
     run_rank()

@@ -230,6 +230,9 @@ def test_old_keys_are_refused_where_they_mean_two_things():
     assert "model.wpa_gate_zero=true is no longer known" in error(config_from_dict, {"model": {
         "wpa_gate_zero": True}}, "f")
     assert "must be one of bilinear, guided" in error(config_from_dict, {"model": {"upsample": "subpixel"}}, "f")
+    for section in (3, None):  # an old key whose new one lies in another section, which is none
+        assert f"f: model must be a section of keys, found {section}" in error(
+            config_from_dict, {"model": section, "loss": {"stages": 0.5}}, "f")
 
 
 def test_every_key_of_a_first_configuration_is_known(capsys):

@@ -11,9 +11,9 @@ import mindspore as ms
 import numpy as np
 import pytest
 import yaml
+from fake_training import compute_nothing
 from refer_files import VOCABULARY, write_refer
 from safetensors.numpy import load_file, save_file
-from test_train import compute_nothing
 from test_weights import assert_near, darknet_layers, darknet_reference, write_darknet
 from tiny_network import TINY
 

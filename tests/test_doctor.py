@@ -14,6 +14,7 @@ from test_cuda import library, stub_driver
 from mindspore_coupalign import cuda, doctor, packages
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.doctor import machine, targets
+from mindspore_coupalign.doctor.items import BAD, OK
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "tests" / "golden" / "first_release.safetensors"
@@ -53,7 +54,7 @@ def test_a_machine_that_is_well(tmp_path):
     configuration = f"data.root={tmp_path / 'data'}"
     items, code, then = see("--config", "configs/refshapes_tiny.yaml", configuration, "--checkpoint", CHECKPOINT,
                             HOME=str(tmp_path), HF_TOKEN="hf_secret", http_proxy="http://me:secret@there")
-    assert code == 0 and not [name for name, item in items.items() if item["status"] == doctor.BAD]
+    assert code == 0 and not [name for name, item in items.items() if item["status"] == BAD]
     assert list(items) == ["python", "package", "packages", "processor", "memory", "disk", "environment", "CPU", "GPU",
                            "Ascend", "config", "tokenizer", "data", "checkpoint"]
     assert "mindspore 2.10" in items["packages"]["text"] and "a matrix product is right" in items["CPU"]["text"]
@@ -77,9 +78,9 @@ def test_inputs_that_are_missing(tmp_path):
                          f"data.tokenizer={tmp_path / 'bert'}", f"model.image_weights={tmp_path / 'page.pth'}",
                          f"model.text_weights={tmp_path / 'none.bin'}", HF_HUB_OFFLINE="1",
                          first=fake_mindspore(tmp_path / "site", ""))
-    assert code == 1 and items["config"]["status"] == doctor.OK
+    assert code == 1 and items["config"]["status"] == OK
     for name, said in (("tokenizer", "bert"), ("data", "refer"), ("text_weights", "none.bin: no such file")):
-        assert items[name]["status"] == doctor.BAD and said in items[name]["text"], items[name]
+        assert items[name]["status"] == BAD and said in items[name]["text"], items[name]
     assert "a web page" in items["image_weights"]["text"]
     items, code, _ = see("--config", "configs/refcoco_swin_b.yaml", "data.rot=x", first=tmp_path / "site")
     assert code == 1 and "unknown key data.rot" in items["config"]["text"] and "tokenizer" not in items
@@ -88,10 +89,10 @@ def test_inputs_that_are_missing(tmp_path):
 def test_numpy_2(tmp_path):
     """By its metadata alone: the report says it before an operator fails."""
     items, code, then = see("--checkpoint", "none.safetensors", first=distribution(tmp_path, "numpy", "2.1.0"))
-    assert code == 1 and items["packages"]["status"] == doctor.BAD
+    assert code == 1 and items["packages"]["status"] == BAD
     assert "numpy 2.1.0: MindSpore is compiled against NumPy 1" in items["packages"]["text"]
     assert "-m pip install numpy==1.26.4" in then
-    assert items["checkpoint"]["status"] == doctor.BAD and "none.safetensors: " in items["checkpoint"]["text"]
+    assert items["checkpoint"]["status"] == BAD and "none.safetensors: " in items["checkpoint"]["text"]
 
 
 def test_a_python_with_nothing(tmp_path):
@@ -110,7 +111,7 @@ def test_a_python_with_nothing(tmp_path):
 def test_a_mindspore_that_does_not_load(tmp_path, source, said):
     """Nor with a library that is missing or an instruction that the processor lacks: it is loaded elsewhere."""
     items, code, _ = see("--timeout", 2, first=fake_mindspore(tmp_path, source))
-    assert code == 1 and items["CPU"]["status"] == doctor.BAD and said in items["CPU"]["text"], items["CPU"]
+    assert code == 1 and items["CPU"]["status"] == BAD and said in items["CPU"]["text"], items["CPU"]
 
 
 def test_a_part_that_fails_leaves_the_others(monkeypatch, capsys):

@@ -12,6 +12,7 @@ from refer_files import SQUARE, TRIANGLE, refcoco_mini
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.data.importers import FORMATS
 from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.refs_file import as_key
 
 PARQUET = ("hf-refer", "hf-eval")
 
@@ -125,6 +126,29 @@ def test_what_is_exported_comes_back(capsys, tmp_path, form, more):
     assert back.sentence_ids.tolist() == first.sentence_ids.tolist()
     assert main(["export-data", *place, "--format", form, "--output", str(file), "--split", "val", "nowhere"]) == 2
     assert "no split 'nowhere'" in capsys.readouterr().err
+
+
+def test_an_export_joins_ids_as_the_reader_does(tmp_path):
+    """Pictures' ids as numbers, the annotations' references to them as text: the reader takes both as one."""
+    refer = made_up(tmp_path / "root/images/train2014")
+    for annotation in refer.instances["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    (tmp_path / "root/refcoco").mkdir()
+    (tmp_path / "root/refcoco/refs(unc).p").write_bytes(pickle.dumps(refer.refs, protocol=2))
+    (tmp_path / "root/refcoco/instances.json").write_text(json.dumps(refer.instances))
+    file = tmp_path / "coco.json"
+    assert main(["export-data", "--root", str(tmp_path / "root"), "--dataset", "refcoco", "--split-by", "unc",
+                 "--format", "coco", "--output", str(file)]) == 0
+    written = json.loads(file.read_text())
+    assert {a["image_id"] for a in written["annotations"]} == {image["id"] for image in written["images"]}
+    assert written["images"]
+
+
+@pytest.mark.parametrize(("given", "key"), [
+    (7, 7), ("7", 7), (7.0, 7), ("007", "007"), ("²", "²"), ("٣", "٣"), ("9" * 5000, "9" * 5000), (1.5, 1.5),
+    (2.0**53, 2.0**53), ("", ""), (None, None)])
+def test_ids_that_are_one(given, key):
+    assert as_key(given) == key and type(as_key(given)) is type(key)
 
 
 def several(tmp_path):

@@ -145,6 +145,7 @@ DAMAGES = [  # form, file below the source, how its content changes, words of th
     ("seqtr", "instances.json", lambda c: c["train"][1].update(height=41), ("40 in an earlier record",)),
     ("uninext", "instances_val.json", lambda c: c["images"].clear(), ("annotation number 0", "not among")),
     ("uninext", "instances_val.json", lambda c: c.pop("images"), ("no list 'images'",)),
+    ("uninext", "instances_val.json", lambda c: c["images"][0].update(file_name="a_².jpg"), ("does not exist",)),
     ("mdetr", "finetune_refcoco_val.json", lambda c: c["annotations"][0].update(original_id=5), ("image number 0",
                                                                                                    "annotation 5")),
     ("mdetr", "finetune_refcoco_val.json", lambda c: c["annotations"].clear(), ("no annotation lies on it",)),
@@ -178,6 +179,9 @@ def test_typical_damages_get_one_line(capsys, tmp_path, form, name, change, word
     refuses(capsys, tmp_path, form, written, refer.images, *words)
     file.write_text(json.dumps(stored)[:-40])  # truncated
     refuses(capsys, tmp_path, form, written, refer.images, file.name, "not complete JSON")
+    if form == "labelme":  # its reader takes Windows' encoding as well
+        file.write_bytes(json.dumps(stored).encode()[:-40] + b"\xe9")
+        refuses(capsys, tmp_path, form, written, refer.images, file.name, "not complete JSON")
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     if form != "labelme":
         refuses(capsys, tmp_path, form, written, refer.images, file.name, "Git LFS pointer")
@@ -242,6 +246,18 @@ def test_damages_of_parquet(capsys, tmp_path):
     pq.write_table(table, file)
     file.write_bytes(file.read_bytes()[:-100])
     refuses(capsys, tmp_path, "hf-refer", written, refer.images, "not a complete parquet file")
+
+
+def test_a_parquet_box_of_no_numbers_says_nothing(capsys, tmp_path):
+    """It only tells whether an outline lacks parts: no reason to refuse its row."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    refer = made_up(tmp_path / "pictures")
+    written = WRITERS["hf-eval"](refer, tmp_path / "hf-eval")
+    for file in written.source.rglob("*.parquet"):
+        rows = [{**row, "bbox": [None] * 4} for row in pq.read_table(file).to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    code, out, err = import_data(capsys, "hf-eval", written.source, tmp_path / "out", images=refer.images)
+    assert code == 0 and "do not fill their box" not in out, err
 
 
 def test_without_pyarrow_the_command_to_install_it_is_named(capsys, tmp_path, monkeypatch):

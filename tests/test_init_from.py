@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from fake_training import compute_nothing, fails
 from numpy_layers import randomize
 from refer_files import write_vocabulary
-from test_train import compute_nothing, fails, log_of, run_command, write_config
+from test_train import log_of, run_command, write_config
 from tiny_network import eager, tiny_batch, tiny_config
 
 from mindspore_coupalign import build

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import command, compute_nothing, fails, loop, write_config  # noqa: F401 (a fixture)
+from fake_training import compute_nothing, fails, loop_of
+from test_train import command, write_config
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
@@ -69,7 +70,7 @@ def test_twenty_kills_at_random_moments_change_nothing():
     assert kills == 20 and saves >= 5 and cut >= 1, done.stdout
 
 
-def test_a_full_disk_ends_the_run_and_spoils_nothing(loop, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_full_disk_ends_the_run_and_spoils_nothing(config, tmp_path, monkeypatch, capsys):
     """No file may grow beyond 20 kB from some moment on, which is what a write to a full disk meets."""
     output, log_losses, limits = tmp_path / "run", train.Trainer._log_losses, resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -79,6 +80,7 @@ def test_a_full_disk_ends_the_run_and_spoils_nothing(loop, tmp_path, monkeypatch
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
 
     monkeypatch.setattr(train.Trainer, "_log_losses", fill_the_disk)
+    loop = loop_of(config, tmp_path, monkeypatch)
     try:
         assert loop([1.0] * 9, "train.steps=9", "train.val_every=9", "train.save_every=1") == 2
     finally:

@@ -169,7 +169,7 @@ def test_darknet_53_of_timm_has_another_slope(tmp_path):
     save_file(timm_darknet(layers), tmp_path / "darknet.safetensors")
     with pytest.raises(UserError, match="slope 0.01; set model.image.negative_slope=0.01"):
         load_image_weights(vision_of(DARKNET, 64), DARKNET, tmp_path / "darknet.safetensors")
-    image_config = ImageConfig(name="darknet", embed_dim=8, depths=(2, 8, 8, 4), slope=0.01)
+    image_config = ImageConfig(name="darknet", embed_dim=8, depths=(2, 8, 8, 4), negative_slope=0.01)
     vision = vision_of(image_config, 64)
     load_image_weights(vision, image_config, tmp_path / "darknet.safetensors")
     image = np.random.default_rng(1).normal(size=(1, 3, 64, 64)).astype(np.float32)
@@ -232,7 +232,7 @@ def changed(tmp_path, **arrays):
     ({"layer4__1__conv1__weight": np.zeros(3, np.float32)}, r"1 of the file's have no place \(stages.3.blocks.1.conv1"),
     ({"layer1__0__se__weight": np.zeros(3, np.float32)}, "1 unexpected names .* layer1.0.se.weight"),
     ({"conv1__weight": np.zeros((4, 3, 5, 5), np.float32)}, r"embed.blocks.0.conv.weight has shape \(4, 3, 5, 5\)"),
-    ({"bn1__bias": np.array([0, np.nan, 0, 0], np.float32)}, "embed.blocks.0.norm.beta holds values that are no"),
+    ({"bn1__bias": np.array([0, np.nan, 0, 0], np.float32)}, "embed.blocks.0.norm.beta holds non-finite values"),
 ])
 def test_what_does_not_fit_is_named_and_loads_nothing(tmp_path, arrays, message):
     vision = vision_of(RESNET)
@@ -340,7 +340,7 @@ def test_another_bert_is_refused(config, message):
 
 
 def test_another_vocabulary_is_refused():
-    with pytest.raises(UserError, match=r"embed.word_embeddings has shape \(12, 8\), .* wants \(13, 8\)"):
+    with pytest.raises(UserError, match=r"embed.word_embeddings has shape \(12, 8\), .* expects \(13, 8\)"):
         load_text_weights(text_of(vocabulary=13), BERT, GOLDEN / "bert")
 
 

@@ -14,9 +14,8 @@ import cv2
 import numpy as np
 
 from mindspore_coupalign.data.importers.job import bounds
-from mindspore_coupalign.data.importers.sources import as_key
 from mindspore_coupalign.data.refer import ReferData, read_refer
-from mindspore_coupalign.data.refs_file import read_json
+from mindspore_coupalign.data.refs_file import as_key, read_json
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import check_writable, make_folder, write_file
 
@@ -86,15 +85,17 @@ def _lines(data: ReferData, refs: np.ndarray, drawn: dict, masks: Path | None):
 
 
 def _coco(data: ReferData, refs: np.ndarray, drawn: dict, instances: dict) -> dict:
-    used = {drawn[as_key(ann_id)]["image_id"] for ann_id in data.ann_ids[refs].tolist()}
+    used = {as_key(drawn[as_key(ann_id)]["image_id"]) for ann_id in data.ann_ids[refs].tolist()}
     annotations = []
     for r in refs.tolist():
         original = drawn[as_key(data.ann_ids[r].item())]
         box, area = bounds(data.rle[data.rle_at[r] : data.rle_at[r + 1]], data.image_sizes[data.ref_image[r]].tolist())
         annotations.append({
-            "id": original["id"], "image_id": original["image_id"], "category_id": original.get("category_id", 1),
-            "iscrowd": original.get("iscrowd", 0), "segmentation": original["segmentation"], "bbox": box, "area": area,
+            "id": as_key(original["id"]), "image_id": as_key(original["image_id"]),
+            "category_id": original.get("category_id", 1), "iscrowd": original.get("iscrowd", 0),
+            "segmentation": original["segmentation"], "bbox": box, "area": area,
             "split": data.split_names[data.ref_split[r]], "ref_id": data.ref_ids[r].item(),
             "sentences": _sentences(data, r)})
-    return {"images": [image for image in instances["images"] if image["id"] in used], "annotations": annotations,
+    images = [{**image, "id": as_key(image["id"])} for image in instances["images"] if as_key(image["id"]) in used]
+    return {"images": images, "annotations": annotations,
             "categories": instances.get("categories") or [{"id": 1, "name": "object"}]}

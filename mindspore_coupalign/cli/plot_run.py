@@ -31,7 +31,7 @@ def read_curves(path: Path) -> dict:
         UserError: no log there, or not one of this project's.
     """
     file = path / "log.jsonl" if path.is_dir() else path
-    curves = {key: ([], []) for key, _ in PANELS}
+    curves: dict[str, tuple[list, list]] = {key: ([], []) for key, _ in PANELS}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:

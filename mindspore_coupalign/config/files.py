@@ -15,7 +15,7 @@ import yaml
 
 from mindspore_coupalign.config.renamed import translate
 from mindspore_coupalign.config.sections import Config
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, one_line
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -74,7 +74,7 @@ def _apply(values: dict, overrides: typing.Sequence[str]):
         try:
             parsed = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: 2012-13-45, a date that is none
-            raise UserError(f"override {text!r}: the value is not valid YAML ({_first_line(exc)})") from exc
+            raise UserError(f"override {text!r}: the value is not valid YAML ({one_line(exc, 200)})") from exc
         _merge(values, translate(_nest(key.split("."), parsed), f"override {text}"))
 
 
@@ -105,11 +105,11 @@ def _read_yaml(path: Path, seen: tuple) -> dict:
     except FileNotFoundError as exc:
         raise UserError(f"{path}: no such configuration file, which another one names as its base") from exc
     except (OSError, UnicodeDecodeError) as exc:
-        raise UserError(f"{path}: cannot be read as a YAML text file ({_first_line(exc)})") from exc
+        raise UserError(f"{path}: cannot be read as a YAML text file ({one_line(exc, 200)})") from exc
     try:
         values = yaml.safe_load(text) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise UserError(f"{path}: not valid YAML ({_first_line(exc)})") from exc
+        raise UserError(f"{path}: not valid YAML ({one_line(exc, 200)})") from exc
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected 'section: values' at the top level, found {type(values).__name__}")
     base = values.pop("base", None)
@@ -121,10 +121,6 @@ def _read_yaml(path: Path, seen: tuple) -> dict:
     merged = _read_yaml(path.parent / base, seen + (path.resolve(),))
     _merge(merged, values)
     return merged
-
-
-def _first_line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:200]
 
 
 def _nest(keys: list, value):

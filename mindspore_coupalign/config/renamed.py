@@ -33,7 +33,8 @@ def translate(values: dict, source: str) -> dict:
     Raises:
         UserError: an old key and its new name are both there, or the old one's meaning is gone.
     """
-    values, old = _copy(values), []
+    old: list[str] = []
+    values = _copy(values)
     for before, after in RENAMED.items():
         if (value := _take(values, before, old)) is None:
             continue
@@ -61,18 +62,22 @@ def _copy(values):
 def _take(values: dict, name: str, old: list):
     """Remove a field and note its name in ``old``; None where it is not there."""
     *sections, key = name.split(".")
+    inner: object = values
     for section in sections:
-        values = values.get(section) if isinstance(values, dict) else None
-    if not isinstance(values, dict) or values.get(key) is None:
+        inner = inner.get(section) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or inner.get(key) is None:
         return None
     old.append(name)
-    return values.pop(key)
+    return inner.pop(key)
 
 
 def _put(values: dict, name: str, value, before: str, source: str):
     *sections, key = name.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        inner: object = values.setdefault(section, {})
+        if not isinstance(inner, dict):  # what is no section is refused where the sections are built
+            return
+        values = inner
     if key in values:
         raise UserError(f"{source}: {name} is there as well as {before}, its name in an earlier version; leave out "
                         f"{before}")

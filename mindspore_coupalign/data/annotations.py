@@ -4,15 +4,13 @@ Every record that is wrong is named by file and id, or by its place where it has
 a text of digits (``"1"``) and a whole float (``1.0``, pandas writes them) are the number.
 """
 
-import json
 import reprlib
 from pathlib import Path
 
 import numpy as np
 
-from mindspore_coupalign.data.file_kinds import kind_of_file
 from mindspore_coupalign.data.masks import Region, segmentation_to_rle
-from mindspore_coupalign.data.refs_file import load_refs
+from mindspore_coupalign.data.refs_file import as_key, load_refs, read_json
 from mindspore_coupalign.errors import UserError
 
 LARGEST_SIDE = 65535  # pixels, JPEG's limit
@@ -75,9 +73,10 @@ def _wordings(sentence, where: tuple) -> tuple[bytes, bytes]:
 
 def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
     """The columns of images and masks that instances.json gives for the refs with these keys."""
-    instances = _read_json(source)
+    instances = _read_instances(source)
     images, annotations = _Records(instances, "images", source), _Records(instances, "annotations", source)
-    index, files, sizes, ref_image, regions = {}, [], [], [], []
+    files: list[str] = []
+    index, sizes, ref_image, regions = {}, [], [], []
     for ref_id, ann_id, image_id in keys:
         whose = f"which ref {ref_id} (annotation {ann_id}) of {refs_file.name} names"
         annotation, image = annotations.of(ann_id, whose), images.of(image_id, whose)
@@ -105,7 +104,9 @@ class _Records:
     """The records of one list of instances.json by id."""
 
     def __init__(self, instances: dict, key: str, source: Path):
-        self.name, self.source, self.found, self.twice = key, source, {}, {}
+        self.name, self.source = key, source
+        self.found: dict[int, tuple[int, dict]] = {}  # id -> its place in the list, the record
+        self.twice: dict[int, tuple[int, int]] = {}  # id -> the places of two that differ
         for number, record in enumerate(_field(instances, key, (list,), source, "the top", "level")):
             record_id = _id(record, "id", source, f"{key} number", number)
             first = self.found.setdefault(record_id, (number, record))
@@ -141,33 +142,18 @@ def _region(annotation: dict, size: list, source: Path, ann_id, ref_id) -> Regio
         raise UserError(f"{source}: annotation {ann_id} (ref {ref_id}): segmentation: {exc}") from exc
 
 
-def _read_json(path: Path) -> dict:
-    content = b""
-    try:
-        content = path.read_bytes()
-        values = json.loads(content)
-    except FileNotFoundError as exc:
-        raise UserError(f"{path}: no such file; REFER's archive has it beside refs(*).p") from exc
-    except OSError as exc:
-        raise UserError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-    except (ValueError, RecursionError) as exc:
-        kind = kind_of_file(content[:64])
-        raise UserError(f"{path}: not valid JSON but {kind}" if kind else
-                        f"{path}: not valid JSON ({str(exc)[:100]}); truncated? download it again") from exc
+def _read_instances(path: Path) -> dict:
+    values = read_json(path, "REFER's archive has it beside refs(*).p", "not valid JSON")
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a dict with images and annotations, found {type(values).__name__}")
     return values
 
 
 def _id(record, key: str, source: Path, name: str, which):
-    """An id, whole number or text; ``"1"`` and ``1.0`` are 1, so that files of different tools fit together."""
-    value = _field(record, key, _ID, source, name, which)
-    if isinstance(value, str):
-        return int(value) if value.isdecimal() and value.isascii() and str(int(value[:19])) == value else value
+    """An id, whole number or text, as ``as_key`` has it."""
+    value = as_key(_field(record, key, _ID, source, name, which))
     if isinstance(value, float):
-        if not value.is_integer() or abs(value) >= 2**53:
-            raise UserError(f"{source}: {name} {which}: field {key!r} must be a whole number or text; found {value}")
-        return int(value)
+        raise UserError(f"{source}: {name} {which}: field {key!r} must be a whole number or text; found {value}")
     return value
 
 

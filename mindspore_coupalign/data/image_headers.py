@@ -6,11 +6,13 @@ of scan, whose compressed pixels follow; a progressive file has several scans, e
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 PNG = b"\x89PNG\r\n\x1a\n"
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame: the size, and how the pixels are coded
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 _HUFFMAN_ONE_PASS = {0xC0, 0xC1}
+_BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}  # TIFF's
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # within compressed pixels: neither a stuffed 0xFF nor a restart
 
 
@@ -34,7 +36,7 @@ class Jpeg:
     @property
     def lacks_scans(self) -> bool:
         """Whether coefficients of a progressive or many-scan file never come, or not down to their last bit."""
-        sent = {}
+        sent: dict[tuple[int, int], int] = {}  # (plane, coefficient): its lowest bit that came
         for content in self.scans:
             planes = content[1:1 + 2 * content[0]:2]
             low, high, bits = content[-3:]
@@ -86,7 +88,8 @@ def exif_orientation(data: bytes) -> int:
 
 def png_chunks(data: bytes) -> dict[bytes, bytes]:
     """The small chunks of a PNG by name, of two the first; pixels are left out."""
-    chunks, at = {}, len(PNG)
+    chunks: dict[bytes, bytes] = {}
+    at = len(PNG)
     while at + 8 <= len(data):
         size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if name != b"IDAT":
@@ -97,7 +100,7 @@ def png_chunks(data: bytes) -> dict[bytes, bytes]:
 
 def _orientation(tiff: bytes) -> int:
     """Tag 0x0112 of the first directory of EXIF's TIFF data."""
-    order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
+    order = _BYTE_ORDERS.get(tiff[:2])
     if order is None:
         return 1
     at = int.from_bytes(tiff[4:8], order)

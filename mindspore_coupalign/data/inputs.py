@@ -12,7 +12,7 @@ import numpy as np
 
 from mindspore_coupalign.data.image_formats import compose
 from mindspore_coupalign.data.images import read_rgb
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, one_line
 
 _WANTED = "give (h, w, 3) uint8 RGB with values 0..255, a PIL image or a file's path"
 _SHOWN = 80  # characters of a sentence in a message
@@ -33,7 +33,7 @@ def to_rgb(image) -> np.ndarray:
     try:
         pixels = np.asarray(image)
     except Exception as exc:  # whatever a foreign object's conversion raises
-        raise UserError(f"image: {type(image).__name__} cannot become an array ({_line(exc)}); {_WANTED}") from exc
+        raise UserError(f"image: {type(image).__name__} cannot become an array ({one_line(exc)}); {_WANTED}") from exc
     _check_shape(pixels.shape, type(image).__name__)
     _check_type(pixels)
     if pixels.ndim == 2:
@@ -92,7 +92,7 @@ def _of_pil(image) -> np.ndarray:
         return np.array(image.convert("RGB"))
     except Exception as exc:  # files are decoded only now, and PIL's decoders raise many kinds
         name = getattr(image, "filename", "") or "image"
-        raise UserError(f"{name}: PIL cannot decode it ({_line(exc)}); replace the file") from exc
+        raise UserError(f"{name}: PIL cannot decode it ({one_line(exc)}); replace the file") from exc
 
 
 def _check_shape(shape: tuple, kind: str):
@@ -131,7 +131,3 @@ def _check_type(pixels: np.ndarray):
     else:
         remedy = "scale it to 0..255 (16-bit: image // 257) and give it as uint8"
     raise UserError(f"{text}; {remedy}")
-
-
-def _line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:120] or type(exc).__name__

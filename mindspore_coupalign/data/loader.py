@@ -8,6 +8,7 @@ b is this rank's share of the batch.
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -35,10 +36,14 @@ class Tokens:
         return self.ids[self.row[s]], self.mask[self.row[s]]
 
 
-class _Source:
+class _Source(ABC):
     """Random access for GeneratorDataset; keeps the first UserError, which the pipeline would wrap in its own words."""
 
     error: UserError | None = None
+
+    @abstractmethod
+    def item(self, k: int) -> tuple:
+        """The columns of one entry."""
 
     def __getitem__(self, k):
         try:
@@ -68,7 +73,7 @@ class TrainSource(_Source):
         self.per_epoch = len(data.refs_to_train(split))
         self.batch_size, self.local, self.rank = batch_size, batch_size // ranks, rank
         self.start, self.stop = steps
-        self.order = (-1, None)
+        self.order = (-1, np.empty(0, np.int64))  # epoch, its samples
 
     def __len__(self):
         return (self.stop - self.start) * self.local

@@ -8,6 +8,7 @@ file holds. A file cannot change them: they take no state but an element type's 
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class Call:
     """A function that a pickle may name and call."""
 
     __slots__ = ("_make",)
+    _make: Callable
 
     def __init__(self, make):
         object.__setattr__(self, "_make", make)
@@ -58,6 +60,7 @@ class Array(list):
     """An array as (nested) lists."""
 
     __slots__ = ("_elements",)
+    _elements: Callable[..., list]
 
     def __setstate__(self, state):
         if type(state) is not tuple or len(state) != 5:
@@ -71,8 +74,9 @@ class StandIns:
 
     def __init__(self, size: int):
         self.left = size  # bytes; a file holds each of its arrays once
-        self._calls = {"dtype": _Type, "scalar": self._scalar, "_reconstruct": self._array, "ndarray": self._array,
-                       "_frombuffer": self._from_buffer}
+        self._calls: dict[str, Callable] = {
+            "dtype": _Type, "scalar": self._scalar, "_reconstruct": self._array, "ndarray": self._array,
+            "_frombuffer": self._from_buffer}
 
     def of(self, module: str, name: str) -> Call | None:
         """What stands for a name of NumPy's; None for a name that has no place in plain data."""

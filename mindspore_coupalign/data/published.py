@@ -6,7 +6,8 @@ Counts are (refs, sentences, images), None where not known.
 HEADS = ("refs", "sentences", "images")
 # Refs, sentences, images per split, None where not known. RefCOCO's val, testA and testB were counted on the real
 # files; the others are quoted from the literature.
-PUBLISHED = {
+Counts = dict[str, tuple[int | None, int | None, int | None]]  # by split
+PUBLISHED: dict[tuple[str, str], Counts] = {
     ("refcoco", "unc"): {"train": (42404, 120624, 16994), "val": (3811, 10834, 1500), "testA": (1975, 5657, 750),
                          "testB": (1810, 5095, 750)},
     ("refcoco+", "unc"): {"train": (42278, 120191, 16992), "val": (3805, 10758, 1500), "testA": (1975, 5726, 750),
@@ -17,13 +18,13 @@ PUBLISHED = {
 }
 # Refs, sentences and images per split of sets that check-data does not know, None where not known: PhraseCut's own
 # README, and the paper of RRSIS-D (RMSIN, CVPR 2024).
-MORE_PUBLISHED = {
+MORE_PUBLISHED: dict[tuple[str, str], Counts] = {
     ("phrasecut", "vg"): {"train": (308893, 308893, 71354), "val": (20350, 20350, 2971), "test": (18980, 18980, 2937)},
     ("rrsisd", "unc"): {"train": (12181, 12181, None), "val": (1740, 1740, None), "test": (3481, 3481, None)},
 }
 
 
-def count_table(counts: dict[str, tuple], published: dict[str, tuple], notes: dict[str, str] | None = None) -> str:
+def count_table(counts: dict[str, tuple], published: Counts, notes: dict[str, str] | None = None) -> str:
     """A line per split, of either: its counts, the published ones beside them where there are any, and a note.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mindspore_coupalign.data.file_kinds import kind_of_file
 from mindspore_coupalign.data.pickles import load_plain_pickle
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, one_line
 
 
 def load_refs(path: Path):
@@ -40,17 +40,32 @@ def _of_one_object(ref: dict, path: Path, number: int) -> dict:
     return {**ref, "ann_id": ann_ids[0], "category_id": one}
 
 
-def read_json(path: Path):
-    """The content of a JSON file. Raises UserError for a missing, empty or damaged file, naming what it is instead."""
+def as_key(value):
+    """An id by which records find each other: 7, 7.0 (pandas writes it) and "7" are the same; "007" is another."""
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and value.isascii() and str(int(value[:19])) == value else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def read_json(path: Path, origin: str = "check the path", fault: str = "not complete JSON"):
+    """The content of a JSON file.
+
+    Args:
+        origin: where a missing file comes from.
+        fault: what a damaged one is called.
+
+    Raises:
+        UserError: a missing, empty or damaged file; it names what the file is instead.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError as exc:
-        raise UserError(f"{path}: no such file; check the path") from exc
+        raise UserError(f"{path}: no such file; {origin}") from exc
     except OSError as exc:
         raise UserError(f"{path}: cannot be read ({exc.strerror or exc}); expected a JSON file") from exc
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as exc:
         kind = kind_of_file(content[:64])
-        raise UserError(f"{path}: not complete JSON but {kind}" if kind else
-                        f"{path}: not complete JSON ({str(exc)[:100]}); truncated? get it again") from exc
+        raise UserError(f"{path}: {fault} but {kind}" if kind else
+                        f"{path}: {fault} ({one_line(exc, 100)}); truncated? get it again") from exc

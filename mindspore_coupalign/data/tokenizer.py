@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, one_line
 
 SHIPPED = {"refshapes": Path(__file__).resolve().parent.parent / "assets" / "refshapes_tokenizer"}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -34,7 +34,7 @@ class SentenceTokenizer:
             raise UserError(f"{source}: not a BERT tokenizer (needs {', '.join(SPECIAL)}); use for example the files "
                             "of bert-base-uncased")
         self.max_tokens = max_tokens
-        self.pad_id, self.unknown_id = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
+        self.pad_id, self.unknown_id = (tokenizer.get_vocab()[name] for name in ("[PAD]", "[UNK]"))
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         self._tokenizer = tokenizer
 
@@ -57,7 +57,7 @@ class SentenceTokenizer:
         try:
             tokenizer = Tokenizer.from_str(text)
         except Exception as exc:  # the library raises plain Exception
-            raise UserError(f"{source}: its tokenizer cannot be read ({str(exc)[:100]})") from exc
+            raise UserError(f"{source}: its tokenizer cannot be read ({one_line(exc, 100)})") from exc
         return cls(tokenizer, max_tokens, source)
 
     def to_json(self) -> str:
@@ -107,7 +107,7 @@ def _from_folder(folder: Path) -> Tokenizer:
             loaded = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"))
         return loaded.backend_tokenizer
     except Exception as exc:  # transformers raises many kinds; all mean that the files are no tokenizer
-        raise UserError(f"{folder}: the tokenizer cannot be read ({_first_line(exc)})") from exc
+        raise UserError(f"{folder}: the tokenizer cannot be read ({one_line(exc)})") from exc
 
 
 def _from_hub(name: str, download: bool) -> Tokenizer:
@@ -123,7 +123,7 @@ def _from_hub(name: str, download: bool) -> Tokenizer:
         return load(name).backend_tokenizer
     except Exception as exc:
         raise UserError(f"tokenizer {name!r}: no such folder, and not on the Hugging Face hub "
-                        f"({_first_line(exc)}); {advice}") from exc
+                        f"({one_line(exc)}); {advice}") from exc
 
 
 def _hub_answers() -> bool:
@@ -146,7 +146,3 @@ def _transformers():
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     return transformers
-
-
-def _first_line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:120]

@@ -56,7 +56,7 @@ class ImageTransform:
         return cv2.resize(mask.astype(np.uint8, copy=False), (self.size, self.size),
                           interpolation=cv2.INTER_NEAREST_EXACT)
 
-    def inverse(self, logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    def inverse(self, logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """(size, size) float32 -> (h, w) float32 for ``shape`` = (h, w), bilinear."""
         h, w = shape
         return cv2.resize(np.asarray(logits, np.float32), (w, h), interpolation=cv2.INTER_LINEAR)

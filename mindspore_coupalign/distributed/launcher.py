@@ -10,17 +10,20 @@ import sys
 import time
 from pathlib import Path
 
-from mindspore_coupalign.distributed.watchdog import ASKED, ENDS, LOCAL_WORKERS, folder, lives, read_states
+from mindspore_coupalign.distributed.watchdog import ASKED, ENDS, LOCAL_WORKERS, State, lives, read_states
 
 PATIENCE = 2.0  # seconds in which a second signal is the first one's echo: a cluster may send it to every process
 
 
-def serve_as_scheduler() -> int:
+def serve_as_scheduler(place: Path) -> int:
     """msrun's scheduler in a process of its own, ended with the last worker of this machine and not 40 s after it.
+
+    Args:
+        place: the folder of the ranks' files.
 
     Returns the exit code: 0 when every worker of this machine is done.
     """
-    place, workers = folder(), int(os.environ[LOCAL_WORKERS])
+    workers = int(os.environ[LOCAL_WORKERS])
     scheduler = subprocess.Popen([sys.executable, "-c", "from mindspore import communication; communication.init()"])
     while scheduler.poll() is None:
         time.sleep(0.5)
@@ -92,7 +95,7 @@ def stop_ranks(folder: Path, number: int = signal.SIGTERM):
             os.kill(state["pid"], signal.SIGKILL if again else signal.SIGTERM)
 
 
-def _living(folder: Path) -> list:
+def _living(folder: Path) -> list[State]:
     return [s for s in read_states(folder) if s["host"] == socket.gethostname() and lives(s["pid"])]
 
 

@@ -17,3 +17,8 @@ class Runtime:
 def in_a_job() -> bool:
     """Whether msrun has started this process, which has other ranks beside it then."""
     return bool(os.environ.get("MS_ROLE"))
+
+
+def is_scheduler() -> bool:
+    """Whether msrun has started this process to serve the ranks, and not as one of them."""
+    return os.environ.get("MS_ROLE") == "MS_SCHED"

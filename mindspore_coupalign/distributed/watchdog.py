@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from mindspore_coupalign.errors import UserError
 
@@ -29,6 +30,21 @@ LOCAL_WORKERS = "COUPALIGN_LOCAL_WORKERS"  # the same: ranks on this machine
 ASKED = "asked_to_stop"  # a file in that folder: the job was asked to stop, before some of its ranks had started maybe
 ENDS = ("done", "stopped")
 GONE = ("Z", "")  # what _status says of a process that has ended
+
+
+class State(TypedDict, total=False):
+    """What a rank's file holds; times are seconds of its machine's clock."""
+
+    rank: int
+    pid: int
+    host: str
+    phase: str  # see Watch.enter
+    step: int
+    compiles: bool
+    since: float  # when it entered the phase
+    code: int  # exit code of a failure
+    met: int  # how often it has met the others
+    beat: float
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ def tell(message: str, code: int) -> bool:
     """Leave a rank's last message and exit code to job.py, which prints it; False where there is no job to tell."""
     if not (place := folder()):
         return False
-    own = next((s for s in read_states(place) if s["rank"] == own_rank()), {"phase": "", "step": 0})
+    own = next((s for s in read_states(place) if s["rank"] == own_rank()), State(phase="", step=0))
     if own["phase"].startswith("rank "):  # it names the rank that failed first
         return True
     return _write(place, _state(own_rank(), f"rank {own_rank()}: {message}", own["step"], code=code))
@@ -87,8 +103,10 @@ class Watch:
     def __init__(self, folder: Path | None, rank: int = 0, limits: Limits = Limits(), workers: int = 1):
         self.folder, self.rank, self.limits, self.workers = folder, rank, limits, workers
         self.target = "CPU"  # where the ranks compute; runtime.setup says it
-        self.longest, self.state, self.waits, self.met = 0.0, {}, False, 0
-        self.heard = {}  # rank of another machine -> when its beat and its phase were last seen to change
+        self.longest, self.waits, self.met = 0.0, False, 0
+        self.state: State = {}
+        # rank of another machine -> its beat and when that changed, its phase and when that changed
+        self.heard: dict[int, tuple[float, float, tuple, float]] = {}
         self.ending, self.ended = "done", threading.Event()
         self.compiled_at = 0.0  # time.perf_counter() of the first ``compiled`` of this phase; 0: there was none
         self.lock = threading.Lock()
@@ -158,7 +176,7 @@ class Watch:
 
     def _late(self) -> str:
         """The name of a rank that has met the others less often than this one; empty when all have come."""
-        states = read_states(self.folder)
+        states = self._states()
         late = [s for s in states if s["met"] < self.met and s["phase"] not in ENDS]
         return _name(late[0]) if late else "" if len(states) >= self.workers else "a rank"
 
@@ -188,14 +206,14 @@ class Watch:
         failed_rank = ""
         compiling = self.limits.compiling or COMPILING.get(self.target, COMPILING_ELSEWHERE)
         for _ in range(2):  # the file of a rank that is found dead may have been read just before its end was written
-            others = [self._by_own_clock(s) for s in read_states(self.folder) if s["rank"] != self.rank]
+            others = [self._by_own_clock(s) for s in self._states() if s["rank"] != self.rank]
             failed_rank = find_failed_rank(self.state, others, limit, time.time(), silence, compiling,
                                            self.limits.remote)
             if not failed_rank:
                 break
         return failed_rank
 
-    def _by_own_clock(self, state: dict) -> dict:
+    def _by_own_clock(self, state: State) -> State:
         """Another machine's clock may differ, and its files may come late: what counts is when they changed here."""
         if state["host"] == self.state["host"]:
             return state
@@ -207,7 +225,7 @@ class Watch:
 
     def _elsewhere(self) -> list:
         """The names of the other machines whose ranks' files can be read."""
-        return sorted({s["host"] for s in read_states(self.folder)} - {self.state["host"]})
+        return sorted({s["host"] for s in self._states()} - {self.state["host"]})
 
     def _lost_connection(self) -> str:
         """What it must have been, when a collective has failed and every rank that can be seen is alive."""
@@ -219,8 +237,12 @@ class Watch:
                     "says more, and a LOG_DIR that all machines share brings it here")
         return ""
 
+    def _states(self) -> list[State]:
+        return read_states(self.folder) if self.folder is not None else []
+
     def _write(self):
-        _write(self.folder, self.state | {"met": self.met})
+        if self.folder is not None:
+            _write(self.folder, self.state | {"met": self.met})
 
     def _run(self):
         while True:
@@ -234,13 +256,13 @@ class Watch:
             self.ended.wait(1)
 
 
-def _state(rank: int, phase: str, step: int, compiles: bool = False, code: int = 1) -> dict:
+def _state(rank: int, phase: str, step: int, compiles: bool = False, code: int = 1) -> State:
     """``code``: the exit code of a failure."""
     return {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "phase": phase, "step": step,
             "compiles": compiles, "since": time.time(), "code": code, "met": 0}
 
 
-def _write(folder: Path, state: dict) -> bool:
+def _write(folder: Path, state: State) -> bool:
     path, content = folder / f"rank_{state['rank']}.json", json.dumps(state | {"beat": time.time()})
     temporary = path.with_suffix(".tmp")
     with contextlib.suppress(OSError):
@@ -253,11 +275,11 @@ def _write(folder: Path, state: dict) -> bool:
     return False
 
 
-def _name(state: dict) -> str:
+def _name(state: State) -> str:
     return f"rank {state['rank']} (process {state['pid']} on {state['host']})"
 
 
-def find_failed_rank(own: dict, others: list, limit: float, now: float, silence: float = Limits.heartbeat,
+def find_failed_rank(own: State, others: list[State], limit: float, now: float, silence: float = Limits.heartbeat,
                  compiling: float = COMPILING["CPU"], remote: float = 0.0) -> str:
     """A sentence about the rank that the others wait for; empty when all is well.
 
@@ -306,7 +328,7 @@ def _status(pid: int) -> str:
         return "" if Path("/proc/self").exists() else "?"
 
 
-def read_states(folder: Path) -> list:
+def read_states(folder: Path) -> list[State]:
     states = []
     for path in sorted(folder.glob("rank_*.json")):
         try:

@@ -8,22 +8,13 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from mindspore_coupalign import __version__
-
-OK, NOTE, ABSENT, BAD = "ok", "note", "--", "BAD"  # BAD alone makes the exit code 1
-
-
-@dataclass(frozen=True)
-class Item:
-    """A line of the report; ``remedy`` is a command to type."""
-
-    name: str
-    status: str
-    text: str
-    remedy: str = ""
+from mindspore_coupalign.doctor import machine, targets
+from mindspore_coupalign.doctor.items import BAD, NOTE, Item
+from mindspore_coupalign.errors import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -55,8 +46,6 @@ def run(args: argparse.Namespace) -> int:
 
 def collect(args: argparse.Namespace) -> Iterator[Item]:
     """All items, in the order of the report. A part that fails by itself is an item, too."""
-    from mindspore_coupalign.doctor import machine, targets
-
     parts = [("python", machine.python), ("package", machine.package), ("packages", machine.packages_found),
              ("processor", machine.processor), ("memory", machine.memory), ("disk", machine.disk),
              ("environment", machine.environment), ("CPU", lambda: targets.cpu(args.timeout)),
@@ -66,7 +55,7 @@ def collect(args: argparse.Namespace) -> Iterator[Item]:
         try:
             yield from part()
         except Exception as exc:  # a report with a hole is better than none
-            yield Item(name, BAD, f"cannot be looked at ({type(exc).__name__}: {str(exc)[:200]})")
+            yield Item(name, BAD, f"cannot be looked at ({type(exc).__name__}: {one_line(exc, 200)})")
 
 
 def line(item: Item) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindspore_coupalign import __version__, packages
-from mindspore_coupalign.doctor import BAD, NOTE, OK, Item
+from mindspore_coupalign.doctor.items import BAD, NOTE, OK, Item
 
 PYTHONS = ((3, 10), (3, 12))  # with a wheel of MindSpore 2.10, first and last
 MACHINES = ("x86_64", "aarch64")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindspore_coupalign import cuda
-from mindspore_coupalign.doctor import ABSENT, BAD, NOTE, OK, Item
+from mindspore_coupalign.doctor.items import ABSENT, BAD, NOTE, OK, Item
 from mindspore_coupalign.doctor.machine import of_mindspore
 
 NPUS = "/dev/davinci[0-9]*"

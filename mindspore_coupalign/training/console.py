@@ -12,7 +12,8 @@ class Console:
     """``log`` prints a line above the bar, which ``bar`` opens."""
 
     def __init__(self, speaks: bool):
-        self.speaks, self._bar = speaks, None
+        self.speaks = speaks
+        self._bar: tqdm | None = None
 
     def log(self, line: str):
         if not self.speaks:
@@ -44,7 +45,7 @@ class Bar:
     def step(self):
         """One more step is done."""
         self.done += 1
-        if not self.started:
+        if self.console._bar is not None:
             self.console._bar.update()
             return
         self.console.log(f"step {self.done}: compiled and computed in {time.perf_counter() - self.started:.0f} s")

@@ -36,7 +36,8 @@ def dry_run(trainer) -> int:
         raise UserError(f"{trainer.run.path}: the checkpoints need {wanted / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
                         "; lower train.keep, free some space or choose another --output")
     ranks.broadcast(trainer.model.get_parameters(), trainer.runtime)
-    stream, seconds = trainer.micro_batches(), []
+    stream = trainer.micro_batches()
+    seconds: list[float] = []
     while len(seconds) < min(1 + TIMED, trainer.total - trainer.done) and not is_enough(seconds, trainer.runtime):
         start = time.perf_counter()
         results = trainer.one_step(stream, trainer.next_lr())

@@ -32,7 +32,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, keep: int = 1, writes: bool = True):
-        self.path, self.keep, self.writes, self.locked = path, keep, writes, None
+        self.path, self.keep, self.writes = path, keep, writes
+        self.locked: int | None = None  # the folder's descriptor
 
     def open(self, config: Config, done: int, validated: int = 0, resumed: Path | None = None):
         """Make the folder, keep other runs out of it, and drop what an earlier run logged after where this one starts.
@@ -119,17 +120,18 @@ class RunFolder:
             raise UserError(f"{self.path / name}: cannot be written ({exc.strerror}); the checkpoints in {self.path} "
                             "are good: free some space and go on with --resume") from exc
 
-    def save_best(self, *content):
+    def save_best(self, arrays: dict, config: Config, tokenizer: str, progress: dict):
         if self.writes:
-            save_checkpoint(self.path / "best.safetensors", *content)
+            save_checkpoint(self.path / "best.safetensors", arrays, config, tokenizer, progress)
 
-    def save_state(self, *content, again: bool = False):
+    def save_state(self, arrays: dict, config: Config, tokenizer: str, progress: dict, again: bool = False):
         """Save as last.safetensors; the ones before move on by one, the oldest goes, unless it is saved ``again``.
 
         A kill at any moment leaves the newest whole state under the first name that exists.
         """
         if self.writes:
-            save_checkpoint(self.path / "last.safetensors", *content, before=None if again else self._move_on)
+            save_checkpoint(self.path / "last.safetensors", arrays, config, tokenizer, progress,
+                            before=None if again else self._move_on)
 
     def _move_on(self):
         states = [self.path / _state_name(age) for age in range(self.keep)]
@@ -173,11 +175,11 @@ def load_state(resume: str | Path, log=print) -> Checkpoint:
     if not path.is_dir():
         return load_checkpoint(path)
     states = _states(path)
-    error = None
+    errors = []
     for state in states or [path / "last.safetensors"]:
         try:
             return load_checkpoint(state)
         except UserError as exc:
-            error = error or exc
+            errors.append(exc)
             log(f"warning: {exc}") if len(states) > 1 else None
-    raise error
+    raise errors[0]

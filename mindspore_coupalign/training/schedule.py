@@ -23,7 +23,8 @@ def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.
         refs: samples of an epoch, for what the configuration counts in epochs.
     """
     train = config.train
-    position, end = step, total_steps
+    position: float = step
+    end: float = total_steps
     if train.decay_every == "epoch":
         position = step * train.batch_size // refs * refs / train.batch_size  # the first step of the epoch
     if train.decay_epochs:
@@ -54,7 +55,8 @@ class Budget:
         self.seconds, self.minutes, self.warmup = 60 * train.minutes, train.minutes, train.warmup_steps
         self.now, self.share, self.batches = spent, share, batches
         self.done, self.steps = 0, 0  # of the run; of this process
-        self.recent, self.first = deque(maxlen=20), 0.0  # seconds of the newest steps; of the one that compiled
+        self.recent: deque[float] = deque(maxlen=20)  # seconds of the newest steps
+        self.first = 0.0  # of the step that compiled
         self.paused, self.measured, self.reserve, self.most = False, 0.0, 0.0, 0.0
         self.settled, self.short = False, False  # whether the steps' time is known; whether a short warm-up was said
         self.over = self.seconds > 0 and (0 < self.minutes <= finished or spent >= self.seconds)

@@ -21,7 +21,7 @@ class StepLog:
 
     def __init__(self, run: RunFolder, patience: int):
         self.run, self.patience = run, patience
-        self.window = []  # results of the finite steps since the last line
+        self.window: list[dict] = []  # results of the finite steps since the last line
         self.skipped = self.skipped_in_row = 0  # non-finite steps since that line; in a row
 
     def state(self) -> dict:

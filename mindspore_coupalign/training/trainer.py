@@ -109,7 +109,8 @@ class Trainer:
 
     def train(self) -> dict | None:
         if self.is_over() and not self._is_due():
-            self.log(f"{self.state.path}: trained to its end at step {self.done}; raise train.steps, train.epochs or "
+            source = self.run.path if self.state is None else self.state.path
+            self.log(f"{source}: trained to its end at step {self.done}; raise train.steps, train.epochs or "
                      "train.minutes to go on")
             return None
         self._open()
@@ -197,8 +198,8 @@ class Trainer:
             last = micro == train.accumulate - 1
             if self.runtime.target == "CPU":  # elsewhere collectives wait for much longer
                 watch.barrier()
-            results = self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(np.float32(lr)), keys,
-                                (self.stop.received > 0, clock), last)
+            results = self.step(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask), ms.Tensor(mask),
+                                ms.Tensor(np.float32(lr)), keys, (self.stop.received > 0, clock), last)
             found.append(results.asnumpy())
         self.done += 1
         results = dict(zip(RESULTS, map(float, found[-1]), strict=True))
@@ -244,7 +245,7 @@ class Trainer:
         unlogged = {"validated": self.validated, **self.step_log.state()}
         self.run.save_state(arrays, *self._about(self.step.counters() | unlogged), again=again)
 
-    def _about(self, counters: dict | None = None) -> tuple:
+    def _about(self, counters: dict | None = None) -> tuple[Config, str, dict]:
         """Configuration, tokenizer and progress, as checkpoints keep them."""
         progress = {"step": self.done, "best": self.best, "seconds": round(self._seconds(), 1)}
         if self.config.train.minutes:

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from mindspore_coupalign.arrays import check_arrays
 from mindspore_coupalign.config import Config, config_from_dict, config_to_dict
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, one_line
 
 FORMAT = "coupalign-2"
 RENAMED = {"picked": "proposal_head"}  # cells of earlier versions
@@ -102,7 +102,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except FileNotFoundError as exc:
         raise UserError(f"{path}: no such checkpoint; training writes best.safetensors and last.safetensors") from exc
     except (SafetensorError, OSError) as exc:
-        raise UserError(f"{path}: not a checkpoint, or truncated ({str(exc).splitlines()[0]}); "
+        raise UserError(f"{path}: not a checkpoint, or truncated ({one_line(exc, 200)}); "
                         "give a .safetensors file that training wrote") from exc
     crc32 = metadata.pop("crc32", "")
     if str(_checksum(arrays, metadata)) != crc32:
@@ -135,7 +135,7 @@ def _checksum(arrays: dict, texts: dict) -> int:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
-        value = zlib.crc32(array.view(np.uint8).reshape(-1), value)
+        value = zlib.crc32(array.view(np.uint8).reshape(-1).data, value)
     return value
 
 

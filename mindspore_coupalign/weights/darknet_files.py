@@ -43,7 +43,8 @@ def read_darknet_file(path: str | Path, kernels: dict) -> tuple[dict, int]:
         raise UserError(f"{path}: not a complete darknet file for this backbone ({size} bytes, its "
                         f"{len(kernels)} convolutions take {4 * wanted + 20}); download it again, or check "
                         "model.image.depths")
-    arrays, place = {}, 0
+    arrays: dict[str, np.ndarray] = {}
+    place = 0
     for name, shape in kernels.items():
         parts = []
         for part in ("beta", "gamma", "moving_mean", "moving_variance"):

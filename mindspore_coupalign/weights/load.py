@@ -81,10 +81,11 @@ def load_text_weights(text, config: TextConfig, path: str | Path) -> Loaded:
 
 def unseen(architecture: str, config: ImageConfig | TextConfig) -> dict:
     """The settings that the weights depend on and that no array's shape shows; convert-weights writes them down."""
+    if isinstance(config, TextConfig):
+        return {"heads": config.heads, "activation": config.activation}
     if architecture == "darknet":
         return {"slope": config.negative_slope}  # under the name that converted files have had from the beginning
-    names = {"swin": ("activation",), "resnet": (), "bert": ("heads", "activation")}
-    return {name: getattr(config, name) for name in names[architecture]}
+    return {"activation": config.activation} if architecture == "swin" else {}
 
 
 def _read(file: Path, architecture: str, wanted: dict, groups: tuple = ()) -> Loaded:

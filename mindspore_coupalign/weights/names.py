@@ -148,8 +148,8 @@ def rename(architecture: str, arrays: dict, path: str, groups: tuple = ()) -> Re
         UserError: the file holds no such architecture, or two networks.
     """
     bare = {_without_wrappers(name): array for name, array in arrays.items()}
-    marks = {(_before(name, source.mark), source) for name in bare for source in SOURCES[architecture]
-             if _before(name, source.mark) is not None}
+    marks = {(prefix, source) for name in bare for source in SOURCES[architecture]
+             if (prefix := _before(name, source.mark)) is not None}
     if len(bare) < len(arrays) or len(marks) > 1:
         where = ", ".join(sorted({repr(prefix) for prefix, _ in marks}))
         raise UserError(f"{path}: holds two networks, under different prefixes ({where}); give a file with one of them")
@@ -162,7 +162,8 @@ def rename(architecture: str, arrays: dict, path: str, groups: tuple = ()) -> Re
     if source.rules is SWIN_MM:
         arrays = _official_merging(arrays)
     classifiers = ("norm3.weight", "norm3.bias") if source.rules is SWIN_MM and "norm0.weight" not in arrays else ()
-    own, unknown = {}, []
+    own: dict[str, np.ndarray] = {}
+    unknown = []
     skipped = [name for name in bare if not name.startswith(prefix)]
     shift = _index_shift(architecture, arrays)
     for name, array in arrays.items():

@@ -14,6 +14,7 @@ import pickle
 import pickletools
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,19 +50,21 @@ class _Storage:
 
     __slots__ = ("array", "count", "dtype")
 
-    def __init__(self, dtype: str, count: int):
+    def __init__(self, dtype: str, count: object):
         if type(count) is not int or not 0 <= count < _LARGEST:
             shown = repr(count[:20] if type(count) is str else count) if type(count) in (int, str) else "odd"
             raise _Refused(f"a storage of {shown[:30]} elements")  # nested tuples double with every level when shown
-        self.dtype, self.count, self.array = dtype, count, None
+        self.dtype, self.count = dtype, count
+        self.array: np.ndarray | None = None
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
+        """Bytes."""
         return self.count * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
 
     def fill(self, data: bytes):
-        if len(data) != self.bytes:
-            raise _Refused(f"a storage of {len(data)} bytes where {self.bytes} are announced")
+        if len(data) != self.size:
+            raise _Refused(f"a storage of {len(data)} bytes where {self.size} are announced")
         if self.dtype == "bfloat16":
             self.array = widen_bfloat16(data)
         else:
@@ -86,6 +89,8 @@ class _Tensor:
 
     def array(self) -> np.ndarray:
         flat = self.storage.array
+        if flat is None:
+            raise _Refused("tensors without their storage")
         if not math.prod(self.shape):
             return np.zeros(self.shape, flat.dtype)
         return np.lib.stride_tricks.as_strided(flat[self.offset:], self.shape,
@@ -101,7 +106,7 @@ def _put(found, name, value):
 
 def _new_dict(pairs=None) -> dict:
     """In place of OrderedDict. Python 2 gave it its pairs in a list: emptied, so that no second call copies them."""
-    found = {}
+    found: dict = {}
     if pairs is not None:
         for name, value in pairs:
             _put(found, name, value)
@@ -121,17 +126,23 @@ _CALLS = {("collections", "OrderedDict"): _new_dict, ("torch._utils", "_rebuild_
           ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}
 
 
+_INSTRUCTION_NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
+
+
 class _Dispatch(dict):
     def __missing__(self, code: int):
-        raise _Refused(f"the pickle instruction {pickletools.code2op[chr(code)].name}")  # KeyError: damaged
+        raise _Refused(f"the pickle instruction {_INSTRUCTION_NAMES[chr(code)]}")  # KeyError: damaged
 
 
 class _Unpickler(pickle._Unpickler):
     """The one in Python, not the one in C: that one takes memory for any memo index that a file announces."""
 
-    def __init__(self, file, storages: dict):
+    stack: list  # this and pop_mark are pickle._Unpickler's own, which its published types leave out
+    pop_mark: Callable[[], list]
+
+    def __init__(self, file, storages: dict[str, _Storage]):
         super().__init__(file, encoding="utf-8")
-        self.storages = storages  # key -> _Storage
+        self.storages = storages
 
     def find_class(self, module: str, name: str):
         if module == "torch" and name in _STORAGES:
@@ -211,18 +222,19 @@ def _read_zip(path: Path):
             raise _Refused("a file in big-endian order")
         if infos[index].file_size > _LARGEST_PICKLE:
             raise _Refused(f"a pickle of {infos[index].file_size} bytes beside the tensors")
-        storages = {}
+        storages: dict[str, _Storage] = {}
         content = _Unpickler(io.BytesIO(archive.read(index)), storages).load()  # whole, for its checksum
         for key, storage in storages.items():
             name = f"{prefix}data/{key}"
-            if name not in infos or infos[name].file_size != storage.bytes:
-                raise _Refused(f"a storage {key[:40]!r} whose size is not the announced {storage.bytes} bytes")
+            if name not in infos or infos[name].file_size != storage.size:
+                raise _Refused(f"a storage {key[:40]!r} whose size is not the announced {storage.size} bytes")
             storage.fill(archive.read(name))
     return content
 
 
 def _read_stream(file):
-    storages, pickles = {}, io.BytesIO(file.read(_LARGEST_PICKLE))
+    storages: dict[str, _Storage] = {}
+    pickles = io.BytesIO(file.read(_LARGEST_PICKLE))
 
     def load():
         return _Unpickler(pickles, storages).load()
@@ -240,9 +252,9 @@ def _read_stream(file):
         storage = storages[key]
         (count,) = struct.unpack("<q", file.read(8))
         left = os.fstat(file.fileno()).st_size - file.tell()
-        if count != storage.count or storage.bytes > left:
-            raise _Refused(f"a storage {key[:40]!r} of {storage.bytes} bytes where the file has {left} left")
-        storage.fill(file.read(storage.bytes))
+        if count != storage.count or storage.size > left:
+            raise _Refused(f"a storage {key[:40]!r} of {storage.size} bytes where the file has {left} left")
+        storage.fill(file.read(storage.size))
     if any(storage.array is None for storage in storages.values()):
         raise _Refused("tensors without their storage")
     return content

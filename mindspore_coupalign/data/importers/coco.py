@@ -20,7 +20,8 @@ from mindspore_coupalign.data.importers.records import (
     texts,
 )
 from mindspore_coupalign.data.importers.records import sentences as refer_sentences
-from mindspore_coupalign.data.importers.sources import as_key, by_id, files, read_dict, split_of
+from mindspore_coupalign.data.importers.sources import by_id, files, read_dict, split_of
+from mindspore_coupalign.data.refs_file import as_key
 
 FIELDS = ("sentences", "sentence", "expressions", "expression", "captions", "caption", "referring_expression", "phrase",
           "text")

@@ -28,7 +28,8 @@ def read_cris(job: Import) -> None:
                     raise BadRecord(f"mask {file} cannot be read ({exc.strerror}); name the folder with "
                                     "--masks") from exc
                 mask = read_mask(content, f"mask {file}")
-                job.add(Ref(take(record, "img_name", str), mask.shape,
+                height, width = mask.shape
+                job.add(Ref(take(record, "img_name", str), (height, width),
                             [Target(encode(mask), category_id=take(record, "cat", int, 0) + 1)],
                             sentences(record), split_of(path), ref_id), f"mask {file.name}")
 

@@ -15,6 +15,7 @@ from mindspore_coupalign.data.importers.records import (
     Ref,
     Sentence,
     Target,
+    is_number,
     polygons,
     sentences,
     shown,
@@ -23,7 +24,7 @@ from mindspore_coupalign.data.importers.records import (
     texts,
 )
 from mindspore_coupalign.data.importers.sources import files, split_of
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, one_line
 
 INSTALL = "pip install 'pyarrow==25.0.1'"  # as pyproject.toml and requirements-test.txt have it
 
@@ -56,17 +57,18 @@ def read_eval_rows(job: Import) -> None:
             segmentation = flat if isinstance(flat, dict) else polygons(flat, "segmentation")
             job.add(Ref(name, None, [Target(segmentation)], [Sentence(text) for text in texts(row, "answer")],
                         split_of(path)), "segmentation")
-            incomplete += _lacks_parts(job.refs[-1], row.get("bbox"))
+            added = job.refs[-1]
+            incomplete += _lacks_parts(added, job.sizes[added.image], row.get("bbox"))
     job.notes["this form has no train split and one outline per object: scores on it do not compare"] = 0
     if incomplete:
         job.notes["outlines that do not fill their box: parts of the object are missing"] = incomplete
 
 
-def _lacks_parts(ref: Ref, box) -> bool:
+def _lacks_parts(ref: Ref, size: tuple[int, int], box) -> bool:
     """Whether the mask's box is smaller than the row's by more than two pixels on a side."""
-    if not isinstance(box, list) or len(box) != 4:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return False
-    (x, y, w, h), _ = bounds(ref.kept["rles"][0], ref.size)
+    (x, y, w, h), _ = bounds(ref.kept["rles"][0], size)
     return max(x - box[0], y - box[1], box[0] + box[2] - x - w, box[1] + box[3] - y - h) > 2
 
 
@@ -105,5 +107,5 @@ def _rows(source: Path, wanted: tuple):
                         yield path, number, row
                         number += 1
         except (pyarrow.ArrowException, OSError) as exc:
-            raise UserError(f"{path}: not a complete parquet file ({str(exc).splitlines()[0][:100]}); download it "
+            raise UserError(f"{path}: not a complete parquet file ({one_line(exc, 100)}); download it "
                             "again") from exc

@@ -44,9 +44,11 @@ def _read(path):
     """A file is a record here. ReasonSeg has files that are not UTF-8."""
     content = path.read_bytes()
     try:
-        return json.loads(content)
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
     except UnicodeDecodeError:
-        return json.loads(content.decode("cp1252", "replace"))
+        text = content.decode("cp1252", "replace")
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise BadRecord(f"not complete JSON ({str(exc)[:80]}); truncated?") from exc
 
@@ -63,7 +65,7 @@ def _reasoned(content: dict, shapes: list, size: tuple[int, int]):
 
 def _described(shapes: list, size: tuple[int, int]):
     """An object per sentence and group."""
-    objects = {}
+    objects: dict[tuple[str, str], np.ndarray] = {}
     for i, shape in enumerate(shapes):
         sentence = (take(shape, "description", str, "").strip() or take(shape, "label", str).strip())
         if not sentence:
@@ -81,7 +83,7 @@ def _shape_mask(shape, size: tuple[int, int]) -> np.ndarray:
     points = _points(shape)
     mask = np.zeros(size, np.uint8)
     if kind in ("polygon", "rectangle") and len(points) >= 3:
-        cv2.fillPoly(mask, [np.round(points).astype(np.int32)], 1)
+        cv2.fillPoly(mask, [np.round(points).astype(np.int32)], (1,))
     elif kind in ("rectangle", "mask") and len(points) == 2:
         (x0, y0), (x1, y1) = np.round([points.min(axis=0), points.max(axis=0)]).astype(int).clip(0).tolist()
         if kind == "mask":
@@ -92,7 +94,7 @@ def _shape_mask(shape, size: tuple[int, int]) -> np.ndarray:
             mask[y0 : y1 + 1, x0 : x1 + 1] = 1
     elif kind == "circle" and len(points) == 2:
         radius = int(round(float(np.linalg.norm(points[1] - points[0]))))
-        cv2.circle(mask, np.round(points[0]).astype(int).tolist(), radius, 1, -1)
+        cv2.circle(mask, np.round(points[0]).astype(int).tolist(), radius, (1,), -1)
     else:
         raise BadRecord(f"a shape of type {kind!r} with {len(points)} points has no area; draw polygons, rectangles, "
                         "circles or masks")

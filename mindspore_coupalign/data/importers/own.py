@@ -86,7 +86,8 @@ def _segmentation(job: Import, path: Path, name: str, value, record: dict, pictu
             raise BadRecord(f"field {name!r}: mask picture {file} cannot be read ({why}); paths are relative to the "
                             "file, or to --masks") from exc
         mask = read_mask(content, f"mask picture {file}", record.get("mask_value"))
-        job.pictures.compare(picture, mask.shape, f"mask picture {file}")
+        height, width = mask.shape
+        job.pictures.compare(picture, (height, width), f"mask picture {file}")
         return encode(mask)
     if isinstance(value, dict):
         return value

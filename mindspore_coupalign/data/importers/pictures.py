@@ -27,7 +27,7 @@ class Pictures:
         deeper: take a picture from a folder one level deeper as well, where only one has it.
     """
 
-    def __init__(self, folder: Path | None, store: Path | None = None, deeper: bool = False):
+    def __init__(self, folder: Path | None, store: Path, deeper: bool = False):
         self.folder, self.store = folder, store
         self._below = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder else []
         self._deeper = deeper
@@ -76,9 +76,10 @@ class Pictures:
             path = (self.folder or self.store) / name
             try:
                 content = read_bytes(path)
-                self._sizes[name] = decode_rgb(content, path).shape[:2]
+                height, width = decode_rgb(content, path).shape[:2]
             except UserError as exc:
                 raise BadRecord(str(exc)) from exc
+            self._sizes[name] = height, width
             self.orientation[name] = exif_orientation(content)
         return self._sizes[name]
 
@@ -157,9 +158,8 @@ def _pixels(content: bytes, what: str) -> tuple[np.ndarray, bool]:
             if image.mode.startswith(("I", "F")):
                 deep = np.asarray(image, np.float64)
                 return np.round(deep / max(deep.max() / 255, 1)).astype(np.uint8), False
-            if image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
-                image = image.convert("RGBA")
-            return np.asarray(image).astype(np.uint8), image.mode == "P"
+            known = image.mode in ("1", "L", "P", "LA", "RGB", "RGBA")
+            return np.asarray(image if known else image.convert("RGBA")).astype(np.uint8), image.mode == "P"
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as exc:
         raise BadRecord(f"{what} is not a complete picture ({str(exc)[:80]}); save it again as PNG") from exc
 

@@ -29,15 +29,16 @@ def _read_line(job: Import, columns: list[str], split: str):
     if len(columns) < _COLUMNS:
         raise BadRecord(f"has {len(columns)} columns, not {_COLUMNS} or more; is the file truncated?")
     name, image, sentence, _, _, picture, mask = columns[:_COLUMNS]
-    ref_id, _, count = name.rpartition("_")
-    if not ref_id or not count.isdigit():
+    owner, _, count = name.rpartition("_")
+    if not owner or not count.isdigit():
         raise BadRecord(f"column 1 must be <ref id>_<number>; found {shown(name)}")
-    ref_id, image_id = whole(ref_id, "column 1"), whole(image, "column 2")
+    ref_id, image_id = whole(owner, "column 1"), whole(image, "column 2")
     key = (split, ref_id)
     ref = Ref(f"COCO_train2014_{image_id:012d}.jpg", None, [], [Sentence(sentence)], split, ref_id, image_id)
     if job.known(key) is None:
         if job.pictures.folder is None:
             job.pictures.keep(ref.image, from_base64(picture, "column 6, the picture,"))
         pixels = read_mask(from_base64(mask, "column 7, the mask,"), "column 7, the mask,")
-        ref.size, ref.targets = pixels.shape, [Target(encode(pixels))]
+        height, width = pixels.shape
+        ref.size, ref.targets = (height, width), [Target(encode(pixels))]
     job.add(ref, "mask (column 7)", key)

@@ -109,7 +109,7 @@ def size_of(record, height: str = "height", width: str = "width") -> tuple[int, 
 
 def box_polygon(box, key: str) -> list:
     """The polygons of a box x, y, width, height."""
-    numbers = box if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) else None
+    numbers = box if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) else None
     if numbers is None or numbers[2] <= 0 or numbers[3] <= 0:
         raise BadRecord(f"field {key!r}: a box is x, y, width, height with a positive size; found {shown(box)}")
     x, y, w, h = map(float, numbers)
@@ -126,13 +126,13 @@ def polygons(value, key: str) -> list:
     """
     if not isinstance(value, list) or not value:
         raise BadRecord(f"field {key!r} must be polygons; found {shown(value)}")
-    if all(map(_is_number, value)) or all(map(_is_point, value)):
+    if all(map(is_number, value)) or all(map(_is_point, value)):
         value = [value]
     found = []
     for polygon in value:
         if isinstance(polygon, list) and polygon and all(map(_is_point, polygon)):
             polygon = [number for point in polygon for number in point]
-        if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
+        if not isinstance(polygon, list) or not all(map(is_number, polygon)):
             raise BadRecord(f"field {key!r}: a polygon must be numbers x0, y0, x1, y1, ... or points [x, y]; found "
                             f"{shown(polygon)}")
         if len(polygon) % 2 or len(polygon) < 6:
@@ -164,12 +164,12 @@ def shown(value) -> str:
     return f"{reprlib.repr(value):.60}"
 
 
-def _is_number(value) -> bool:
+def is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_point(value) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
 
 
 _NAMES = {str: "text", list: "a list", dict: "a dict", bool: "true or false", bytes: "bytes", float: "a number"}

@@ -6,12 +6,15 @@ annotation ids, and in some splits a record per sentence: records of one mask on
 """
 
 import json
+import re
 
 from mindspore_coupalign.data.importers.job import Import
 from mindspore_coupalign.data.importers.records import BadRecord, Ref, Sentence, Target, shown, size_of, take, texts
 from mindspore_coupalign.data.importers.sources import by_id, files, read_dict, split_of
 from mindspore_coupalign.data.refs_file import read_json
 from mindspore_coupalign.errors import UserError
+
+_COCO_ID = re.compile(r"[0-9]{1,18}")  # at the end of a COCO picture's name
 
 
 def read_seqtr(job: Import) -> None:
@@ -40,7 +43,8 @@ def read_uninext(job: Import) -> None:
                     raise BadRecord(f"its image {annotation['image_id']} is not among the file's images")
                 name = take(image, "file_name", str)
                 digits = name.rsplit(".", 1)[0].rsplit("_", 1)[-1]
-                _add(job, name, int(digits) if digits.isdigit() else None, size_of(image), annotation, "segmentation",
+                image_id = int(digits) if _COCO_ID.fullmatch(digits) else None
+                _add(job, name, image_id, size_of(image), annotation, "segmentation",
                      texts(image, "expressions"), split_of(path))
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mindspore_coupalign.data.importers.records import BadRecord
-from mindspore_coupalign.data.refs_file import read_json
+from mindspore_coupalign.data.refs_file import as_key, read_json
 from mindspore_coupalign.errors import UserError
 
 SPLITS = ("train", "validation", "valid", "val", "testA", "testB", "testC", "test", "miniv", "minival", "dev")
@@ -56,14 +56,9 @@ def read_dict(path: Path, *keys: str) -> dict:
     return content
 
 
-def as_key(value):
-    """An id by which records find each other: 7 and "7" are the same."""
-    return int(value) if isinstance(value, str) and value.isdigit() else value
-
-
 def by_id(records: list, path: Path, name: str) -> dict:
     """Records by their ``id``. Raises UserError for a record without one and for two that share one."""
-    found = {}
+    found: dict[int | str, dict] = {}
     for i, record in enumerate(records):
         key = record.get("id") if isinstance(record, dict) else None
         if type(key) not in (int, str):

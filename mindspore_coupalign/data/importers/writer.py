@@ -125,7 +125,7 @@ def layout(job: Import) -> tuple[list, dict]:
     ann_ids = _ids(targets, lambda entry: entry[0].ann_id, lambda entry: (entry[2].image, entry[1]))
     annotations = {}
     for target, rle, ref in targets:
-        box, area = bounds(rle, ref.size)
+        box, area = bounds(rle, job.sizes[ref.image])
         ann_id = ann_ids[ref.image, rle]
         annotations[ann_id] = {
             "id": ann_id, "image_id": image_ids[ref.image], "category_id": target.category_id or 1, "iscrowd": 0,
@@ -155,7 +155,7 @@ def _ref(ref: Ref, ref_id: int, image_ids: dict, ann_ids: dict, sentence_ids: di
 
 def _ids(things: list, given, identity) -> dict:
     """identity -> number: the given numbers when every thing has one and two of them never share one."""
-    numbers = {}
+    numbers: dict = {}
     for thing in things:
         numbers.setdefault(identity(thing), given(thing))
     values = list(numbers.values())

@@ -251,7 +251,10 @@ def _object(shape):
 
 def _number(records):
     """Give images, annotations, refs and sentences their ids, 1 and up in the order of the records."""
-    refs, images, annotations, sentences = [], [], [], 0
+    refs: list[dict] = []
+    images: list[dict] = []
+    annotations: list[dict] = []
+    sentences = 0
     for image_id, record in enumerate(records, 1):
         images.append({"id": image_id, "file_name": record["file_name"], "height": SIZE, "width": SIZE})
         before = len(annotations)

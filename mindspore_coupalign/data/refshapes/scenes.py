@@ -75,7 +75,7 @@ def paint(rng: np.random.Generator, shapes: list[Shape]) -> np.ndarray:
         fine = np.zeros((height * _FINE, width * _FINE), np.uint8)
         # cv2 counts from the middle of a sub-pixel; 4 fractional bits keep the polygon's hundredths.
         points = np.rint(((shape.polygon - low) * _FINE - 0.5) * 16).astype(np.int32)
-        cv2.fillPoly(fine, [points], 255, shift=4)
+        cv2.fillPoly(fine, [points], (255,), shift=4)
         cover = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)[..., None] / np.float32(255)
         window = canvas[low[1]:high[1], low[0]:high[0]]
         window += cover * (_tone(rng, COLOURS[shape.colour]) - window)
@@ -111,14 +111,14 @@ def _radii(rng, kinds):
 
 def _place(rng, radii):
     """Centre and radius of each circle, the largest placed first; None when one finds no room."""
-    places = [None] * len(radii)
-    placed = []
+    places: list[tuple[float, float, float] | None] = [None] * len(radii)
+    placed: list[tuple[float, float, float]] = []
     for i in sorted(range(len(radii)), key=lambda i: -radii[i]):
         low = radii[i] + BORDER
         for x, y in (low + rng.random((30, 2)) * (SIZE - 2 * low)).tolist():
             if all((x - u) ** 2 + (y - v) ** 2 >= (radii[i] + r + GAP) ** 2 for u, v, r in placed):
                 places[i] = (x, y, radii[i])
-                placed.append(places[i])
+                placed.append((x, y, radii[i]))
                 break
         else:
             return None

@@ -143,7 +143,7 @@ def _noun_phrases(shapes, nouns):
 
 
 def _spatial_cues(shapes, fits):
-    cues = []
+    cues: list[tuple[int, tuple[str, ...]]] = []
     for side, (axis, sign) in _SIDE_AXES.items():
         order = sorted((sign * getattr(shapes[i], axis), i) for i in fits)
         if all(b[0] - a[0] >= STEP for a, b in zip(order, order[1:], strict=False)):

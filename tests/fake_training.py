@@ -1,0 +1,65 @@
+"""The command train without its computations, for tests of what is around them."""
+
+import mindspore as ms
+import numpy as np
+
+from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.training import setup, trainer
+from mindspore_coupalign.training.objective import LOSSES
+
+
+class FakeStep:
+    """In place of the jitted step, for tests of the loop: gives losses in order, then NaN for ever."""
+
+    ema_decay, scaler, compiled = 0.0, None, True
+
+    def __init__(self, losses, stop_in=0, pause=lambda: None):
+        self.losses, self.keys, self.stop_in, self.pause = list(losses), np.zeros(1), stop_in, pause
+
+    def share_statistics(self, runtime):
+        pass
+
+    def restore(self, arrays_of, counters, source):
+        pass
+
+    def states(self):
+        return {}
+
+    def counters(self):
+        return {"updates": 0}
+
+    def __call__(self, image, ids, word_mask, mask, lr, keys, signals, last):
+        loss = self.losses.pop(0) if self.losses else np.nan
+        self.stop_in -= 1
+        self.pause()
+        signals = (float(self.stop_in == 0), signals[1])  # another rank was asked to stop
+        return ms.Tensor(np.array([loss] * (len(LOSSES) + 1) + [np.isfinite(loss), 1, *signals], np.float32))
+
+
+def full_marks(model, data, samples, *_, **__):
+    return {"sample": samples, **{size: np.ones((len(samples), 2), int) for size in ("image", "input")}}
+
+
+def compute_nothing(monkeypatch, losses, evaluate=full_marks, **settings):
+    """The command train takes FakeSteps and gives every sample the same score."""
+    monkeypatch.setattr(setup, "build_train_step", lambda *_: FakeStep(losses, **settings))
+    monkeypatch.setattr(trainer, "evaluate_samples", evaluate)
+
+
+def loop_of(config, tmp_path, monkeypatch):
+    """``run(losses, *overrides)``: train with a configuration without computing anything."""
+    def run(losses, *overrides, output="run", resume="", **settings):
+        compute_nothing(monkeypatch, losses, **settings)
+        resumed = ["--resume", str(tmp_path / resume)] if resume else []
+        return main(["train", "--config", str(config), *resumed, "--output", str(tmp_path / output), *overrides])
+
+    return run
+
+
+def fails(capsys, *arguments) -> str:
+    """The one line that the command line says before it exits with code 2."""
+    assert main([str(a) for a in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "Traceback" not in captured.out, captured.err
+    return lines[0]
