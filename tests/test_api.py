@@ -115,6 +115,26 @@ def test_a_list_of_any_length_gives_what_each_alone_gives(make_model, picture, s
             same(found, alone.predict(picture.rgb, sentence))
 
 
+def test_large_inputs_go_one_by_one_on_a_cpu(make_model, picture):
+    """A batch of eight takes 26 GiB with the full recipe."""
+    from mindspore_coupalign.data.transforms import ImageTransform
+    from mindspore_coupalign.inference.model import Model
+
+    sizes = []
+
+    def network(image, ids, word_mask):
+        sizes.append(len(image))
+        return red_network(image, ids, word_mask)
+
+    for side, expected in ((64, 8), (128, 8), (224, 2), (256, 2), (480, 1)):
+        model = Model(network, make_model()._tokenizer, ImageTransform(side, [0.5] * 3, [0.25] * 3), 0.5)
+        assert model.batch_size == expected
+        sizes.clear()
+        model.predict(picture.rgb, ["red"] * 9)
+        list(model.predict_many([(picture.rgb, "red")] * 9))
+        assert max(sizes) == expected
+
+
 def test_a_graph_of_pixels_is_given_pixels(make_model, picture):
     def network(image, ids, word_mask):
         assert image.dtype == np.uint8 and image.shape[1:] == (64, 64, 3)

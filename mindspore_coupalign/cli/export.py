@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mindspore_coupalign import runtime
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.inference.mindir import BATCHES, TOLERANCES, NotEqual, check_utf8, export_mindir
+from mindspore_coupalign.inference.mindir import TOLERANCES, NotEqual, batches, check_utf8, export_mindir
 from mindspore_coupalign.inference.sidecar import sidecar_path
 from mindspore_coupalign.outputs import check_writable
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
@@ -42,8 +42,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {output}: {exc}; nothing was written", file=sys.stderr)
         return 1
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB) and {sidecar_path(output)}")
-    batches = f"batch {args.batch}" if args.batch else f"batches {', '.join(map(str, BATCHES))}"
-    print(f"against the checkpoint on {len(differences)} random inputs ({batches}), both in {precision.amp} "
+    compared = batches(checkpoint.config.data.image_size)
+    what = f"batch {args.batch}" if args.batch else f"batches {', '.join(map(str, compared))}"
+    print(f"against the checkpoint on {len(differences)} random inputs ({what}), both in {precision.amp} "
           f"{precision.amp_dtype}: largest difference {max(differences):.1e} of the logits' scale (allowed: "
           f"{TOLERANCES[precision.amp_dtype]:.0e})")
     return 0

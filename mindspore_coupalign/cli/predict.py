@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser):
                         help="replace masks and pictures in DIR; without it, nothing is computed where one exists")
     parser.add_argument("--attention", action="store_true",
                         help="also draw which words each pixel read, and the mask proposals (with a checkpoint)")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N",
+    parser.add_argument("--batch-size", type=int, metavar="N",
                         help="sentences that go through the network at once; a graph of a fixed batch takes its own "
-                        f"(default: {BATCH_SIZE})")
+                        f"(default: {BATCH_SIZE}, on a CPU fewer for inputs beyond 128 pixels)")
     parser.add_argument("--threshold", type=float, metavar="P",
                         help="probability from which a pixel is in the mask (default: the model's eval.threshold)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the checkpoint's configuration")
@@ -112,7 +112,7 @@ def _take_settings(args: argparse.Namespace):
                 and not os.path.exists(text)]
     args.overrides += settings
     args.image = [text for text in args.image if text not in settings]
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, found {args.batch_size}")
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise UserError(f"--threshold must lie between 0 and 1, found {args.threshold}")

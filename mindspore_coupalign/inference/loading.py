@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mindspore_coupalign.config import Config, with_overrides
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.inference.model import Model
+from mindspore_coupalign.inference.model import BATCH_SIZE, Model
 from mindspore_coupalign.inference.shipped import find_model
 from mindspore_coupalign.inference.sidecar import model_of
 
@@ -63,16 +63,22 @@ def open_model(path: Path, kind: str, device: str = "auto", amp: str | None = No
     from mindspore_coupalign import runtime
 
     if kind == MINDIR:
-        runtime.choose_device(device, option)
+        target = runtime.choose_device(device, option)
         network, facts = open_mindir(path)
-        return model_of(network, _threshold(facts, overrides, path), path)
+        return _on(target, model_of(network, _threshold(facts, overrides, path), path))
     from mindspore_coupalign.inference.predictor import model_of_checkpoint
     from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     config = overridden(checkpoint.config, overrides, f"{path}'s configuration with the overrides")
-    runtime.choose_device(device, option)
-    return model_of_checkpoint(checkpoint, details, amp, config)
+    target = runtime.choose_device(device, option)
+    return _on(target, model_of_checkpoint(checkpoint, details, amp, config))
+
+
+def _on(target: str, model: Model) -> Model:
+    if target != "CPU":
+        model.batch_size = BATCH_SIZE
+    return model
 
 
 def open_mindir(path: Path) -> tuple:

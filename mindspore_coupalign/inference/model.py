@@ -24,6 +24,7 @@ from mindspore_coupalign.inference.prediction import Details, Prediction
 from mindspore_coupalign.inference.reading import Job, in_batches, read_ahead, source_of
 
 BATCH_SIZE = 8
+_PIXELS = BATCH_SIZE * 128**2  # of a batch on a CPU: more gains nothing there, and the full recipe takes 3 GiB each
 ANY = 0  # a network's batch: any size, each as good as another
 
 
@@ -67,6 +68,8 @@ class Model:
     Attributes:
         size: side of the network's square input.
         max_tokens: word pieces that it reads, with [CLS] and [SEP].
+        batch_size: sentences that go through the network at once where nothing else is asked for: 8, fewer where the
+            input is large, for a CPU (two at 256 pixels, one at 480); ``load`` sets 8 on an accelerator.
         compile_seconds: what compiling has taken so far.
         while_compiling: context manager factory that is entered while the network is compiled.
     """
@@ -75,6 +78,7 @@ class Model:
                  shape: Shape = COMPILED, explain: Callable | None = None):
         self.threshold = threshold
         self.size, self.max_tokens = transform.size, tokenizer.max_tokens
+        self.batch_size = max(1, min(BATCH_SIZE, _PIXELS // self.size**2))
         self.compile_seconds = 0.0
         self.while_compiling: Callable = contextlib.nullcontext
         self._network, self._explain, self._shape = network, explain, shape
@@ -103,27 +107,28 @@ class Model:
         texts = to_sentences(sentences)
         rgb, source = to_rgb(image), source_of(image)
         encoded = [self._encode(text, strict) for text in texts]  # all, before the first is computed
-        jobs = [Job(rgb, self._prepare(rgb), source, e) for e in encoded[:1]]
-        jobs += [Job(rgb, jobs[0].pixels, source, e) for e in encoded[1:]]
-        found = []
-        for start in range(0, len(jobs), BATCH_SIZE):
-            part = jobs[start : start + BATCH_SIZE]
-            found += self._answer(part, self._batch(len(part)), cut)
+        pixels = self._prepare(rgb)
+        jobs = [Job(rgb, pixels, source, sentence) for sentence in encoded]
+        found, most = [], self._shape.batch or self.batch_size
+        for start in range(0, len(jobs), most):
+            part = jobs[start : start + most]
+            found += self._answer(part, self._batch(len(part), most), cut)
         for result in found:
             if isinstance(result, UserError):
                 raise result
         return found[0] if isinstance(sentences, str) else found
 
-    def predict_many(self, pairs: Iterable[tuple], batch_size: int = BATCH_SIZE, *, threshold: float | None = None,
+    def predict_many(self, pairs: Iterable[tuple], batch_size: int | None = None, *, threshold: float | None = None,
                      strict: bool = True, errors: str = "raise") -> Iterator[Prediction | UserError]:
         """The predictions of (image, sentence) pairs, one by one and in their order, computed in batches.
 
-        Pictures are read ahead in threads, at most two batches of them, and once where neighbouring pairs have the same
-        one. ``pairs`` may be endless: it is consumed as results are taken.
+        Pictures are read ahead in threads, a batch of them, and once where neighbouring pairs have the same one: two
+        batches of pictures are in memory at a time. ``pairs`` may be endless: it is consumed as results are taken.
 
         Args:
             pairs: of what ``predict`` takes, one sentence each.
-            batch_size: pairs that go through the network at once; a graph of a fixed batch takes its own.
+            batch_size: pairs that go through the network at once; None: ``self.batch_size``. A graph of a fixed batch
+                takes its own.
             threshold, strict: as for ``predict``.
             errors: "raise" raises a pair's UserError at its turn, after the predictions before it; "return" yields the
                 error in the prediction's place and goes on.
@@ -131,6 +136,7 @@ class Model:
         Raises:
             UserError: at once: a wrong argument. At its turn: what ``predict`` raises.
         """
+        batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, found {batch_size}")
         if errors not in ("raise", "return"):
@@ -138,10 +144,10 @@ class Model:
         return self._many(pairs, self._shape.batch or batch_size, self._cut(threshold), strict, errors == "raise")
 
     def _many(self, pairs, batch_size, cut, strict, raises) -> Iterator:
-        jobs = read_ahead(pairs, self._prepare, lambda text: self._encode(text, strict), 2 * batch_size)
+        jobs = read_ahead(pairs, self._prepare, lambda text: self._encode(text, strict), batch_size)
         for batch, last in in_batches(jobs, batch_size):
             good = [job for job in batch if isinstance(job, Job)]
-            answers = iter(self._answer(good, self._batch(len(good), batch_size, last), cut) if good else ())
+            answers = self._answer(good, self._batch(len(good), batch_size, last), cut) if good else iter(())
             for job in batch:
                 result = next(answers) if isinstance(job, Job) else job
                 if raises and isinstance(result, UserError):
@@ -149,9 +155,9 @@ class Model:
                 yield result
 
     def warm_up(self, batch_size: int = 1):
-        """Compile for a batch size now rather than at the first call."""
+        """Compile now rather than at the first call, for ``predict_many``'s batch size, or 1 for single sentences."""
         with self._lock:
-            self._compile(self._batch(batch_size))
+            self._compile(self._shape.batch or batch_size)
 
     def check_sentence(self, text: str):
         """Raises UserError where ``predict`` would for the sentence."""
@@ -163,7 +169,7 @@ class Model:
             raise UserError(f"threshold must lie between 0 and 1, found {value}")
         return logit(value)
 
-    def _batch(self, number: int, wanted: int = BATCH_SIZE, alone: bool = True) -> int:
+    def _batch(self, number: int, wanted: int, alone: bool = True) -> int:
         """The size of the batch that ``number`` pairs are put into. A network that is compiled for each size sees
         powers of two; when more pairs came before, the batch that is compiled already."""
         if self._shape.batch == ANY:
@@ -190,10 +196,17 @@ class Model:
     def _prepare(self, rgb: np.ndarray) -> np.ndarray:
         return self._transform.resize(rgb) if self._shape.uint8 else self._transform.image(rgb)
 
-    def _answer(self, jobs: list[Job], size: int, cut: float) -> list[Prediction | UserError]:
-        """Of jobs that fit one batch of ``size``; what is missing of it repeats the last one."""
-        if self._shape.batch and len(jobs) > size:  # a graph of a smaller batch than was asked for
-            return [found for k in range(0, len(jobs), size) for found in self._answer(jobs[k : k + size], size, cut)]
+    def _answer(self, jobs: list[Job], size: int, cut: float) -> Iterator[Prediction | UserError]:
+        """Of each job, made as it is taken: masks of large pictures need not all be there at once."""
+        for start in range(0, len(jobs), size):
+            part = jobs[start : start + size]
+            logits, details, share = self._compute(part, size)
+            for k, job in enumerate(part):
+                yield self._result(job, logits[k, 0], share, cut, details, k)
+
+    def _compute(self, jobs: list[Job], size: int) -> tuple[np.ndarray, Callable | None, float]:
+        """Logits and details of jobs in one batch of ``size``, and a job's share of the seconds; what is missing of the
+        batch repeats the last one."""
         rows = [*jobs, *[jobs[-1]] * (size - len(jobs))]
         pixels = np.stack([job.pixels for job in rows])
         ids, word_mask = (np.stack([getattr(job.sentence, name) for job in rows]) for name in ("ids", "word_mask"))
@@ -201,8 +214,7 @@ class Model:
             self._compile(size)
             started = time.perf_counter()
             logits, details = self._run(pixels, ids, word_mask)
-            share = (time.perf_counter() - started) / len(jobs)
-        return [self._result(job, logits[k, 0], share, cut, details, k) for k, job in enumerate(jobs)]
+            return logits, details, (time.perf_counter() - started) / len(jobs)
 
     def _run(self, pixels, ids, word_mask) -> tuple[np.ndarray, Callable | None]:
         if self._explain is not None:
