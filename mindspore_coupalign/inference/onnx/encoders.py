@@ -28,17 +28,18 @@ def _(cell: swin.PatchEmbed, graph, image):
 
 @emit.register
 def _(cell: swin.TokenGather, graph, x):
-    if cell.pads_out:
-        b, p, c = x.shape
-        x = graph.node("Pad", [x, np.array([0, 0, 0, 0, 1, 0], np.int64)], (b, p + 1, c))
-    return x.take(cell.index.asnumpy(), 1)
+    return (pad_token(x) if cell.pads_out else x).take(cell.index.asnumpy(), 1)
 
 
-@emit.register
-def _(cell: swin.WindowAttention, graph, x):
-    """(B·n, M, C) -> (B·n, M, C); the table of position biases is gathered here, once."""
-    q = split_heads(linear(graph, x, *scaled(cell.q, cell.scale)), cell.heads)
-    scores = q @ transposed_heads(emit(cell.k, graph, x), cell.heads)
+def pad_token(x: Value) -> Value:
+    """A token of zeros behind the others: (B, P, C) -> (B, P + 1, C)."""
+    b, p, c = x.shape
+    return x.graph.node("Pad", [x, np.array([0, 0, 0, 0, 1, 0], np.int64)], (b, p + 1, c))
+
+
+def window_attention(cell: swin.WindowAttention, q: Value, k: Value, v: Value) -> Value:
+    """q, k, v (B·n, M, C) -> (B·n, M, C); the table of position biases is gathered here, once."""
+    scores = split_heads(q, cell.heads) @ transposed_heads(k, cell.heads)
     table = cell.relative_position_bias_table.asnumpy()[cell.bias_index.asnumpy()]
     bias = table.reshape(cell.area, cell.area, cell.heads).transpose(2, 0, 1)
     if cell.mask is None:
@@ -47,15 +48,24 @@ def _(cell: swin.WindowAttention, graph, x):
         shape = scores.shape
         scores = scores.reshape(None, cell.windows, *shape[1:]) + (bias + cell.mask.asnumpy())
         scores = scores.reshape(*shape)
-    return emit(cell.proj, graph, merge_heads(softmax(scores) @ split_heads(emit(cell.v, graph, x), cell.heads)))
+    return merge_heads(softmax(scores) @ split_heads(v, cell.heads))
 
 
 @emit.register
 def _(cell: swin.SwinBlock, graph, x):
-    b, _, c = x.shape
-    windows = emit(cell.partition, graph, emit(cell.norm1, graph, x))
-    mixed = emit(cell.attn, graph, windows.reshape(None, cell.area, c)).reshape(b, windows.shape[1], c)
-    x = x + emit(cell.restore, graph, mixed)
+    """Linear layers see every token once: where windows are padded, q, k and v are computed before the partition (a
+    single token of zeros stands for all padding) and projected after it is undone, elsewhere in any order."""
+    b, p, c = x.shape
+    attn, windows = cell.attn, (None, cell.area, c)
+    normal = emit(cell.norm1, graph, x)
+    normal = pad_token(normal) if cell.partition.pads_out else emit(cell.partition, graph, normal)
+    q = linear(graph, normal, *scaled(attn.q, attn.scale))
+    k, v = emit(attn.k, graph, normal), emit(attn.v, graph, normal)
+    if cell.partition.pads_out:
+        q, k, v = (tokens.take(cell.partition.index.asnumpy(), 1) for tokens in (q, k, v))
+    mixed = window_attention(attn, *(tokens.reshape(*windows) for tokens in (q, k, v)))
+    mixed = emit(cell.restore, graph, mixed.reshape(b, cell.partition.index.size, c))
+    x = x + emit(attn.proj, graph, mixed)
     return x + emit(cell.mlp, graph, emit(cell.norm2, graph, x))
 
 
