@@ -228,7 +228,7 @@ def main():
                                                            for side in ("ours", "PyTorch")) + f"{'ratio':>7}")
     rows = []
     for model in options.models:
-        off = ["loss.proposals=0", f"model.name={model}"] if model == "lavt" else []
+        off = ["loss.proposal_mask=0", "model.proposal_head=false", f"model.name={model}"] if model == "lavt" else []
         config = config_to_dict(load_config(options.config, [*options.overrides, *off]))
         for what in options.what:
             for batch in options.batches:

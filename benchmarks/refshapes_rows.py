@@ -31,10 +31,11 @@ ROWS = {
     "wpa-early": ("word-pixel alignment at stages 1, 2", ["model.wpa_stages=[1,2]"]),
     "wpa-late": ("word-pixel alignment at stages 3, 4", ["model.wpa_stages=[3,4]"]),
     "wpa-none": ("no word-pixel alignment", ["model.wpa_stages=[]"]),
-    "no-sma": ("no sentence-mask alignment", [*WHOLE, "model.sentence_mask=false", "loss.proposals=0"]),
+    "no-sma": ("no sentence-mask alignment", [*WHOLE, "model.sentence_mask=false", "loss.proposal_mask=0",
+                                              "model.proposal_head=false"]),
     "no-contrast": ("no contrast loss", [*WHOLE, "loss.contrast=0"]),
     "lavt": ("LAVT (no contrast loss, as in its paper)",
-             [*WHOLE, "model.name=lavt", "loss.contrast=0", "loss.proposals=0"]),
+             [*WHOLE, "model.name=lavt", "loss.contrast=0", "loss.proposal_mask=0", "model.proposal_head=false"]),
 }
 WPA_ROWS = {f"wpa-{s}": (f"word-pixel alignment at stage {s}", [f"model.wpa_stages=[{s}]"]) for s in (1, 2, 3, 4)}
 SPLITS = ("val", "testA", "testB")

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the dataclasses of config.py: `python docs/make_configuration.py`.
+"""Write docs/configuration.md from the dataclasses of config/sections.py: `python docs/make_configuration.py`.
 
 A field's description is the comment behind it. The test tests/test_docs.py fails where the page is out of date.
 """
@@ -14,11 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the source tree's own package
 
 from mindspore_coupalign import config
+from mindspore_coupalign.config.renamed import GATE_ZERO, NORM, RENAMED
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """# Configuration reference
 
-Generated from `mindspore_coupalign/config.py` by `python docs/make_configuration.py`.
+Generated from `mindspore_coupalign/config/sections.py` by `python docs/make_configuration.py`.
 
 A configuration is a YAML file of these sections; `base: other.yaml` takes another file's values first. Every field can
 be set on the command line as `section.key=value`, for example `train.lr=1e-4` or `model.wpa_stages=[3,4]`. An unknown
@@ -64,9 +65,17 @@ def section(cls, name: str) -> list[str]:
     return lines
 
 
+def renamed() -> list[str]:
+    known = {**RENAMED, NORM: "model.image.freeze_batch_norm (`frozen` is true, `batch` false)", GATE_ZERO: "gone"}
+    return ["\n## Keys of earlier versions\n", "They are read still, with one line of warning.\n", "| key | now |",
+            "| --- | --- |", *(f"| `{old}` | {new if ' ' in new or '.' not in new else f'`{new}`'} |"
+                              for old, new in known.items())]
+
+
 def page() -> str:
     hints = typing.get_type_hints(config.Config)
-    return HEAD + "\n".join(line for name, cls in hints.items() for line in section(cls, name)) + "\n"
+    lines = [line for name, cls in hints.items() for line in section(cls, name)]
+    return HEAD + "\n".join(lines + renamed()) + "\n"
 
 
 if __name__ == "__main__":

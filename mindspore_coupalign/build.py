@@ -1,11 +1,13 @@
-"""Config -> network, losses, parameter groups. With schedule.py the only reader of Config beside the entry points."""
+"""Config -> network, with or without a checkpoint's weights. The cells themselves read no Config."""
 
-import mindspore as ms
 
 from mindspore_coupalign.config import Config, ImageConfig, ModelConfig
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.distributed.process import in_a_job
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.mindspore_calls import device_target
 from mindspore_coupalign.models.bert import Bert
+from mindspore_coupalign.models.cnn import batch_norm
 from mindspore_coupalign.models.coupalign import CoupAlign
 from mindspore_coupalign.models.darknet import darknet
 from mindspore_coupalign.models.encoder import FusedEncoder
@@ -26,10 +28,9 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
     vision = build_vision(model.image, size)
     bert = build_text(config, vocab_size)
     if model.name == "lavt":
-        encoder = LavtEncoder(vision, bert, model.wpa_gate_opening)
+        encoder = LavtEncoder(vision, bert, model.gate_bias_init)
     else:
-        encoder = FusedEncoder(vision, bert, model.wpa_stages, model.wpa_heads, model.wpa_gate_zero,
-                               model.wpa_gate_opening)
+        encoder = FusedEncoder(vision, bert, model.wpa_stages, model.wpa_heads, model.gate_bias_init)
     decoder = PixelDecoder(vision.channels, vision.sizes, model.decoder_dim)
     generator = alignment = None
     if model.has_proposals:
@@ -38,16 +39,16 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
                                   model.query_layers, model.query_heads, model.query_ffn)
         alignment = SentenceMaskAlignment(model.decoder_dim, bert.hidden)
     return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample,
-                     stage_masks=config.loss.stages > 0, picked_mask=config.loss.proposals > 0)
+                     model.stage_heads, model.proposal_head)
 
 
 def build_vision(image: ImageConfig, size: tuple):
     """The backbone of a configuration behind its protocol (see ``swin.Swin``), for images of one size (H, W)."""
-    frozen = image.norm == "frozen"
+    norm = batch_norm(image.freeze_batch_norm, synchronized=in_a_job() and device_target() == "Ascend")
     if image.name == "resnet":
-        return resnet(size, image.embed_dim, image.depths, frozen)
+        return resnet(size, image.embed_dim, image.depths, norm)
     if image.name == "darknet":
-        return darknet(size, image.embed_dim, image.depths, frozen, image.slope)
+        return darknet(size, image.embed_dim, image.depths, norm, image.negative_slope)
     return Swin(size, image.embed_dim, image.depths, image.heads, image.window, image.mlp_ratio, image.drop_path,
                 image.activation, image.absolute_position)
 
@@ -74,9 +75,9 @@ def load_pretrained_image(model: CoupAlign, config: Config) -> list[Loaded]:
     image = config.model.image
     if config.model.image_weights:
         return [load_image_weights(model.encoder.vision, image, config.model.image_weights)]
-    if image.name != "swin" and image.norm == "frozen":
-        raise UserError(f"model.image.norm=frozen normalises {image.name} by pretrained statistics: set "
-                        "model.image_weights, or model.image.norm=batch to train it from scratch")
+    if image.name != "swin" and image.freeze_batch_norm:
+        raise UserError(f"model.image.freeze_batch_norm=true normalises {image.name} by pretrained statistics: set "
+                        "model.image_weights, or model.image.freeze_batch_norm=false to train it from scratch")
     return []
 
 
@@ -99,7 +100,7 @@ def restore_model(checkpoint: Checkpoint, config: Config | None = None, amp: str
     Raises:
         UserError: ``config`` describes another network than the checkpoint's, or the target cannot compute at ``amp``.
     """
-    precision = restored_precision(checkpoint, amp, target or ms.get_context("device_target"))
+    precision = restored_precision(checkpoint, amp, target or device_target())
     config = config or checkpoint.config
     tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))
     model = build_model(config, tokenizer.vocab_size)

@@ -1,25 +1,18 @@
 """Device, graph mode, ranks and seed: what has to be set before the first kernel runs."""
 
 import os
-from dataclasses import dataclass, field
 
 import mindspore as ms
 import numpy as np
 
 from mindspore_coupalign import cuda
 from mindspore_coupalign.config import AMP_LEVELS
+from mindspore_coupalign.distributed.process import Runtime, in_a_job
 from mindspore_coupalign.distributed.watchdog import LOCAL_WORKERS, Watch
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.mindspore_calls import data_parallel, graph_mode, kernel_threads
 
 TARGETS = ("auto", "CPU", "GPU", "Ascend")
-
-
-@dataclass(frozen=True)
-class Runtime:
-    target: str  # CPU, GPU or Ascend
-    rank: int
-    ranks: int
-    watch: Watch = field(default_factory=lambda: Watch(None))
 
 
 def add_device_argument(parser):
@@ -46,15 +39,15 @@ def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:
         raise UserError(f"--device-target {target}: MindSpore finds no usable {target} on this machine; `python -m "
                         "mindspore_coupalign doctor` says why; --device-target CPU runs anywhere")
     ms.set_device(target, int(os.environ.get("DEVICE_ID", "0"))) if target != "CPU" else ms.set_device(target)
-    ms.set_context(mode=ms.GRAPH_MODE)
+    graph_mode()
     rank, ranks = 0, 1
-    if os.environ.get("MS_ROLE"):  # set by msrun; its scheduler process joins here, serves the others and exits
+    if in_a_job():  # set by msrun; its scheduler process joins here, serves the others and exits
         from mindspore import communication
         if target == "CPU" and os.environ["MS_ROLE"] == "MS_WORKER":
             _share_cores()
         communication.init()
         rank, ranks = communication.get_rank(), communication.get_group_size()
-        ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
+        data_parallel()
     ms.set_seed(seed)
     np.random.seed(seed)
     watch = watch or Watch(None)
@@ -78,4 +71,4 @@ def _share_cores():
     local = int(os.environ.get("DEVICE_ID", "0"))
     own = cores[local::workers] or [cores[local % len(cores)]]
     os.sched_setaffinity(0, own)
-    ms.set_context(runtime_num_threads=len(own))
+    kernel_threads(len(own))

@@ -1,10 +1,13 @@
 """Configuration files and overrides: what they give, and the one line that says what is wrong with them."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
+from safetensors import safe_open
 
 from mindspore_coupalign.config import (
     Config,
@@ -14,11 +17,12 @@ from mindspore_coupalign.config import (
     shipped_configs,
     with_overrides,
 )
+from mindspore_coupalign.config.renamed import HEADS, RENAMED
 from mindspore_coupalign.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
-AT_LEAST = 22  # shipped configurations; raise it with every new one
+AT_LEAST = 21  # shipped configurations; raise it with every new one
 
 
 def write(folder, text, name="some.yaml"):
@@ -59,6 +63,8 @@ def test_defaults_are_the_recipe():
     assert (config.train.lr, config.train.weight_decay, config.train.schedule) == (5e-5, 0.01, "poly")
     assert (config.train.epochs, config.train.batch_size, config.train.warmup_steps) == (40, 32, 0)
     assert (config.data.image_size, config.data.max_tokens) == (480, 20)
+    assert (config.data.dataset, config.data.split_by, config.eval.batch_size) == ("refcoco", "unc", 8)
+    assert load_config("base") == load_config("refcoco_swin_b") == config
     assert config.model.image.depths == (2, 2, 18, 2) and config.model.wpa_stages == (1, 2, 3, 4)
     assert config_from_dict({}, "nothing") == config
 
@@ -160,7 +166,7 @@ def test_wrong_types_name_file_field_and_value(tmp_path, text, words):
     ("model.query_layers=0", "query_layers"), ("model.decoder_dim=264", "above 256 of 32"),
     ("model.decoder_dim=20", "model.decoder_dim"),
     ("loss.bce=-1", "loss.bce"), ("loss.contrast=-0.1", "contrast"), ("loss.temperature=0", "loss.temperature"),
-    ("loss.proposals=-1", "proposals must not"), ("loss.negatives=0", "loss.negatives"),
+    ("loss.proposal_mask=-1", "must not be negative"), ("loss.negatives=0", "loss.negatives"),
     ("train.schedule=step", "train.schedule"),
     ("train.batch_size=0", "batch_size"), ("eval.batch_size=0", "batch_size"), ("train.epochs=0", "train.epochs"),
     ("train.steps=-1", "train.steps"), ("train.lr=0", "train.lr"), ("train.seed=-1", "train.seed"),
@@ -180,7 +186,61 @@ def test_lavt_fuses_at_all_stages():
 
 @pytest.mark.parametrize("without", ["model.sentence_mask=false", "model.name=lavt"])
 def test_a_loss_on_proposals_needs_them(without):
-    assert "loss.proposals" in error(with_overrides, Config(), ["loss.proposals=0.5", without], "some.yaml")
+    assert "loss.proposal_mask" in error(with_overrides, Config(), ["loss.proposal_mask=0.5", "model.proposal_head=true",
+                                                                without], "some.yaml")
+
+
+@pytest.mark.parametrize(("weight", "head"), [("deep_supervision", "stage_heads"), ("proposal_mask", "proposal_head")])
+def test_a_loss_on_heads_needs_them(weight, head):
+    message = error(with_overrides, Config(), [f"loss.{weight}=0.5"], "some.yaml")
+    assert f"loss.{weight} needs" in message and f"set model.{head}=true" in message
+    with_overrides(Config(), [f"loss.{weight}=0.5", f"model.{head}=true"], "some.yaml")
+    with_overrides(Config(), [f"model.{head}=true"], "some.yaml")  # to go on without the loss
+
+
+@pytest.mark.parametrize(("old", "new", "value"), [
+    *((old, new, 0.25) for old, new in RENAMED.items() if "_rate" in old or "slope" in old or "gate" in old),
+    *((old, new, 30) for old, new in RENAMED.items() if "_seconds" in old or "skipped" in old),
+    ("loss.stages", "loss.deep_supervision", 0.5), ("loss.proposals", "loss.proposal_mask", 0.5)])
+def test_keys_of_an_earlier_version_go_on_working(old, new, value, tmp_path, capsys):
+    """In files, overrides and checkpoints, with a line that names both."""
+    section, field = new.split(".", 1)
+    head = [f"{HEADS[old]}=true"] if old in HEADS else []
+    expected = with_overrides(Config(), [f"{new}={value}", *head], "new")
+    assert capsys.readouterr().err == ""
+    assert getattr(getattr(expected, section), field.split(".")[-1], None) == value or "." in field
+    nested = value
+    for key in reversed(old.split(".")):
+        nested = {key: nested}
+    path = write(tmp_path, yaml.safe_dump(nested))
+    text = f"{old}={value}"
+    for load, source in ((lambda: load_config(path), str(path)),
+                         (lambda: with_overrides(Config(), [text], "some.yaml"), f"override {text}"),
+                         (lambda: config_from_dict(nested, "a checkpoint"), "a checkpoint")):
+        assert load() == expected
+        line = capsys.readouterr().err
+        assert line == f"warning: {source}: keys of an earlier version: {old} is {field} now\n"
+
+
+def test_old_keys_are_refused_where_they_mean_two_things():
+    twice = {"train": {"muon_rate": 0.4, "muon_lr_mult": 0.5}}
+    assert "train.muon_lr_mult is there as well as train.muon_rate" in error(config_from_dict, twice, "f")
+    assert "model.image.norm must be one of frozen, batch" in error(config_from_dict, {"model": {"image": {
+        "norm": "group"}}}, "f")
+    assert "model.wpa_gate_zero=true is no longer known" in error(config_from_dict, {"model": {
+        "wpa_gate_zero": True}}, "f")
+    assert "must be one of bilinear, guided" in error(config_from_dict, {"model": {"upsample": "subpixel"}}, "f")
+
+
+def test_every_key_of_a_first_configuration_is_known(capsys):
+    """The golden state's is resolved: it holds every key of its version."""
+    with safe_open(ROOT / "tests/golden/first_release.safetensors", framework="np") as file:
+        values = json.loads(file.metadata()["config"])
+    config = config_from_dict(values, "golden")
+    assert config.model.stage_heads and config.model.proposal_head and not config.model.image.freeze_batch_norm
+    assert config.train.muon_lr_mult == values["train"]["muon_rate"] > 0
+    assert capsys.readouterr().err.count("\n") == 1
+    assert config.train.step_timeout == values["train"]["hang_seconds"]
 
 
 @pytest.mark.parametrize("overrides", [

@@ -94,7 +94,7 @@ def test_darknet_comes_back_as_it_was_and_only_with_its_slope(convert, configs, 
         ms.set_context(mode=ms.GRAPH_MODE)
     for found, expected in zip(features, darknet_reference(layers, image[0]), strict=True):
         assert_near(found, expected.reshape(len(expected), -1).T, 1e-4)
-    config = load_config(configs["darknet"], ["model.image.slope=0.01"])
+    config = load_config(configs["darknet"], ["model.image.negative_slope=0.01"])
     with pytest.raises(UserError, match='converted for {"slope": 0.1}, the configuration has {"slope": 0.01}'):
         load_image_weights(build.build_vision(config.model.image, (64, 64)), config.model.image, ours)
 

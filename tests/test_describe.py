@@ -19,9 +19,8 @@ VARIANTS = {
     "all": (),
     "padded windows": ("data.image_size=96", "model.image.window=5", "model.query_stage=2"),
     "guided filter": ("model.upsample=guided",),
-    "sub-pixel head": ("model.upsample=subpixel",),
     "without alignment": ("model.sentence_mask=false", "model.wpa_stages=[3]", "model.text.groups=[1,0,0,2]"),
-    "ResNet": ("model.image.name=resnet", "model.image.norm=batch", "data.image_size=96"),
+    "ResNet": ("model.image.name=resnet", "model.image.freeze_batch_norm=false", "data.image_size=96"),
     "Darknet": ("model.image.name=darknet", "model.wpa_stages=[1,4]"),
     "LAVT": ("model.name=lavt",),
 }
@@ -71,7 +70,8 @@ def test_macs_are_those_of_a_real_pass(watched, overrides):
     assert sum(count for _, _, count in macs.parts(model, ids.shape[1])) == sum(watched)
 
 
-@pytest.mark.parametrize("overrides", [*VARIANTS.values(), ("loss.stages=0.5", "loss.proposals=0.5")],
+@pytest.mark.parametrize("overrides", [*VARIANTS.values(), ("loss.deep_supervision=0.5", "model.stage_heads=true",
+                                                            "loss.proposal_mask=0.5", "model.proposal_head=true")],
                          ids=[*VARIANTS, "for training"])
 def test_parts_hold_every_parameter_once(overrides):
     parts = describe(tiny_config(*overrides), VOCABULARY)

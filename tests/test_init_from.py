@@ -19,7 +19,8 @@ from mindspore_coupalign.training.init_from import InitialWeights
 from mindspore_coupalign.weights.checkpoint import load_checkpoint, named_arrays, save_checkpoint
 from mindspore_coupalign.weights.load import resample_table
 
-NETWORK = ["model.image.name=swin", "model.sentence_mask=false", "loss.proposals=0", "loss.stages=0",
+NETWORK = ["model.image.name=swin", "model.sentence_mask=false", "loss.proposal_mask=0", "model.proposal_head=false",
+           "loss.deep_supervision=0", "model.stage_heads=false",
            "model.text.dropout=0"]
 TABLE = "encoder.vision.stages.0.blocks.0.attn.relative_position_bias_table"
 
@@ -111,7 +112,7 @@ def test_what_does_not_fit_is_named(place, tmp_path, capsys):
     line = refused("model.decoder_dim=24")
     assert "decoder.fuse" in line and "the configuration's network wants" in line
     assert "--init-from-skip decoder head" in line
-    line = refused("loss.stages=0.5")
+    line = refused("loss.deep_supervision=0.5", "model.stage_heads=true")
     assert "stage_heads.0.weight (not in the checkpoint)" in line and "--init-from-skip stage_heads" in line
     line = refused("model.text.groups=[0, 0, 0, 1]", "--init-from-skip", "decoder")
     assert "(the configuration's network has none)" in line and "encoder.text" in line
@@ -129,7 +130,8 @@ def test_what_does_not_fit_is_named(place, tmp_path, capsys):
 
 
 def test_what_is_left_out_starts_fresh(begin, place, capsys):
-    found = begin("model.decoder_dim=24", "loss.stages=0.5", "--init-from-skip", "decoder", "head", "stage_heads")
+    found = begin("model.decoder_dim=24", "loss.deep_supervision=0.5", "model.stage_heads=true", "--init-from-skip",
+                  "decoder", "head", "stage_heads")
     start = load_checkpoint(place / "coupalign.safetensors").section("ema")
     fresh = {key for key in found.section("model") if key.startswith(("decoder", "head", "stage_heads"))}
     for key in found.section("model").keys() - fresh:

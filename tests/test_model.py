@@ -12,12 +12,12 @@ from tiny_network import eager, tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
 from mindspore_coupalign.models.bert import padding_bias
-from mindspore_coupalign.models.layers import SubPixel, Tanh
+from mindspore_coupalign.models.layers import Tanh
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import WordPixelAlignment
 from mindspore_coupalign.training import setup
-from mindspore_coupalign.training.step import LOSSES
+from mindspore_coupalign.training.objective import LOSSES
 
 GOLDEN = Path(__file__).parent / "golden" / "parameter_names.txt"
 GOLDEN_HEAD = "# The tests' network: parameter name and shape. tests/test_model.py says how to write it anew.\n"
@@ -100,7 +100,8 @@ def test_every_parameter_learns(batch):
     """In the jitted step, also where windows of 5 cut maps of 16 and 8 unevenly; and the step leaves no dropout behind
     for evaluation."""
     config = tiny_config("model.text.dropout=0.1", "model.image.drop_path=0.1", "model.image.window=5",
-                         "loss.contrast=1.0", "loss.stages=0.5", "loss.proposals=0.5")
+                         "loss.contrast=1.0", "loss.deep_supervision=0.5", "model.stage_heads=true",
+                         "loss.proposal_mask=0.5", "model.proposal_head=true")
     ms.set_seed(0)
     model = randomize(build.build_model(config, 30), scale=0.15)
     step = setup.build_train_step(model, config)
@@ -109,7 +110,7 @@ def test_every_parameter_learns(batch):
     # two steps, since a path that was dropped for every sample gives no gradient
     losses = [step(*arrays, ms.Tensor(1e-3, ms.float32)).asnumpy() for _ in range(2)]
     assert np.isfinite(losses).all() and losses[0][0] != losses[1][0]
-    first = step.optimizer.packing.arrays(step.optimizer.first)
+    first = step.optimizer.flat.arrays(step.optimizer.first)
     moments = {name: np.abs(array).max() for name, array in first.items()}
     assert moments.keys() == before.keys()
     silent = {name for name, size in moments.items() if not size > 1e-11 and not name.endswith(WITHOUT_GRADIENT)}
@@ -132,17 +133,18 @@ def test_stages_with_word_pixel_alignment(stages, batch):
     assert widths == [8 * 2 ** (stage - 1) for stage in stages]
     rest = {line for line in named_shapes(model) if not line.startswith("encoder.wpa.")}
     assert rest == {line for line in golden_lines() if not line.startswith("encoder.wpa.")}
-    out, _, _, _, attention, *_ = eager(model.forward, *batch[:3])
-    assert np.isfinite(out.asnumpy()).all()
-    assert [a.shape[1:3] for a in attention] == [((1, 2, 2, 4)[stage - 1], 256 // 4 ** (stage - 1)) for stage in stages]
+    out = eager(model.outputs, *batch[:3])
+    assert np.isfinite(out.logits.asnumpy()).all()
+    shapes = [((1, 2, 2, 4)[stage - 1], 256 // 4 ** (stage - 1)) for stage in stages]
+    assert [a.shape[1:3] for a in out.attention] == shapes
 
 
-def test_forward_names_the_intermediates(model, batch, logits):
-    out, y, proposals, chosen, attention, early, picked = eager(model.forward, *batch[:3])
+def test_outputs_are_the_intermediates(model, batch, logits):
+    out, y, proposals, chosen, attention, stage_logits, proposal_logits = eager(model.outputs, *batch[:3])
     np.testing.assert_allclose(out.asnumpy(), logits, rtol=1e-4, atol=1e-4)
     assert y.shape == (2, 16, 16, 16) and proposals.shape == (2, 256, 6) and chosen.shape == (2, 6)
     assert [a.shape for a in attention] == [(2, 1, 256, 8), (2, 2, 64, 8), (2, 2, 16, 8), (2, 4, 4, 8)]
-    assert early == () and picked is None
+    assert stage_logits == () and proposal_logits is None
     np.testing.assert_allclose(chosen.asnumpy().sum(1), 1, rtol=1e-5)
     for over_words in attention:
         over_words = over_words.asnumpy()
@@ -153,7 +155,7 @@ def test_forward_names_the_intermediates(model, batch, logits):
 def test_without_sentence_mask_alignment(batch):
     model = randomize(tiny_model("model.sentence_mask=false"))
     assert not any(p.name.startswith(("generator.", "alignment.")) for p in model.get_parameters())
-    out, y, proposals, chosen, *_ = eager(model.forward, *batch[:3])
+    out, y, proposals, chosen, *_ = eager(model.outputs, *batch[:3])
     assert out.shape == (2, 1, 64, 64) and y.shape == (2, 16, 16, 16) and proposals is None and chosen is None
 
 
@@ -167,33 +169,36 @@ def mask_losses(logits, mask, side):
 
 def test_stage_heads(batch):
     """Logits of the first two stages; their losses compare them with the share of the mask in each cell."""
-    config = tiny_config("loss.stages=0.5", "loss.contrast=0", "loss.bce=3", "loss.dice=0.7")
-    model = randomize(tiny_model("loss.stages=0.5"))
-    early = eager(model.forward, *batch[:3])[5]
-    assert [e.shape for e in early] == [(2, 256, 1), (2, 64, 1)]
+    config = tiny_config("loss.deep_supervision=0.5", "model.stage_heads=true", "loss.contrast=0", "loss.bce=3",
+                         "loss.dice=0.7")
+    model = randomize(tiny_model("loss.deep_supervision=0.5", "model.stage_heads=true"))
+    heads = eager(model.outputs, *batch[:3]).stage_logits
+    assert [e.shape for e in heads] == [(2, 256, 1), (2, 64, 1)]
     objective = setup.build_train_step(model, config).objective
     losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in eager(objective, *batch)], strict=True))
-    expected = sum(mask_losses(e.asnumpy(), batch[3], side) for e, side in zip(early, (16, 8), strict=True))
-    assert (losses["stages_bce"], losses["stages_dice"]) == pytest.approx(tuple(expected), rel=1e-4)
+    expected = sum(mask_losses(e.asnumpy(), batch[3], side) for e, side in zip(heads, (16, 8), strict=True))
+    assert (losses["deep_supervision_bce"], losses["deep_supervision_dice"]) == pytest.approx(tuple(expected), rel=1e-4)
     total = 3 * losses["bce"] + 0.7 * losses["dice"] + 0.5 * (3 * expected[0] + 0.7 * expected[1])
-    assert losses["loss"] == pytest.approx(total, rel=1e-4) and losses["proposals_bce"] == 0
+    assert losses["loss"] == pytest.approx(total, rel=1e-4) and losses["proposal_mask_bce"] == 0
 
 
-def test_the_picked_mask(batch):
+def test_the_proposal_head(batch):
     """The proposals' sum under the sentence's weights, in logits; its losses, and nothing of it in the mask."""
-    config = tiny_config("loss.proposals=0.5", "loss.contrast=0", "loss.bce=3", "loss.dice=0.7")
+    config = tiny_config("loss.proposal_mask=0.5", "model.proposal_head=true", "loss.contrast=0", "loss.bce=3",
+                         "loss.dice=0.7")
     model = randomize(build.build_model(config, 30))
-    out = eager(model.forward, *batch[:3])
-    logits, proposals, chosen, picked = (out[i].asnumpy() for i in (0, 2, 3, 6))
-    gain, offset = model.picked.gain.asnumpy(), model.picked.offset.asnumpy()
-    assert_near(picked, gain * (proposals @ chosen[..., None]) + offset)
+    out = eager(model.outputs, *batch[:3])
+    logits, proposals, chosen, mask = (x.asnumpy() for x in (out.logits, out.proposals, out.weights,
+                                                             out.proposal_logits))
+    gain, offset = model.proposal_head.gain.asnumpy(), model.proposal_head.offset.asnumpy()
+    assert_near(mask, gain * (proposals @ chosen[..., None]) + offset)
     objective = setup.build_train_step(model, config).objective
     losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in eager(objective, *batch)], strict=True))
-    expected = mask_losses(picked, batch[3], 16)
-    assert (losses["proposals_bce"], losses["proposals_dice"]) == pytest.approx(tuple(expected), rel=1e-4)
+    expected = mask_losses(mask, batch[3], 16)
+    assert (losses["proposal_mask_bce"], losses["proposal_mask_dice"]) == pytest.approx(tuple(expected), rel=1e-4)
     total = 3 * losses["bce"] + 0.7 * losses["dice"] + 0.5 * (3 * expected[0] + 0.7 * expected[1])
-    assert losses["loss"] == pytest.approx(total, rel=1e-4) and losses["stages_dice"] == 0
-    model.picked.gain.set_data(-model.picked.gain)
+    assert losses["loss"] == pytest.approx(total, rel=1e-4) and losses["deep_supervision_dice"] == 0
+    model.proposal_head.gain.set_data(-model.proposal_head.gain)
     np.testing.assert_array_equal(eager(model, *batch[:3]).asnumpy(), logits)
 
 
@@ -225,18 +230,8 @@ def test_parameter_names_are_a_contract():
     assert not changes, "\n".join(changes[:20])
 
 
-def test_subpixel_puts_each_channel_in_its_place():
-    x = np.random.default_rng(0).normal(size=(2, 16, 3, 5)).astype(np.float32)
-    out = SubPixel(4)(ms.Tensor(x)).asnumpy()
-    assert out.shape == (2, 1, 12, 20)
-    for row in range(12):
-        for column in range(20):
-            np.testing.assert_array_equal(out[:, 0, row, column], x[:, row % 4 * 4 + column % 4, row // 4, column // 4])
-
-
-@pytest.mark.parametrize("upsample", ["subpixel", "guided"])
-def test_other_heads_give_the_inputs_size(upsample, batch):
-    assert eager(randomize(tiny_model(f"model.upsample={upsample}")), *batch[:3]).shape == (2, 1, 64, 64)
+def test_the_guided_filter_gives_the_inputs_size(batch):
+    assert eager(randomize(tiny_model("model.upsample=guided")), *batch[:3]).shape == (2, 1, 64, 64)
 
 
 def test_tanh_is_exact():
@@ -245,9 +240,16 @@ def test_tanh_is_exact():
     np.testing.assert_allclose(Tanh()(ms.Tensor(x)).asnumpy(), np.tanh(x.astype(np.float64)), rtol=0, atol=4e-6)
 
 
+def shut(wpa):
+    """With gates whose W2 is 0."""
+    for gate in (wpa.gate_v, wpa.gate_l):
+        gate.w2.weight.set_data(ms.ops.zeros_like(gate.w2.weight))
+    return wpa
+
+
 def test_an_open_gate_lets_the_words_in(features):
     """W2 = 0 and b = 1: the gate is tanh(1) everywhere."""
-    wpa = WordPixelAlignment(8, 6, 2, gate_zero=True, gate_opening=1.0)
+    wpa = shut(WordPixelAlignment(8, 6, 2, gate_bias_init=1.0))
     v, l, word_mask = features  # noqa: E741
     w = weights(wpa)
     out = run_wpa(wpa, v, l, word_mask)
@@ -298,7 +300,7 @@ def run_wpa(wpa, v, l, word_mask):  # noqa: E741
 
 
 def test_word_pixel_alignment_equals_its_formulas(features):
-    wpa = randomize(WordPixelAlignment(8, 6, 2, gate_zero=False), scale=0.5)
+    wpa = randomize(WordPixelAlignment(8, 6, 2), scale=0.5)
     out = run_wpa(wpa, *features)
     for i in range(2):
         for actual, expected in zip(out, wpa_reference(weights(wpa), *(f[i] for f in features), 2), strict=True):
@@ -307,10 +309,10 @@ def test_word_pixel_alignment_equals_its_formulas(features):
 
 
 def test_zero_gates_leave_the_encoders_as_they_are(features):
-    out = run_wpa(WordPixelAlignment(8, 6, 2, gate_zero=True), *features)
+    out = run_wpa(shut(WordPixelAlignment(8, 6, 2)), *features)
     np.testing.assert_array_equal(out[0], features[0])
     np.testing.assert_array_equal(out[1], features[1])
-    assert np.abs(run_wpa(WordPixelAlignment(8, 6, 2, gate_zero=False), *features)[0] - features[0]).max() > 0
+    assert np.abs(run_wpa(WordPixelAlignment(8, 6, 2), *features)[0] - features[0]).max() > 0
 
 
 def test_sentence_mask_alignment_equals_its_formulas():

@@ -88,7 +88,7 @@ def test_updates_equal_the_reference():
             expected[name] = value * (1 - lr * 0.8 * 0.1) - lr * 0.8 * move.reshape(value.shape)
             np.testing.assert_allclose(getattr(cell, name).asnumpy(), expected[name], rtol=1e-3, atol=1e-4)
     assert 0.1 < np.abs(cell.b.asnumpy() - bias).max() < 0.18  # Adam: at most lr a step
-    states = optimizer.packing.arrays(optimizer.first)
+    states = optimizer.flat.arrays(optimizer.first)
     np.testing.assert_allclose(states["w"], average["w"], rtol=1e-5, atol=1e-6)
     assert states["k"].shape == (4, 2, 3, 3)
 
@@ -107,7 +107,7 @@ def test_the_models_matrices():
     assert len(setup.parameter_groups(model, 0.1)[3]["params"]) == 0
 
 
-@pytest.mark.parametrize("override", ["train.muon_rate=-1", "train.position_bias_rate=0"])
+@pytest.mark.parametrize("override", ["train.muon_lr_mult=-1", "train.position_bias_lr_mult=0"])
 def test_impossible_rates(override):
-    with pytest.raises(UserError, match="muon_rate not negative"):
+    with pytest.raises(UserError, match="muon_lr_mult not negative"):
         tiny_config(override)

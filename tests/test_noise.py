@@ -21,7 +21,7 @@ from mindspore_coupalign.training import setup
 BATCH = 4
 DROPS = ("model.image.depths=[1,1,1,1]", "model.image.drop_path=0.3", "model.text.dropout=0.2",
          "model.text.groups=[1,0,0,1]", "model.wpa_stages=[1]", f"train.batch_size={BATCH}")
-CNN = ("model.image.norm=batch",)
+CNN = ("model.image.freeze_batch_norm=false",)
 VARIANTS = {
     "swin": (),
     "resnet": ("model.image.name=resnet", *CNN),
@@ -185,8 +185,8 @@ def test_a_device_whose_products_do_not_wrap_is_refused(monkeypatch, tmp_path):
         return ops.bitwise_and(x, 0x7FFFFF).astype(ms.float32) * (1 / 2**23)
 
     monkeypatch.setattr(Noise, "construct", saturates)
-    here = SimpleNamespace(target="Ascend", ranks=1, rank=0)
+    runtime = SimpleNamespace(target="Ascend", ranks=1, rank=0)
     for dry in (False, True):
         with pytest.raises(UserError, match="--device-target Ascend: .* random numbers differ from NumPy's") as caught:
-            train.start(tiny_config(), None, tmp_path, here, dry)
+            train.start(tiny_config(), None, tmp_path, runtime, dry)
         assert "\n" not in str(caught.value)

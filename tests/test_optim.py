@@ -56,7 +56,7 @@ def update(optimizer, pair, lr):
 
 def state(optimizer, packed):
     """The arrays of w and b in a packed state."""
-    arrays = optimizer.packing.arrays(packed)
+    arrays = optimizer.flat.arrays(packed)
     return arrays["w"], arrays["b"]
 
 
@@ -193,13 +193,13 @@ def test_a_packed_state_comes_back(below):
     """As arrays by parameter name, the same whatever is packed."""
     optimizer = Optimizer(groups(Linear()), below=below)
     arrays = {"w": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.array([7, 9], np.float32)}
-    optimizer.packing.load(optimizer.first, arrays, "file")
-    for name, array in optimizer.packing.arrays(optimizer.first).items():
+    optimizer.flat.load(optimizer.first, arrays, "file")
+    for name, array in optimizer.flat.arrays(optimizer.first).items():
         np.testing.assert_array_equal(array, arrays[name])
     with pytest.raises(UserError, match="file: b has shape"):
-        optimizer.packing.load(optimizer.first, arrays | {"b": np.zeros(3, np.float32)}, "file")
+        optimizer.flat.load(optimizer.first, arrays | {"b": np.zeros(3, np.float32)}, "file")
     with pytest.raises(UserError, match="file: lacks w"):
-        optimizer.packing.load(optimizer.first, {"b": arrays["b"]}, "file")
+        optimizer.flat.load(optimizer.first, {"b": arrays["b"]}, "file")
 
 
 def learning_rates(config, total):

@@ -22,7 +22,7 @@ from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.evaluator import evaluate_samples
 from mindspore_coupalign.evaluation.metrics import overlap
-from mindspore_coupalign.inference.predictor import Predictor, _Forward
+from mindspore_coupalign.inference.predictor import Predictor, _Outputs
 from mindspore_coupalign.weights.checkpoint import named_arrays, save_checkpoint
 
 MINI = refcoco_mini()
@@ -175,7 +175,7 @@ def test_details_of_a_network_without_alignment(tiny_restored, picture, tmp_path
 def test_details_of_lavt_have_all_stages(tiny_restored, picture):
     config = tiny_config("model.name=lavt")
     model = build_model(config, tiny_restored.tokenizer.vocab_size).set_train(False)
-    predictor = Predictor.from_model(_Forward(model), tiny_restored.tokenizer, config)
+    predictor = Predictor.from_model(_Outputs(model), tiny_restored.tokenizer, config)
     with pynative():
         details = predictor.predict(picture.rgb, ["red circle"])[0].details
     assert list(details.attention) == [1, 2, 3, 4] and details.attention[4].shape == (4, 2, 2)

@@ -109,11 +109,11 @@ class Network:
         return tokens, model
 
 
-def scored(world, names, *, split="val", keep=None, here=None, network=None):
+def scored(world, names, *, split="val", keep=None, runtime=None, network=None):
     chosen = [protocols.resolve(protocol, world.config) for protocol in protocols.choose(names)]
     plan = make_plan(world.data, world.data.split(split), world.tokenizer, chosen)
     counts = scoring.score_plan(network or Network(), plan, chosen, world.data, world.tokenizer, world.config,
-                                keep=keep, here=here)
+                                keep=keep, runtime=runtime)
     return report_plan(world.data, plan, chosen, counts, TOKENS), plan, counts
 
 
@@ -322,16 +322,16 @@ def test_forward_passes_are_shared(world):
 
 def test_ranks_share_the_refs(world, monkeypatch):
     """Each of three ranks counts its refs alone; their sum is one rank's result, and so are the details."""
-    monkeypatch.setattr(scoring, "add_up", lambda array, here: array)
+    monkeypatch.setattr(scoring, "all_reduce_sum", lambda array, runtime: array)
     kept, whole, parts, lines = [], [], [], []
     _, plan, one = scored(world, ["all"], keep=whole)
     for rank in range(3):
         kept.append([])
-        parts.append(scored(world, ["all"], keep=kept[rank], here=Runtime("CPU", rank, 3))[2])
+        parts.append(scored(world, ["all"], keep=kept[rank], runtime=Runtime("CPU", rank, 3))[2])
         lines.append(details.lines(world.data, "val", plan, kept[rank], "sent", TOKENS))
     for key, counts in one.items():
         np.testing.assert_array_equal(sum(part[key] for part in parts), counts)
-    monkeypatch.setattr(details, "gather", lambda own, here: ["\n".join(part).encode() for part in lines])
+    monkeypatch.setattr(details, "gather", lambda own, runtime: ["\n".join(part).encode() for part in lines])
     alone = details.lines(world.data, "val", plan, whole, "sent", TOKENS)
     assert details.ordered([], None) == [line.partition(" ")[2] for line in sorted(
         alone, key=lambda line: int(line.partition(" ")[0]))]

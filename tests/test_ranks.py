@@ -27,7 +27,8 @@ from mindspore_coupalign.weights.checkpoint import load_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 # Noise is drawn by each rank for itself: none here, so that two ranks can equal one
 EQUAL = ["loss.negatives=300", "model.text.dropout=0", "model.image.name=swin", "model.sentence_mask=false",
-         "loss.proposals=0", "train.ema=0.9", "data.flip=0.5", "train.clip_norm=0.5", "eval.threshold=0.35",
+         "loss.proposal_mask=0", "model.proposal_head=false", "train.ema=0.9", "data.flip=0.5", "train.clip_norm=0.5",
+         "eval.threshold=0.35",
          "train.lr=3e-4"]
 ENDLESS = ["train.steps=100000", "train.val_every=100000"]
 
@@ -170,7 +171,7 @@ def test_a_rank_that_dies_ends_the_job(killed):
 def test_a_rank_that_hangs_ends_the_job_that_a_resume_went_on_with(quick, killed, tmp_path):
     run, _, step = killed
     last = lose_rank_1(tmp_path, quick, signal.SIGSTOP, step + 3, "--resume", run)
-    assert re.search("no sign of life|hangs", last), last
+    assert re.search("no heartbeat|hangs", last), last
     assert load_checkpoint(run / "last.safetensors").progress["step"] >= step + 2
 
 
@@ -250,16 +251,16 @@ LATE = """
 import time
 from pathlib import Path
 import numpy as np
-from mindspore_coupalign import runtime
+from mindspore_coupalign.runtime import setup
 from mindspore_coupalign.distributed import collectives as ranks
 from mindspore_coupalign.distributed.watchdog import Watch, begin
 begin()
 with Watch.of_job() as watch:
-    here = runtime.setup("CPU", 0, watch)
-    time.sleep(45 * here.rank)
-    assert ranks.add_up(np.array([70000 + here.rank]), here).tolist() == [140001]
-    ranks.wait(here)
-    time.sleep(35 * (1 - here.rank))
+    runtime = setup("CPU", 0, watch)
+    time.sleep(45 * runtime.rank)
+    assert ranks.all_reduce_sum(np.array([70000 + runtime.rank]), runtime).tolist() == [140001]
+    ranks.wait(runtime)
+    time.sleep(35 * (1 - runtime.rank))
 """
 
 
@@ -320,7 +321,7 @@ def test_ranks_meet(tmp_path):
 
     def go():
         with first:
-            first.meet()
+            first.barrier()
             came.append("met")
 
     thread = threading.Thread(target=go)
@@ -328,7 +329,7 @@ def test_ranks_meet(tmp_path):
     time.sleep(0.5)
     assert came == [] and thread.is_alive()
     second.enter("loading", 1)  # what it does since does not change how often it has met
-    second.meet()
+    second.barrier()
     time.sleep(0.5)
     assert came == ["met"] and thread.is_alive()  # it waits at its end
     with second:
@@ -336,7 +337,7 @@ def test_ranks_meet(tmp_path):
     thread.join(10)
     assert not thread.is_alive() and [s["phase"] for s in watch.read_states(tmp_path)] == ["done", "done"]
     with watch.Watch(None) as nobody:
-        nobody.meet()
+        nobody.barrier()
 
 
 def state(rank, step, phase, since=0.0, beat=100.0, **more):
@@ -346,46 +347,47 @@ def state(rank, step, phase, since=0.0, beat=100.0, **more):
 
 def test_who_is_to_blame():
     own = state(0, 7, "step", since=50.0)
-    assert watch.find_culprit(own, [state(1, 7, "step")], 20, 100.0) == ""  # it computes the same step
-    assert "rank 1" in watch.find_culprit(own, [state(1, 7, "loading")], 20, 100.0)
-    assert "rank 2" in watch.find_culprit(own, [state(1, 7, "step"), state(2, 6, "step")], 20, 100.0)
-    assert watch.find_culprit(own, [state(1, 7, "loading")], 60, 100.0) == ""  # not long enough
-    assert watch.find_culprit(own, [state(1, 6, "saving")], 20, 100.0) == ""  # a slow disk
+    assert watch.find_failed_rank(own, [state(1, 7, "step")], 20, 100.0) == ""  # it computes the same step
+    assert "rank 1" in watch.find_failed_rank(own, [state(1, 7, "loading")], 20, 100.0)
+    assert "rank 2" in watch.find_failed_rank(own, [state(1, 7, "step"), state(2, 6, "step")], 20, 100.0)
+    assert watch.find_failed_rank(own, [state(1, 7, "loading")], 60, 100.0) == ""  # not long enough
+    assert watch.find_failed_rank(own, [state(1, 6, "saving")], 20, 100.0) == ""  # a slow disk
     for phase in ("loading", "step"):  # and just after a long save
-        assert watch.find_culprit(own, [state(1, 7, phase, since=95.0)], 15, 100.0) == ""
-    assert "no sign of life for 30 s" in watch.find_culprit(own, [state(1, 7, "step", beat=70.0)], 20, 100.0)
-    assert "no sign of life" in watch.find_culprit(own, [state(1, 7, "step", beat=70.0)], 300, 100.0)  # long steps too
-    assert "rank 0" in watch.find_culprit(own, [state(1, 7, "step")], 15, 100.0)  # all are in it, for too long
-    assert watch.find_culprit(own, [state(1, 7, "step", beat=70.0, compiles=True)], 20, 100.0) == ""
-    assert "died in step 7" in watch.find_culprit(own, [state(1, 7, "step", pid=2**22 + 1)], 20, 100.0)
-    assert watch.find_culprit(own, [state(1, 7, "done", pid=2**22 + 1)], 20, 100.0) == ""
+        assert watch.find_failed_rank(own, [state(1, 7, phase, since=95.0)], 15, 100.0) == ""
+    assert "no heartbeat for 30 s" in watch.find_failed_rank(own, [state(1, 7, "step", beat=70.0)], 20, 100.0)
+    assert "no heartbeat" in watch.find_failed_rank(own, [state(1, 7, "step", beat=70.0)], 300,
+                                                       100.0)  # long steps too
+    assert "rank 0" in watch.find_failed_rank(own, [state(1, 7, "step")], 15, 100.0)  # all are in it, for too long
+    assert watch.find_failed_rank(own, [state(1, 7, "step", beat=70.0, compiles=True)], 20, 100.0) == ""
+    assert "died in step 7" in watch.find_failed_rank(own, [state(1, 7, "step", pid=2**22 + 1)], 20, 100.0)
+    assert watch.find_failed_rank(own, [state(1, 7, "done", pid=2**22 + 1)], 20, 100.0) == ""
     with subprocess.Popen(["sleep", "60"]) as sleeper:
         silent = state(1, 7, "step", beat=70.0, compiles=True, pid=sleeper.pid)
-        assert watch.find_culprit(own, [silent], 20, 100.0) == ""
+        assert watch.find_failed_rank(own, [silent], 20, 100.0) == ""
         sleeper.send_signal(signal.SIGSTOP)
         while watch._status(sleeper.pid) != "T":
             time.sleep(0.01)
-        assert "no sign of life for 30 s" in watch.find_culprit(own, [silent], 20, 100.0)
-        assert watch.find_culprit(own, [silent | {"host": "elsewhere"}], 20, 100.0) == ""  # nothing is known of it
+        assert "no heartbeat for 30 s" in watch.find_failed_rank(own, [silent], 20, 100.0)
+        assert watch.find_failed_rank(own, [silent | {"host": "elsewhere"}], 20, 100.0) == ""  # nothing is known of it
         sleeper.kill()
     failed = state(1, 7, "rank 1: x.jpg: no", pid=2**22 + 1)
-    assert watch.find_culprit(own, [failed], 20, 100.0) == "rank 1: x.jpg: no"
+    assert watch.find_failed_rank(own, [failed], 20, 100.0) == "rank 1: x.jpg: no"
 
 
 def test_ranks_of_other_machines_have_longer():
     """A network file system shows their files late; what is known at once of a rank of this machine is not of them."""
     own, remote = state(0, 7, "step", since=50.0), {"host": "elsewhere"}
     silent, slow = state(1, 7, "step", beat=70.0, **remote), state(1, 7, "loading", **remote)
-    assert watch.find_culprit(own, [silent], 300, 100.0, remote=60) == ""
-    assert "no sign of life for 90 s" in watch.find_culprit(own, [silent], 300, 160.0, remote=60)
-    assert watch.find_culprit(own, [slow], 20, 100.0, remote=60) == ""
-    late = watch.find_culprit(own, [slow | {"beat": 130.0}], 20, 135.0, remote=60)
+    assert watch.find_failed_rank(own, [silent], 300, 100.0, remote=60) == ""
+    assert "no heartbeat for 90 s" in watch.find_failed_rank(own, [silent], 300, 160.0, remote=60)
+    assert watch.find_failed_rank(own, [slow], 20, 100.0, remote=60) == ""
+    late = watch.find_failed_rank(own, [slow | {"beat": 130.0}], 20, 135.0, remote=60)
     assert "hangs in step 7 (loading) for 85 s" in late
     first, compiling = own | {"compiles": True}, silent | {"compiles": True}
-    assert watch.find_culprit(first, [compiling], 300, 240.0, compiling=120, remote=60) == ""
-    assert "no sign of life" in watch.find_culprit(first, [compiling], 300, 260.0, compiling=120, remote=60)
-    assert watch.find_culprit(first, [compiling], 300, 1300.0, compiling=1200, remote=60) == ""
-    together = watch.find_culprit(own, [silent | {"beat": 199.0}], 20, 200.0, remote=60)
+    assert watch.find_failed_rank(first, [compiling], 300, 240.0, compiling=120, remote=60) == ""
+    assert "no heartbeat" in watch.find_failed_rank(first, [compiling], 300, 260.0, compiling=120, remote=60)
+    assert watch.find_failed_rank(first, [compiling], 300, 1300.0, compiling=1200, remote=60) == ""
+    together = watch.find_failed_rank(own, [silent | {"beat": 199.0}], 20, 200.0, remote=60)
     assert "hangs with all others" in together and "or the network between the machines is cut" in together
 
 
@@ -398,25 +400,25 @@ def test_the_clock_of_another_machine_does_not_matter(tmp_path, monkeypatch):
 
     def look(beat) -> str:
         (tmp_path / "rank_1.json").write_text(json.dumps(state(1, 7, "step", beat=beat, host="elsewhere")))
-        return own._culprit(20, 20)
+        return own._failed_rank(20, 20)
 
     assert look(beat=10.0) == ""  # its clock is a quarter of an hour slow
     clock[0] += 79
     assert look(beat=10.0) == ""
     clock[0] += 2
-    assert "rank 1" in look(beat=10.0) and "no sign of life for 81 s" in look(beat=10.0)
+    assert "rank 1" in look(beat=10.0) and "no heartbeat for 81 s" in look(beat=10.0)
     assert look(beat=11.0) == ""
     assert look(beat=99999.0) == ""  # or fast
     clock[0] += 81
-    assert "no sign of life" in look(beat=99999.0)
+    assert "no heartbeat" in look(beat=99999.0)
 
 
 @pytest.mark.parametrize("said, lives, expected", [
     ("Launch kernel failed, name:Default/AllReduce-op5", True, "does not reach the ranks on elsewhere, which are"),
-    ("Launch kernel failed, name:Default/AllReduce-op5", False, "rank 1 .* has given no sign of life"),
+    ("Launch kernel failed, name:Default/AllReduce-op5", False, "rank 1 .* has had no heartbeat"),
     ("Launch kernel failed, name:Default/MatMul-op5", True, "")])
 def test_a_connection_that_is_lost_is_named(tmp_path, monkeypatch, said, lives, expected):
-    """A collective fails, and the rank of another machine still gives signs of life, or does not."""
+    """A collective fails, and the rank of another machine still has a heartbeat, or does not."""
     monkeypatch.setattr(watch, "SHORT_LIMIT", 1.0)
     mate, ended = tmp_path / "rank_1.json", threading.Event()
 
@@ -440,12 +442,12 @@ def test_a_connection_that_is_lost_is_named(tmp_path, monkeypatch, said, lives, 
 
 
 def test_limits_are_configuration(tmp_path):
-    config = load_config(write_config(tmp_path / "a.yaml", tmp_path, ["train.silence_seconds=30",
-                                                                      "train.compile_seconds=900"]))
+    config = load_config(write_config(tmp_path / "a.yaml", tmp_path, ["train.heartbeat_timeout=30",
+                                                                      "train.compile_timeout=900"]))
     assert watch.Limits.of(config.train) == watch.Limits(0, 30, 900, 60, 1800)
     assert watch.Limits() == watch.Limits.of(Config().train)
-    for wrong, said in (("silence_seconds=4", "at least 5"), ("meet_seconds=0", "at least 1"),
-                        ("remote_seconds=-1", "must not be negative")):
+    for wrong, said in (("heartbeat_timeout=4", "at least 5"), ("barrier_timeout=0", "at least 1"),
+                        ("remote_grace=-1", "must not be negative")):
         with pytest.raises(UserError, match=f"train.*{said}"):
             load_config(write_config(tmp_path / "a.yaml", tmp_path, [f"train.{wrong}"]))
 
@@ -466,7 +468,7 @@ def test_what_is_compiled_may_no_longer_be_silent_for_long(tmp_path):
     one = watch.Watch(tmp_path, rank=1)
     one.enter("evaluating", 0, compiles=True)
     one.compiled()
-    one.meet()  # writes
+    one.barrier()  # writes
     assert not watch.read_states(tmp_path)[0]["compiles"]
     watch.Watch(None).compiled()
 
@@ -480,12 +482,12 @@ def test_a_collective_that_fails_first_is_explained(tmp_path, monkeypatch):
     mate.write_text(json.dumps(state(1, 7, "step", beat=time.time())))
     assert own.explain() == "" and own.state["phase"] == "step"
     mate.write_text(json.dumps(state(1, 7, "step", beat=time.time() - 12)))
-    with pytest.raises(UserError, match="rank 1 .* no sign of life for 12 s .*--resume"), own:
+    with pytest.raises(UserError, match="rank 1 .* no heartbeat for 12 s .*--resume"), own:
         raise RuntimeError("Launch kernel failed")
     assert watch.tell("what it says itself comes second", 2)
-    culprit = watch.read_states(tmp_path)[0]["phase"]
-    assert culprit.startswith("rank 1 (")
-    assert job.summary(tmp_path, 1) == (1, f"{culprit}; go on with --resume")
+    failed_rank = watch.read_states(tmp_path)[0]["phase"]
+    assert failed_rank.startswith("rank 1 (")
+    assert job.summary(tmp_path, 1) == (1, f"{failed_rank}; go on with --resume")
     with pytest.raises(RuntimeError, match="kernel"), watch.Watch(None):
         raise RuntimeError("Launch kernel failed")
 
@@ -532,8 +534,8 @@ def test_a_full_disk_does_not_lose_the_last_message(tmp_path, monkeypatch):
 def test_a_rank_that_never_comes(tmp_path):
     (tmp_path / "rank_1.json").write_text(json.dumps(state(1, 7, "saving", beat=time.time() + 60)))
     with pytest.raises(UserError, match="rank 1 .* has not come"), \
-            watch.Watch(tmp_path, 0, watch.Limits(meeting=0.2), workers=2) as own:
-        own.meet()
+            watch.Watch(tmp_path, 0, watch.Limits(barrier=0.2), workers=2) as own:
+        own.barrier()
 
 
 def test_what_an_earlier_job_has_left_is_cleared_away(tmp_path):

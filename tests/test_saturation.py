@@ -82,11 +82,11 @@ def test_another_ranks_flag_leaves_the_step_out_here_too(monkeypatch):
     def of_the_other(shape):
         return Tensor([0, 1, 1] if shape == (3,) else list(range(shape[0])))  # the former: two signals and the flag
 
-    def add_up(x):
+    def all_reduce_sum(x):
         return x + ops.gather(x, of_the_other(x.shape), 0)
 
     monkeypatch.setattr(train_step, "all_finite", flag_is_down)
-    monkeypatch.setattr(train_step.ops, "AllReduce", lambda: add_up)
+    monkeypatch.setattr(train_step.ops, "AllReduce", lambda: all_reduce_sum)
     step = new_step(ranks=2)
     for own, others in ((0, 0), (0, 1), (1, 0), (0, 0)):
         results, moved = take(step, GOOD, own, signals=(0, others))

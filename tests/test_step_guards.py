@@ -17,8 +17,8 @@ from mindspore_coupalign.training import setup
 from mindspore_coupalign.training.step import RESULTS
 
 QUICK = ("model.image.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]", "model.wpa_stages=[1]", "loss.negatives=300",
-         "model.upsample=guided", "loss.proposals=0.5")
-BATCH_NORM = ("model.image.name=darknet", "model.image.norm=batch")
+         "model.upsample=guided", "loss.proposal_mask=0.5", "model.proposal_head=true")
+BATCH_NORM = ("model.image.name=darknet", "model.image.freeze_batch_norm=false")
 
 
 def new_step(*overrides, batch=4):
@@ -47,7 +47,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def test_a_bad_batch_changes_nothing_and_the_next_one_does():
-    step = new_step(*BATCH_NORM, "train.ema=0.9", "train.muon_rate=0.5", "train.clip_norm=1")
+    step = new_step(*BATCH_NORM, "train.ema=0.9", "train.muon_lr_mult=0.5", "train.clip_norm=1")
     good = tiny_batch(4)
     bad = (np.where(np.arange(4)[:, None, None, None] == 2, np.nan, good[0]).astype(np.float32), *good[1:])
     assert take(step, good)["finite"] == 1
@@ -87,7 +87,7 @@ def test_half_precision_is_near_float32(level, plain, half):
     rounded = half if level == "O2" else new_step(f"train.amp={level}")
     first, second = plain.results, take(rounded, tiny_batch(4))
     assert second["finite"] == 1 and second["scale"] == setup.SCALE_START
-    for key in ("loss", "bce", "dice", "contrast", "proposals_bce", "proposals_dice", "grad_norm"):
+    for key in ("loss", "bce", "dice", "contrast", "proposal_mask_bce", "proposal_mask_dice", "grad_norm"):
         assert second[key] == pytest.approx(first[key], rel=0.03), key
     assert second["loss"] != first["loss"]
     a, b = (np.concatenate([arrays[f"adam_m.{name}"].reshape(-1) for name in plain.names])
@@ -191,7 +191,7 @@ def test_rates_of_the_parts_and_freezing():
     """Adam's first move is as long as the rate: a part with a tenth of it moves a tenth as far, a frozen one stays."""
     frozen = ("encoder.text.embed", "encoder.vision.stages.0")
     plain = new_step("train.ema=0.9")
-    rated = new_step("train.image_rate=0.1", "train.text_rate=0.5", "train.head_rate=2", "train.ema=0.9",
+    rated = new_step("train.image_lr_mult=0.1", "train.text_lr_mult=0.5", "train.head_lr_mult=2", "train.ema=0.9",
                      f"train.freeze=[{', '.join(frozen)}]")
     start = everything(plain)
     with pynative():

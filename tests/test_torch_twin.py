@@ -25,15 +25,16 @@ from mindspore_coupalign.models import macs as our_macs
 
 FEATURES, LOSSES, GRADIENTS = 1e-4, 1e-5, 1e-3
 # All losses, at weights that tell them apart; every background pixel counts, so that nothing is drawn
-ALL = ("loss.negatives=100000", "loss.bce=0.7", "loss.dice=0.6", "loss.contrast=0.3", "loss.stages=0.4")
-PICKED = (*ALL, "loss.proposals=0.5")
+ALL = ("loss.negatives=100000", "loss.bce=0.7", "loss.dice=0.6", "loss.contrast=0.3", "loss.deep_supervision=0.4",
+       "model.stage_heads=true")
+PICKED = (*ALL, "loss.proposal_mask=0.5", "model.proposal_head=true")
 NARROW = ("model.image.depths=[2,2,2,2]",)
 CASES = {  # 128 pixels: 32, 16, 8 and 4 cells in windows of 4; 160: 40, 20, 10 and 5, the last two padded
     "no_padding": ("data.image_size=128", *NARROW, *PICKED),
     "padded_windows": ("data.image_size=160", *NARROW, *PICKED),
     "map_below_a_window": ("data.image_size=64", *NARROW, *PICKED),  # 16, 8, 4 and 2 cells
     "aligned_at_2_and_4": ("data.image_size=96", "model.wpa_stages=[4,2]", "model.text.groups=[1,0,2,1]", *NARROW,
-                           "model.query_stage=3", "model.query_layers=2", "model.upsample=subpixel",
+                           "model.query_stage=3", "model.query_layers=2",
                            "loss.class_weights=[0.9,1.3]", *PICKED),
     "no_sentence_mask": ("data.image_size=64", "model.sentence_mask=false", "model.wpa_stages=[]", *NARROW, *ALL),
     "lavt": ("data.image_size=128", "model.name=lavt", "model.text.groups=[1,0,0,1]", *NARROW, *ALL),
@@ -122,7 +123,8 @@ def test_macs(case):
 
 
 FULL = {  # 480: windows of 12 pad the last two stages, and the sentence has 12 of 20 tokens; 384: no padding at all
-    "coupalign_480": ("configs/refcoco_swin_b.yaml", 1, "loss.stages=0.4", "loss.proposals=0.5"),
+    "coupalign_480": ("configs/refcoco_swin_b.yaml", 1, "loss.deep_supervision=0.4", "model.stage_heads=true",
+                      "loss.proposal_mask=0.5", "model.proposal_head=true"),
     "coupalign_384": ("configs/refcoco_swin_b.yaml", 1, "data.image_size=384", "data.max_tokens=12"),
     "lavt_480": ("configs/paper/lavt_swin_b.yaml", 1,),
 }

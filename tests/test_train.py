@@ -16,27 +16,30 @@ import pytest
 import yaml
 from tiny_network import TINY
 
-from mindspore_coupalign import build, runtime
+from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import load_config
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
+from mindspore_coupalign.distributed import process
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.evaluator import derange
 from mindspore_coupalign.portable import without_absolute_paths
 from mindspore_coupalign.training import setup, trainer
+from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.run_folder import RunFolder, load_state
 from mindspore_coupalign.training.schedule import learning_rate
-from mindspore_coupalign.training.step import LOSSES
 from mindspore_coupalign.weights.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.wpa_stages=[1]",
-         "model.image.name=darknet", "model.image.norm=batch", "model.text.activation=relu", "loss.negatives=40",
-         "loss.bce=2", "loss.dice=0.5", "loss.stages=0.5", "loss.proposals=0.3", "model.text.dropout=0.2"]
+         "model.image.name=darknet", "model.image.freeze_batch_norm=false", "model.text.activation=relu",
+         "loss.negatives=40",
+         "loss.bce=2", "loss.dice=0.5", "loss.deep_supervision=0.5", "model.stage_heads=true",
+         "loss.proposal_mask=0.3", "model.proposal_head=true", "model.text.dropout=0.2"]
 # quick to compile, but with stage heads, random numbers and statistics that are no parameters
-SHORT = ["train.steps=6", "train.val_every=3", "train.ema=0.5", "train.muon_rate=0.8", "data.flip=0.5",
+SHORT = ["train.steps=6", "train.val_every=3", "train.ema=0.5", "train.muon_lr_mult=0.8", "data.flip=0.5",
          "eval.threshold=0.35"]
 
 
@@ -116,9 +119,11 @@ def test_a_run_leaves_its_files(whole, config):
     assert all({*LOSSES, "grad_norm", "lr", "samples_per_s"} == line.keys() - {"step"} for line in losses)
     assert all(np.isfinite(list(line.values())).all() for line in losses)
     for line in losses:  # the raw terms, of which the configuration's weights make the loss
-        masks = {part: 2 * line[f"{part}bce"] + 0.5 * line[f"{part}dice"] for part in ("", "stages_", "proposals_")}
-        total = masks[""] + 0.1 * line["contrast"] + 0.5 * masks["stages_"] + 0.3 * masks["proposals_"]
-        assert line["loss"] == pytest.approx(total, abs=5e-5) and line["stages_bce"] > 0 < line["proposals_dice"]
+        masks = {part: 2 * line[f"{part}bce"] + 0.5 * line[f"{part}dice"]
+                 for part in ("", "deep_supervision_", "proposal_mask_")}
+        total = masks[""] + 0.1 * line["contrast"] + 0.5 * masks["deep_supervision_"] + 0.3 * masks["proposal_mask_"]
+        assert line["loss"] == pytest.approx(total,
+                                             abs=5e-5) and line["deep_supervision_bce"] > 0 < line["proposal_mask_dice"]
     rates = [learning_rate(load_config(config, SHORT), step, 6) for step in range(6)]
     np.testing.assert_allclose([line["lr"] for line in losses], rates, rtol=1e-5)
     assert "6 steps of 4 samples on" in whole.out and "Traceback" not in whole.err
@@ -241,7 +246,8 @@ def test_a_few_samples_are_learned_by_heart(tmp_path):
     make_shapes(tmp_path / "data", 2, train=2, val=1, testA=1, testB=1)
     config = write_config(tmp_path / "c.yaml", tmp_path / "data", [
         "train.lr=5e-3", "train.schedule=cosine", "model.image.name=swin", "model.image.activation=relu",
-        "model.text.dropout=0", "loss.stages=0", "loss.proposals=0", "loss.bce=1", "loss.dice=1"])
+        "model.text.dropout=0", "loss.deep_supervision=0", "model.stage_heads=false", "loss.proposal_mask=0",
+        "model.proposal_head=false", "loss.bce=1", "loss.dice=1"])
     run_command("train", "--config", config, "--output", tmp_path / "run", "train.steps=100", "train.val_every=100",
                 "data.val_split=train", "loss.contrast=0", "train.warmup_steps=5")
     losses, scores = log_of(tmp_path / "run")
@@ -257,7 +263,7 @@ class FakeStep:
     def __init__(self, losses, stop_in=0, pause=lambda: None):
         self.losses, self.keys, self.stop_in, self.pause = list(losses), np.zeros(1), stop_in, pause
 
-    def share_statistics(self, here):
+    def share_statistics(self, runtime):
         pass
 
     def restore(self, arrays_of, counters, source):
@@ -351,9 +357,9 @@ def test_the_last_validation_gets_its_time(loop, tmp_path, capsys, clock):
     def step():
         clock.now += 1 if clock.now > 1000 else 40  # the first one compiles
 
-    def evaluate(model, data, samples, *_, here, **__):
+    def evaluate(model, data, samples, *_, runtime, **__):
         clock.now += 2 if ends else 22  # the first batch, which may compile
-        here.watch.compiled()
+        runtime.watch.compiled()
         clock.now += 6  # the other three
         ends.append(clock.now - 1000)
         return full_marks(model, data, samples)
@@ -378,7 +384,7 @@ def test_a_state_of_an_older_version_is_resumed(loop, tmp_path):
     save_checkpoint(path, state.arrays, state.config, state.tokenizer, state.progress | {"window": window})
     assert loop([3.0] * 4, *settings, resume="run") == 0
     line = log_of(tmp_path / "run")[0][0]
-    assert (line["step"], line["loss"], line["stages_bce"]) == (4, 2.0, 3.0) and "stages" not in line
+    assert (line["step"], line["loss"], line["deep_supervision_bce"]) == (4, 2.0, 3.0) and "stages" not in line
 
 
 def test_the_log_is_the_mean_since_the_last_line(loop, tmp_path):
@@ -459,7 +465,7 @@ def test_a_copy_of_a_state_sets_nothing_aside(loop, tmp_path):
 
 
 def test_steps_without_a_number_are_counted_across_a_stop(loop, capsys):
-    settings = ["train.steps=9", "train.val_every=9", "train.max_skipped=3"]
+    settings = ["train.steps=9", "train.val_every=9", "train.max_nonfinite_steps=3"]
     assert loop([1.0, np.nan, np.nan], *settings, stop_in=3) == 143
     assert loop([], *settings, resume="run") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: step 4: the loss (nan)")
@@ -468,7 +474,7 @@ def test_steps_without_a_number_are_counted_across_a_stop(loop, capsys):
 def test_steps_without_a_number_in_a_row_stop_the_run(loop, capsys, tmp_path, root):
     """Their batches are written down: what is in them is what the source gave."""
     losses = [1.0, np.nan, np.nan, 1.0]  # two in a row are not yet three
-    assert loop(losses, "train.steps=9", "train.log_every=3", "train.val_every=9", "train.max_skipped=3") == 2
+    assert loop(losses, "train.steps=9", "train.log_every=3", "train.val_every=9", "train.max_nonfinite_steps=3") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: step 7: the loss (nan)") and "3 steps in a row" in line and "skipped.jsonl" in line
     lines = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
@@ -520,7 +526,7 @@ def test_train_refuses_files_and_devices(config, whole, tmp_path, capsys, monkey
     assert "holds a run already" in line and f"--resume {whole.output}" in line
     blocked = config / "below" / "a" / "file"  # root may write anywhere but here
     assert str(blocked) in fails(capsys, "train", "--config", config, "--output", blocked)
-    monkeypatch.setattr(runtime, "setup", lambda *_: runtime.Runtime("CPU", 0, 3))
+    monkeypatch.setattr(train, "setup", lambda *_: process.Runtime("CPU", 0, 3))
     line = fails(capsys, "train", "--config", config, "--output", output)
     assert "train.batch_size=4" in line and "3 ranks" in line
 

@@ -110,6 +110,6 @@ def test_a_lost_host_ends_the_job(setting, hosts, tmp_path, shared):
     codes, last, took = job.end(0, seconds=200)
     print(f"\na lost host, LOG_DIR {'shared' if shared else 'of its own'}: {took:.0f} s, {last[0]}")
     assert codes[0] != 0, job.out
-    expected = r"rank 1 \(process \d+ on host1-\d+\) has given no sign of life" if shared else \
+    expected = r"rank 1 \(process \d+ on host1-\d+\) has had no heartbeat" if shared else \
         r"rank 0 \(process \d+ on host0-\d+\) has lost a rank of another machine or the connection to it"
     assert re.search(f"^error: {expected}.*--resume", last[0]), job.out

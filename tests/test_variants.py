@@ -7,6 +7,7 @@ from numpy_layers import linear, randomize, relu, softmax, weights
 from tiny_network import VOCABULARY, eager, pynative, tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
+from mindspore_coupalign.config import ImageConfig
 from mindspore_coupalign.models import cnn
 from mindspore_coupalign.models.bert import padding_bias
 from mindspore_coupalign.models.lavt import PixelWordAttention
@@ -15,8 +16,8 @@ from mindspore_coupalign.training import setup
 
 CNN = ("model.image.depths=[1,2,1,1]", "model.wpa_stages=[2,4]", "model.text.groups=[1,0,0,1]")
 VARIANTS = {
-    "resnet": ("model.image.name=resnet", "model.image.norm=batch", *CNN),
-    "darknet": ("model.image.name=darknet", "model.image.norm=frozen", *CNN),
+    "resnet": ("model.image.name=resnet", "model.image.freeze_batch_norm=false", *CNN),
+    "darknet": ("model.image.name=darknet", "model.image.freeze_batch_norm=true", *CNN),
     "lavt": ("model.name=lavt", "model.text.groups=[1,0,0,1]"),
 }
 # What adds the same to all scores of a softmax, or to all positions before an instance norm, has no gradient
@@ -90,12 +91,13 @@ def test_every_parameter_learns(overrides):
     (True, "CPU", False, "BatchNorm2d"), (False, "Ascend", False, "BatchNorm2d"),
     (True, "Ascend", True, "BatchNorm2d")])
 def test_batch_norm_over_the_ranks_where_there_is_one(monkeypatch, ranks, target, frozen, layer):
-    monkeypatch.setitem(cnn.os.environ, "MS_ROLE", "MS_WORKER" if ranks else "")
-    monkeypatch.setattr(cnn.ms, "get_context", lambda _: target)
+    monkeypatch.setenv("MS_ROLE", "MS_WORKER" if ranks else "")
+    monkeypatch.setattr(build, "device_target", lambda: target)
     made = []
     for name in ("SyncBatchNorm", "BatchNorm2d"):
         monkeypatch.setattr(cnn.nn, name, lambda *_, name=name, **__: made.append(name))
-    cnn.batch_norm(8, frozen)
+    monkeypatch.setattr(build, "resnet", lambda size, width, depths, norm: norm(8))
+    build.build_vision(ImageConfig(name="resnet", freeze_batch_norm=frozen), (64, 64))
     assert made == [layer]
 
 

@@ -15,6 +15,7 @@ from mindspore_coupalign import build
 from mindspore_coupalign.config import ImageConfig, TextConfig
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.bert import Bert
+from mindspore_coupalign.models.cnn import batch_norm
 from mindspore_coupalign.models.darknet import darknet
 from mindspore_coupalign.weights.load import load_image_weights, load_text_weights, resample_table
 from mindspore_coupalign.weights.torch_files import read_torch_file
@@ -166,7 +167,7 @@ def test_darknet_53_of_timm_has_another_slope(tmp_path):
     for layer in layers:  # timm's norm has its epsilon inside the root
         layer["variance"] = layer["variance"] + 0.01
     save_file(timm_darknet(layers), tmp_path / "darknet.safetensors")
-    with pytest.raises(UserError, match="slope 0.01; set model.image.slope=0.01"):
+    with pytest.raises(UserError, match="slope 0.01; set model.image.negative_slope=0.01"):
         load_image_weights(vision_of(DARKNET, 64), DARKNET, tmp_path / "darknet.safetensors")
     image_config = ImageConfig(name="darknet", embed_dim=8, depths=(2, 8, 8, 4), slope=0.01)
     vision = vision_of(image_config, 64)
@@ -355,17 +356,17 @@ def test_a_resnet_that_computes_something_else_is_refused(tmp_path, key, value):
 # Batch norm -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["frozen", "batch"])
-def test_frozen_statistics_stay_and_batch_statistics_follow(norm):
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_statistics_stay_and_batch_statistics_follow(frozen):
     """Frozen, a batch of one in training gives what it gives in evaluation: nothing collapses with small batches."""
-    vision = randomize(darknet((64, 64), 8, (1, 1, 1, 1), norm == "frozen", 0.1), scale=0.3)
+    vision = randomize(darknet((64, 64), 8, (1, 1, 1, 1), batch_norm(frozen), 0.1), scale=0.3)
     before = values(vision)
     image = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
     evaluated = eager(vision, image)[3].asnumpy()
     trained = eager(vision.set_train(True), image)[3].asnumpy()
     after = values(vision)
     moved = [name for name in before if not np.array_equal(before[name], after[name])]
-    if norm == "frozen":
+    if frozen:
         assert not moved
         assert_near(trained, evaluated, 1e-5)
     else:
@@ -375,5 +376,5 @@ def test_frozen_statistics_stay_and_batch_statistics_follow(norm):
 
 def test_frozen_statistics_need_a_file():
     config = tiny_config("model.image.name=darknet", "model.image.depths=[1,1,1,1]")
-    with pytest.raises(UserError, match="set model.image_weights, or model.image.norm=batch"):
+    with pytest.raises(UserError, match="set model.image_weights, or model.image.freeze_batch_norm=false"):
         build.load_pretrained(build.build_model(config, 30), config)

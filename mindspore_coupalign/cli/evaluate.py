@@ -5,11 +5,11 @@ import json
 import sys
 from pathlib import Path
 
-from mindspore_coupalign import runtime
 from mindspore_coupalign.config import Config, load_config, with_overrides
 from mindspore_coupalign.data.notices import doubts, turned_pictures
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import details, protocols
@@ -19,6 +19,7 @@ from mindspore_coupalign.evaluation.scoring import score_plan
 from mindspore_coupalign.evaluation.tables import announce, read_references, without_nan
 from mindspore_coupalign.outputs import check_writable, write_file
 from mindspore_coupalign.portable import check_data_root, with_data_paths
+from mindspore_coupalign.runtime import add_amp_argument, add_device_argument, setup
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -37,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser):
                         help="score these splits once more, every sample with another sample's sentence: what is then "
                              "scored needs no words")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.root=/data/refer")
-    runtime.add_device_argument(parser)
-    runtime.add_amp_argument(parser)
+    add_device_argument(parser)
+    add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,11 +58,11 @@ def run(args: argparse.Namespace) -> int:
     if args.details and "sentence" not in (protocol.name for protocol in chosen):
         raise UserError("--details writes what protocol sentence sees; add sentence to --protocol")
     with Watch.of_job(Limits.of(config.train)) as watch:
-        return score(args, checkpoint, config, chosen, runtime.setup(args.device_target, config.train.seed, watch))
+        return score(args, checkpoint, config, chosen, setup(args.device_target, config.train.seed, watch))
 
 
 def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chosen: list,
-          here: runtime.Runtime) -> int:
+          runtime: Runtime) -> int:
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     references = read_references(data, args.split)
     resolved = [protocols.resolve(protocol, config) for protocol in chosen]
@@ -73,19 +74,19 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
         plans[label] = make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field,
                                  derange(data, splits[name]) if shuffle else None)
         check_positions(plans[label], resolved, data, config.model.text.max_positions)
-    networks = Networks(checkpoint, config, args.amp, here, max(plan.longest for plan in plans.values()))
-    for line in doubts(data, splits, tokenizer, config.data) if here.rank == 0 else ():
+    networks = Networks(checkpoint, config, args.amp, runtime, max(plan.longest for plan in plans.values()))
+    for line in doubts(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
         print(line, file=sys.stderr)
     results, records = {}, []
     for label, plan in plans.items():
         keep = [] if args.details and label in args.split else None
-        counts = score_plan(networks, plan, resolved, data, tokenizer, config, keep=keep, here=here,
-                            progress=label if here.rank == 0 else "")
+        counts = score_plan(networks, plan, resolved, data, tokenizer, config, keep=keep, runtime=runtime,
+                            progress=label if runtime.rank == 0 else "")
         results[label] = report_plan(data, plan, resolved, counts, config.data.max_tokens)
         if keep is not None:
             own = details.lines(data, label, plan, keep, config.data.sentence_field, config.data.max_tokens)
-            records += details.ordered(own, here)
-    if here.rank > 0:
+            records += details.ordered(own, runtime)
+    if runtime.rank > 0:
         return 0
     if data.turned:
         print(turned_pictures(data), file=sys.stderr)

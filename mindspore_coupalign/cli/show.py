@@ -8,7 +8,7 @@ import argparse
 
 import numpy as np
 
-from mindspore_coupalign import build, runtime
+from mindspore_coupalign import build
 from mindspore_coupalign.cli.evaluate import configuration
 from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.data.refer import ReferData, read_refer
@@ -17,6 +17,7 @@ from mindspore_coupalign.evaluation.evaluator import evaluate_samples, samples_o
 from mindspore_coupalign.evaluation.metrics import iou, overlap
 from mindspore_coupalign.inference.predictor import Predictor
 from mindspore_coupalign.outputs import check_absent, make_folder
+from mindspore_coupalign.runtime import add_amp_argument, add_device_argument, setup
 from mindspore_coupalign.visualize import figures
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
@@ -36,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for best.png, worst.png and random.png")
     parser.add_argument("--overwrite", action="store_true",
                         help="replace the sheets in DIR; without it, nothing is computed where one exists")
-    runtime.add_device_argument(parser)
-    runtime.add_amp_argument(parser)
+    add_device_argument(parser)
+    add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,11 +50,11 @@ def run(args: argparse.Namespace) -> int:
     output = make_folder(args.output)
     if not args.overwrite:
         check_absent(output / f"{name}.png" for name in _SHEETS)
-    here = runtime.setup(args.device_target, args.seed)
+    runtime = setup(args.device_target, args.seed)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     random = np.random.default_rng(args.seed)
     samples = random.permutation(samples_of(data, args.split))[: args.samples or None]
-    model, tokenizer = build.restore_model(checkpoint, config, args.amp, here.target)
+    model, tokenizer = build.restore_model(checkpoint, config, args.amp, runtime.target)
     scores = evaluate_samples(model, data, samples, tokenizer, config, progress=args.split)
     predictor = Predictor.from_model(model, tokenizer, config)
     order = np.argsort(iou(*scores["image"].T), kind="stable")  # equal ones stay in their random order

@@ -4,13 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from mindspore_coupalign import runtime
 from mindspore_coupalign.config import Config, load_config, with_overrides
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.noise import check_device
+from mindspore_coupalign.runtime import add_device_argument, setup
 from mindspore_coupalign.training import init_from
 from mindspore_coupalign.training.resume import check_resumable
 from mindspore_coupalign.training.run_folder import holds_a_run, load_state
@@ -28,13 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser):
     init_from.add_arguments(parser)
     parser.add_argument("--dry-run", action="store_true",
                         help="check data, weights, disk and memory, compile, take a few steps, write nothing")
-    runtime.add_device_argument(parser)
+    add_device_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     initial, more = init_from.from_arguments(args)
     overrides = [*args.overrides, *more]
-    state = load_state(args.resume, say=lambda line: print(line, file=sys.stderr)) if args.resume else None
+    state = load_state(args.resume, log=lambda line: print(line, file=sys.stderr)) if args.resume else None
     if args.config:
         config = load_config(args.config, overrides)
     elif state:
@@ -50,19 +51,19 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
     changes = check_resumable(state, config) if state else []
     with Watch.of_job(Limits.of(config.train)) as watch:
-        here = runtime.setup(args.device_target, config.train.seed, watch)
-        if here.rank == 0:
+        runtime = setup(args.device_target, config.train.seed, watch)
+        if runtime.rank == 0:
             for line in changes:
                 print(line)
-        return start(config, state, output, here, args.dry_run, initial)
+        return start(config, state, output, runtime, args.dry_run, initial)
 
 
-def start(config: Config, state: Checkpoint | None, output: Path, here: runtime.Runtime, dry: bool,
+def start(config: Config, state: Checkpoint | None, output: Path, runtime: Runtime, dry: bool,
           initial: init_from.InitialWeights | None = None) -> int:
-    if config.train.batch_size % (here.ranks * config.train.accumulate):
+    if config.train.batch_size % (runtime.ranks * config.train.accumulate):
         raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
-                        f"{here.ranks} ranks times train.accumulate={config.train.accumulate}")
-    check_device(here.target)
+                        f"{runtime.ranks} ranks times train.accumulate={config.train.accumulate}")
+    check_device(runtime.target)
     data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
     if state:  # its words keep their numbers, wherever its files have gone
         tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))
@@ -70,7 +71,7 @@ def start(config: Config, state: Checkpoint | None, output: Path, here: runtime.
         tokenizer = initial.tokenizer(config)
     else:
         tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
-    trainer = Trainer(config, data, tokenizer, output, here, state, initial)
+    trainer = Trainer(config, data, tokenizer, output, runtime, state, initial)
     if dry:
         from mindspore_coupalign.training.dry_run import dry_run
         return dry_run(trainer)

@@ -6,61 +6,62 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from mindspore_coupalign.runtime import Runtime
+from mindspore_coupalign.distributed.process import Runtime
+from mindspore_coupalign.mindspore_calls import assign
 
 GATHERED = 1 << 22  # bytes that one collective gathers; it takes sixteen times as much memory for a moment
 
 
-def broadcast(parameters, here: Runtime):
+def broadcast(parameters, runtime: Runtime):
     """Rank 0's values for everyone, before anything is compiled."""
-    if here.ranks == 1:
+    if runtime.ranks == 1:
         return
-    here.watch.meet()
+    runtime.watch.barrier()
     send = ops.Broadcast(0)
     for parameter in parameters:
         parameter.set_data(send((ms.Tensor(parameter.asnumpy()),))[0])
 
 
-def average(parameters, here: Runtime):
+def average(parameters, runtime: Runtime):
     """The mean over the ranks, by ops.assign: graphs that are compiled already see it."""
-    if here.ranks == 1:
+    if runtime.ranks == 1:
         return
-    here.watch.meet()
+    runtime.watch.barrier()
     total = ops.AllReduce()
     for parameter in parameters:
-        ops.assign(parameter, total(ms.Tensor(parameter.asnumpy())) / here.ranks)
+        assign(parameter, total(ms.Tensor(parameter.asnumpy())) / runtime.ranks)
 
 
-def add_up(array: np.ndarray, here: Runtime) -> np.ndarray:
+def all_reduce_sum(array: np.ndarray, runtime: Runtime) -> np.ndarray:
     """The exact sum over the ranks of an array of whole numbers from 0 to 2^31.
 
     On CPU, AllReduce knows float32 alone, which is exact to 2^24: the numbers go as two halves.
     """
-    if here.ranks == 1:
+    if runtime.ranks == 1:
         return array
-    here.watch.meet()
+    runtime.watch.barrier()
     halves = np.stack((array >> 16, array & 0xFFFF)).astype(np.float32)
     high, low = ops.AllReduce()(ms.Tensor(halves)).asnumpy().astype(np.int64)
     return (high << 16) + low
 
 
-def gather(content: bytes, here: Runtime) -> list[bytes]:
+def gather(content: bytes, runtime: Runtime) -> list[bytes]:
     """Every rank's content, in the order of the ranks, on every rank; needs no folder that all of them see."""
-    if here.ranks == 1:
+    if runtime.ranks == 1:
         return [content]
-    lengths = np.zeros(here.ranks, np.int64)
-    lengths[here.rank] = len(content)
-    ends = np.cumsum(add_up(lengths, here))
+    lengths = np.zeros(runtime.ranks, np.int64)
+    lengths[runtime.rank] = len(content)
+    ends = np.cumsum(all_reduce_sum(lengths, runtime))
     whole = np.zeros(ends[-1], np.uint8)
-    start = ends[here.rank] - len(content)
-    whole[start : ends[here.rank]] = np.frombuffer(content, np.uint8)
+    start = ends[runtime.rank] - len(content)
+    whole[start : ends[runtime.rank]] = np.frombuffer(content, np.uint8)
     for at in range(0, len(whole), GATHERED):
-        whole[at : at + GATHERED] = add_up(whole[at : at + GATHERED].astype(np.int64), here)
+        whole[at : at + GATHERED] = all_reduce_sum(whole[at : at + GATHERED].astype(np.int64), runtime)
     return [bytes(part) for part in np.split(whole, ends[:-1])]
 
 
-def wait(here: Runtime):
-    """Until every rank has come here, those of other machines included, whose files may be out of reach."""
-    here.watch.meet()
-    if here.ranks > here.watch.workers:
+def wait(runtime: Runtime):
+    """Until every rank has come runtime, those of other machines included, whose files may be out of reach."""
+    runtime.watch.barrier()
+    if runtime.ranks > runtime.watch.workers:
         ops.AllReduce()(ms.Tensor(np.zeros(1, np.float32))).asnumpy()

@@ -20,7 +20,7 @@ from pathlib import Path
 from mindspore_coupalign.errors import UserError
 
 LEAST_LIMIT = 20.0  # seconds that a step may always take
-SHORT_LIMIT = 5.0  # seconds that a rank may give no sign of life once it is known that something is wrong
+SHORT_LIMIT = 5.0  # seconds that a rank may be without a heartbeat once it is known that something is wrong
 COMPILING = {"CPU": 120.0}  # seconds that it may give none while it compiles; elsewhere:
 COMPILING_ELSEWHERE = 1200.0
 COLLECTIVE = re.compile(r"AllReduce|AllGather|Broadcast|collective|HCCL|NCCL|cluster", re.IGNORECASE)  # in errors
@@ -33,18 +33,18 @@ GONE = ("Z", "")  # what _status says of a process that has ended
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds, of the fields of TrainConfig that are named here."""
+    """Seconds: train.step_timeout and its neighbours in config/sections.py."""
 
-    step: float = 0.0  # hang_seconds: a step may take; 0: ten times the longest so far, at least LEAST_LIMIT
-    silence: float = 20.0  # silence_seconds: a rank may give no sign of life
-    compiling: float = 0.0  # compile_seconds: the same while it compiles; 0: COMPILING of its target
-    remote: float = 60.0  # remote_seconds: more of all three for ranks on other machines
-    meeting: float = 1800.0  # meet_seconds: ranks wait for one that saves or validates
+    step: float = 0.0  # 0: ten times the longest so far, at least LEAST_LIMIT
+    heartbeat: float = 20.0
+    compiling: float = 0.0  # 0: COMPILING of its target
+    remote: float = 60.0
+    barrier: float = 1800.0
 
     @classmethod
     def of(cls, train) -> "Limits":
-        return cls(train.hang_seconds, train.silence_seconds, train.compile_seconds, train.remote_seconds,
-                   train.meet_seconds)
+        return cls(train.step_timeout, train.heartbeat_timeout, train.compile_timeout, train.remote_grace,
+                   train.barrier_timeout)
 
 
 def folder() -> Path | None:
@@ -109,14 +109,14 @@ class Watch:
         if self.folder is None:
             return
         if exc is None:
-            self.meet()  # msrun ends all ranks when the first one leaves
+            self.barrier()  # msrun ends all ranks when the first one leaves
             self.enter(self.ending, self.state["step"])
-        # this rank goes on giving signs of life: another one's may be waited for
-        culprit = self.explain(str(exc)) if isinstance(exc, RuntimeError) else ""
+        # this rank goes on with its heartbeat: another one's may be waited for
+        failed_rank = self.explain(str(exc)) if isinstance(exc, RuntimeError) else ""
         with self.lock:
             self.ended.set()
-        if culprit:
-            raise UserError(f"{culprit}; the job ends, go on with --resume") from exc
+        if failed_rank:
+            raise UserError(f"{failed_rank}; the job ends, go on with --resume") from exc
 
     def enter(self, phase: str, step: int, compiles: bool = False):
         """``phase``: starting, loading, step, saving, evaluating, stopped, done, or a failure: "rank …"."""
@@ -150,9 +150,9 @@ class Watch:
             self._write()
         pause, start = 0.001, time.time()
         while late := self._late():
-            if time.time() - start > self.limits.meeting:
-                raise UserError(f"{late} has not come in {self.limits.meeting / 60:.0f} minutes "
-                                "(train.meet_seconds); the job ends, go on with --resume")
+            if time.time() - start > self.limits.barrier:
+                raise UserError(f"{late} has not come in {self.limits.barrier / 60:.0f} minutes "
+                                "(train.barrier_timeout); the job ends, go on with --resume")
             time.sleep(pause)
             pause = min(0.1, 1.5 * pause)
 
@@ -174,25 +174,26 @@ class Watch:
         if self.folder is None:
             return ""
         start, collective = time.time(), COLLECTIVE.search(said)
-        while not (culprit := self._culprit(SHORT_LIMIT, SHORT_LIMIT)) and collective:
+        while not (failed_rank := self._failed_rank(SHORT_LIMIT, SHORT_LIMIT)) and collective:
             alive = all(heard[1] > start + SHORT_LIMIT for heard in self.heard.values())
             if alive or time.time() - start > SHORT_LIMIT + self.limits.remote:
-                culprit = self._lost_connection()
+                failed_rank = self._lost_connection()
                 break
             time.sleep(0.5)  # whether a rank of another machine is silent is known only after a while
-        if culprit:
-            self.enter(culprit, self.state["step"])
-        return culprit
+        if failed_rank:
+            self.enter(failed_rank, self.state["step"])
+        return failed_rank
 
-    def _culprit(self, limit: float, silence: float) -> str:
-        culprit = ""
+    def _failed_rank(self, limit: float, silence: float) -> str:
+        failed_rank = ""
         compiling = self.limits.compiling or COMPILING.get(self.target, COMPILING_ELSEWHERE)
         for _ in range(2):  # the file of a rank that is found dead may have been read just before its end was written
             others = [self._by_own_clock(s) for s in read_states(self.folder) if s["rank"] != self.rank]
-            culprit = find_culprit(self.state, others, limit, time.time(), silence, compiling, self.limits.remote)
-            if not culprit:
+            failed_rank = find_failed_rank(self.state, others, limit, time.time(), silence, compiling,
+                                           self.limits.remote)
+            if not failed_rank:
                 break
-        return culprit
+        return failed_rank
 
     def _by_own_clock(self, state: dict) -> dict:
         """Another machine's clock may differ, and its files may come late: what counts is when they changed here."""
@@ -227,8 +228,8 @@ class Watch:
                 if self.ended.is_set():
                     return
                 self._write()
-            if culprit := self._culprit(self.limit(), self.limits.silence):
-                self.enter(culprit, self.state["step"])  # job.py says it, once for all ranks
+            if failed_rank := self._failed_rank(self.limit(), self.limits.heartbeat):
+                self.enter(failed_rank, self.state["step"])  # job.py says it, once for all ranks
                 os._exit(3)  # the main thread is inside a collective and cannot be asked; msrun ends the others
             self.ended.wait(1)
 
@@ -256,7 +257,7 @@ def _name(state: dict) -> str:
     return f"rank {state['rank']} (process {state['pid']} on {state['host']})"
 
 
-def find_culprit(own: dict, others: list, limit: float, now: float, silence: float = Limits.silence,
+def find_failed_rank(own: dict, others: list, limit: float, now: float, silence: float = Limits.heartbeat,
                  compiling: float = COMPILING["CPU"], remote: float = 0.0) -> str:
     """A sentence about the rank that the others wait for; empty when all is well.
 
@@ -270,16 +271,16 @@ def find_culprit(own: dict, others: list, limit: float, now: float, silence: flo
             continue
         if other["phase"].startswith("rank "):  # it has failed, and says how
             return other["phase"]
-        name, here = _name(other), other["host"] == own["host"]
-        status = _status(other["pid"]) if here else "?"
+        name, same_host = _name(other), other["host"] == own["host"]
+        status = _status(other["pid"]) if same_host else "?"
         if status in GONE:
             return f"{name} died in step {other['step']} ({other['phase']})"
         allowed = compiling if other["compiles"] and status != "T" else silence
-        if now - other["beat"] > allowed + (0 if here else remote):
-            return f"{name} has given no sign of life for {now - other['beat']:.0f} s in step {other['step']}"
+        if now - other["beat"] > allowed + (0 if same_host else remote):
+            return f"{name} has had no heartbeat for {now - other['beat']:.0f} s in step {other['step']}"
     if own["phase"] != "step" or own["compiles"]:
         return ""
-    patience = "; train.hang_seconds sets how long is allowed"
+    patience = "; train.step_timeout sets how long is allowed"
     for other in others:  # those that this rank waits for have not entered its step; before, they may have saved
         waited = now - max(own["since"], other["since"])
         behind = (other["step"], other["phase"]) < (own["step"], "step") and other["phase"] in ("loading", "step")

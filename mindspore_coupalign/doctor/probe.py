@@ -31,11 +31,13 @@ def device(target: str) -> str:
     start = time.time()
     import mindspore as ms
 
+    from mindspore_coupalign.mindspore_calls import graph_mode
+
     loaded = time.time() - start
     if target != "CPU" and not getattr(ms.device_context, target.lower()).is_available():
         raise RuntimeError("MindSpore does not offer it, though nothing seems to be missing; GLOG_v=1 shows its log")
     ms.set_device(target)
-    ms.set_context(mode=ms.GRAPH_MODE)
+    graph_mode()
     values = np.arange(64, dtype=np.float32).reshape(8, 8)
     product = ms.ops.matmul(ms.Tensor(values), ms.Tensor(values)).asnumpy()
     if not np.allclose(product, values @ values, rtol=1e-2):

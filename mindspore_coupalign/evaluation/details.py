@@ -10,9 +10,9 @@ from pathlib import Path
 
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.distributed.collectives import gather
+from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.evaluation.prompts import Plan
 from mindspore_coupalign.outputs import write_file
-from mindspore_coupalign.runtime import Runtime
 
 
 def lines(data: ReferData, split: str, plan: Plan, kept: list, field: str, max_tokens: int) -> list[str]:
@@ -32,9 +32,9 @@ def _record(data: ReferData, split: str, row, field: str, pieces: int, max_token
             "rle": {"size": data.image_sizes[data.ref_image[r]].tolist(), "counts": row.counts.decode()}}
 
 
-def ordered(own: list[str], here: Runtime) -> list[str]:
+def ordered(own: list[str], runtime: Runtime) -> list[str]:
     """All ranks' lines of a split in the order of its sentences, without their places."""
-    every = [line for part in gather("\n".join(own).encode(), here) for line in part.decode().split("\n") if line]
+    every = [line for part in gather("\n".join(own).encode(), runtime) for line in part.decode().split("\n") if line]
     pairs = sorted((int(place), line) for place, _, line in (line.partition(" ") for line in every))
     return [line for _, line in pairs]
 

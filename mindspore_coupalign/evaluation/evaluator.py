@@ -11,13 +11,14 @@ import mindspore as ms
 import numpy as np
 from tqdm import tqdm
 
-from mindspore_coupalign import build, runtime
+from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.loader import EvalSource, Tokens, batches
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.distributed.collectives import add_up
+from mindspore_coupalign.distributed.collectives import all_reduce_sum
+from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import protocols
 from mindspore_coupalign.evaluation.metrics import logit, overlap, summarize
@@ -30,20 +31,20 @@ class Networks:
     """The checkpoint's network for a number of word pieces, each compiled once: data.max_tokens, and what the longest
     prompt of several sentences needs."""
 
-    def __init__(self, checkpoint: Checkpoint, config: Config, amp: str | None, here: runtime.Runtime, longest: int):
+    def __init__(self, checkpoint: Checkpoint, config: Config, amp: str | None, runtime: Runtime, longest: int):
         self.longest = max(longest, config.data.max_tokens)
-        self.built, self.here = {}, here
+        self.built, self.runtime = {}, runtime
         for tokens in sorted({config.data.max_tokens, self.longest}):
             own = dataclasses.replace(config, data=dataclasses.replace(config.data, max_tokens=tokens))
-            self.built[tokens], _ = build.restore_model(checkpoint, own, amp, here.target)
+            self.built[tokens], _ = build.restore_model(checkpoint, own, amp, runtime.target)
         self.precision = self.built[config.data.max_tokens].precision._asdict()
-        if self.longest > config.data.max_tokens and not config.model.text_weights and here.rank == 0:
+        if self.longest > config.data.max_tokens and not config.model.text_weights and runtime.rank == 0:
             print(f"note: prompts of several sentences take up to {self.longest} positions; training from scratch has "
                   f"seen {config.data.max_tokens} of them, the rest is as it was drawn")
 
     def __call__(self, length: int) -> tuple:
         """The number of word pieces that the prompts are padded to, and the network for it."""
-        self.here.watch.enter("evaluating", 0, compiles=True)
+        self.runtime.watch.enter("evaluating", 0, compiles=True)
         tokens = min(self.built) if length <= min(self.built) else self.longest
         return tokens, self.built[tokens]
 
@@ -57,18 +58,18 @@ def samples_of(data: ReferData, split: str) -> np.ndarray:
 
 
 def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
-                     progress: str = "", here: runtime.Runtime | None = None) -> dict:
+                     progress: str = "", runtime: Runtime | None = None) -> dict:
     """I and U of every sample: {"sample": (S,), "image": (S, 2), "input": (S, 2)}, the same on every rank.
 
     Args:
         progress: label of the progress bar; empty for none.
-        here: of several ranks, each of which takes its share; None: this process is alone.
+        runtime: of several ranks, each of which takes its share; None: this process is alone.
     """
-    here = here or runtime.Runtime("CPU", 0, 1)
+    runtime = runtime or Runtime("CPU", 0, 1)
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
     tokens = Tokens(data, samples, tokenizer, field=config.data.sentence_field)
     batch, cut = config.eval.batch_size, logit(config.eval.threshold)
-    source = EvalSource(data, samples, tokens, transform, batch, here.rank, here.ranks)
+    source = EvalSource(data, samples, tokens, transform, batch, runtime.rank, runtime.ranks)
     place = {int(s): k for k, s in enumerate(samples)}
     found = np.zeros((len(samples), len(SIZES), 2), np.int32)
     model.set_train(False)
@@ -76,13 +77,13 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
               disable=None if progress else True) as bar:  # None: off where stderr is not a terminal
         for image, ids, word_mask, sample in batches(source, batch, config.data.workers):
             logits = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0].astype(np.float32)
-            here.watch.compiled()
+            runtime.watch.compiled()
             for i in np.flatnonzero(sample >= 0):
                 truth = data.mask(int(data.sentence_ref[sample[i]]), config.data.overlap)
                 found[place[int(sample[i])]] = (overlap(transform.inverse(logits[i], truth.shape) > cut, truth),
                                                 overlap(logits[i] > cut, transform.mask(truth)))
                 bar.update()
-    found = add_up(found, here).astype(np.int64)  # every sample was counted by one rank, the others have zeros there
+    found = all_reduce_sum(found, runtime).astype(np.int64)  # zeros where another rank counted
     return {"sample": np.array(samples), **{name: found[:, k] for k, name in enumerate(SIZES)}}
 
 

@@ -17,11 +17,11 @@ from mindspore_coupalign.data.loader import PromptSource, batches
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.distributed.collectives import add_up
+from mindspore_coupalign.distributed.collectives import all_reduce_sum
+from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.evaluation.metrics import overlap
 from mindspore_coupalign.evaluation.prompts import Plan
 from mindspore_coupalign.evaluation.protocols import IMAGE, INPUT, Protocol, predicted_mask
-from mindspore_coupalign.runtime import Runtime
 
 
 class Kept(NamedTuple):
@@ -34,7 +34,7 @@ class Kept(NamedTuple):
 
 
 def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData, tokenizer: SentenceTokenizer,
-               config: Config, *, keep: list | None = None, progress: str = "", here: Runtime | None = None) -> dict:
+               config: Config, *, keep: list | None = None, progress: str = "", runtime: Runtime | None = None) -> dict:
     """The counts of every unit, {(protocol's name, size): (n, 3) int64}, the same on every rank.
 
     Args:
@@ -43,10 +43,10 @@ def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData,
         protocols: resolved, those that the plan was made with.
         keep: gets a Kept for each of this rank's sentences, of the protocol ``sentence``.
         progress: label of the progress bar; empty for none.
-        here: of several ranks, each of which takes its share of the refs; None: this process is alone.
+        runtime: of several ranks, each of which takes its share of the refs; None: this process is alone.
     """
-    here = here or Runtime("CPU", 0, 1)
-    own = set(plan.refs[here.rank :: here.ranks].tolist())
+    runtime = runtime or Runtime("CPU", 0, 1)
+    own = set(plan.refs[runtime.rank :: runtime.ranks].tolist())
     found = {(p.name, size): np.zeros((len(plan.units[p.name]), 3), np.int64) for p in protocols for size in p.sizes}
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
     # what fits in data.max_tokens shares one compiled network; all else shares another
@@ -58,14 +58,14 @@ def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData,
             tokens, model = networks(max(len(prompt[2]) for prompt in prompts))
             waiting = _units_by_ref(plan, protocols, {prompt[0] for prompt in prompts})
             source = PromptSource(data, prompts, tokens, tokenizer.pad_id, transform, config.eval.batch_size)
-            for ref, logits in _refs(model, source, config, here, bar):
+            for ref, logits in _refs(model, source, config, runtime, bar):
                 scored = _Ref(data, ref, logits, transform)
                 for protocol, u, unit in waiting[ref]:
                     for size in protocol.sizes:
                         found[protocol.name, size][u] = scored.count(protocol, unit, size)
                     if keep is not None and protocol.name == "sentence":
                         keep.append(scored.kept(protocol, unit))
-    sums = add_up(np.concatenate(list(found.values())), here).astype(np.int64)  # others' refs are zeros here
+    sums = all_reduce_sum(np.concatenate(list(found.values())), runtime).astype(np.int64)  # others' refs are zeros here
     return dict(zip(found, np.split(sums, np.cumsum([len(part) for part in found.values()])[:-1]), strict=True))
 
 
@@ -79,13 +79,13 @@ def _units_by_ref(plan: Plan, protocols: list[Protocol], prompts: set) -> dict:
     return waiting
 
 
-def _refs(model, source: PromptSource, config: Config, here: Runtime, bar):
+def _refs(model, source: PromptSource, config: Config, runtime: Runtime, bar):
     """Yields (ref, {prompt: logits (H, W)}) as soon as a ref's prompts, which are neighbours, have been computed."""
     ref_of = {prompt[0]: prompt[1] for prompt in source.prompts}
     logits, current = {}, None
     for image, ids, word_mask, index in batches(source, config.eval.batch_size, config.data.workers):
         answers = model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)).asnumpy()[:, 0].astype(np.float32)
-        here.watch.compiled()
+        runtime.watch.compiled()
         for i in np.flatnonzero(index >= 0):
             ref = ref_of[int(index[i])]
             if ref != current and logits:

@@ -54,7 +54,7 @@ class Predictor:
     """``predict(image, sentences)``; compiles the network at the first call.
 
     Args:
-        network: (image, ids, word_mask) -> logits (1, 1, H, W), or a tuple of CoupAlign.forward's results.
+        network: (image, ids, word_mask) -> logits (1, 1, H, W), or a tuple of CoupAlign.outputs.
         threshold: probability from which a pixel is in the mask.
         wpa_stages: stages whose attention ``network`` returns.
     """
@@ -78,7 +78,7 @@ class Predictor:
         """
         checkpoint = load_checkpoint(path)
         model, tokenizer = build.restore_model(checkpoint, amp=amp)
-        return cls.from_model(_Forward(model) if details else model, tokenizer, checkpoint.config)
+        return cls.from_model(_Outputs(model) if details else model, tokenizer, checkpoint.config)
 
     @classmethod
     def from_model(cls, network, tokenizer: SentenceTokenizer, config) -> "Predictor":
@@ -174,7 +174,7 @@ class Predictor:
         return Details(pieces, stages, _square(proposals.asnumpy()[0].T), weights.asnumpy()[0])
 
 
-class _Forward(nn.Cell):
+class _Outputs(nn.Cell):
     """The network with its intermediates as one graph."""
 
     def __init__(self, model):
@@ -182,7 +182,7 @@ class _Forward(nn.Cell):
         self.model = model
 
     def construct(self, image, ids, word_mask):
-        return self.model.forward(image, ids, word_mask)
+        return self.model.outputs(image, ids, word_mask)
 
 
 def _square(rows: np.ndarray) -> np.ndarray:

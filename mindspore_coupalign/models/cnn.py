@@ -3,19 +3,24 @@
 Shapes: x (B, C, H, W) map; tokens (B, H·W, C), as the fusion reads and writes them.
 """
 
-import os
-
-import mindspore as ms
 from mindspore import nn, ops
 
 from mindspore_coupalign.models.layers import MapToTokens, TokensToMap
 
 
-def batch_norm(channels: int, frozen: bool) -> nn.Cell:
-    """Batch norm over all ranks' samples; on CPU and GPU, for which MindSpore documents none such, over this rank's."""
-    if not frozen and os.environ.get("MS_ROLE") and ms.get_context("device_target") == "Ascend":
-        return nn.SyncBatchNorm(channels)
-    return nn.BatchNorm2d(channels, use_batch_statistics=False if frozen else None)
+def batch_norm(frozen: bool, synchronized: bool = False):
+    """What makes the batch norm of a number of channels.
+
+    Args:
+        frozen: normalise by the loaded statistics in training too, so that a small batch cannot spoil them.
+        synchronized: over all ranks' samples; else over this rank's. MindSpore documents that for Ascend alone.
+    """
+    def make(channels: int) -> nn.Cell:
+        if synchronized and not frozen:
+            return nn.SyncBatchNorm(channels)
+        return nn.BatchNorm2d(channels, use_batch_statistics=False if frozen else None)
+
+    return make
 
 
 class ConvNorm(nn.Cell):
@@ -23,18 +28,17 @@ class ConvNorm(nn.Cell):
 
     Args:
         size: (H, W) of the input.
-        frozen: normalise by the loaded statistics in training too, so that a small batch cannot spoil them; else by
-            the batch's own.
+        norm: makes the batch norm of a number of channels.
         slope: of the leaky ReLU; 0 is a ReLU, None no activation.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, size: tuple, frozen: bool,
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, size: tuple, norm,
                  slope: float | None = 0.0):
         super().__init__()
         self.size = tuple(-(-side // stride) for side in size)
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, pad_mode="pad", padding=kernel // 2, has_bias=False,
                               weight_init="HeNormal")
-        self.norm = batch_norm(outputs, frozen)
+        self.norm = norm(outputs)
         self.slope = slope
 
     def construct(self, x):

@@ -3,68 +3,77 @@
 Shapes: image (B, 3, H, W); ids, word_mask (B, T) int32; logits (B, 1, H, W), positive inside the mask.
 """
 
-from mindspore import nn, ops
+from typing import NamedTuple
+
+from mindspore import Tensor, nn, ops
 
 from mindspore_coupalign.models.encoder import FusedEncoder
 from mindspore_coupalign.models.guided_filter import GuidedFilter
-from mindspore_coupalign.models.layers import Resize, SubPixel
+from mindspore_coupalign.models.layers import Resize
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
-from mindspore_coupalign.models.sentence_mask import PickedMask, SentenceMaskAlignment
+from mindspore_coupalign.models.sentence_mask import ProposalHead, SentenceMaskAlignment
+
+
+class Outputs(NamedTuple):
+    """What losses and figures read beside the mask; P_i pixels at stage i, P of the pixel embedding at stride 4."""
+
+    logits: Tensor  # (B, 1, H, W)
+    pixels: Tensor  # (B, C_d, H/4, W/4) the pixel embedding Y
+    proposals: Tensor | None  # (B, P, N); None without sentence-mask alignment, weights too
+    weights: Tensor | None  # (B, N) the sentence's, of the proposals
+    attention: tuple  # (B, heads, P_i, T) of each aligned stage, pixels over words
+    stage_logits: tuple  # (B, P_i, 1) of the stage heads on stages 1 and 2; empty without
+    proposal_logits: Tensor | None  # (B, P, 1) of the proposal head
 
 
 class CoupAlign(nn.Cell):
-    """``construct`` gives the mask logits; ``forward`` gives them with the named intermediates for losses and figures.
+    """``construct`` gives the mask logits, ``outputs`` those and the intermediates for losses and figures.
 
-    The exported graph is ``construct``'s: what only ``forward`` returns is not in it. ``upsample`` takes the logits
-    from stride 4 to the input's size: "bilinear"; "subpixel", where the last convolution predicts 4×4 blocks; or
-    "guided", where the image guides them. With ``stage_masks``, a linear head on each of the first two fused stages
-    predicts the mask too, for a loss that teaches word-pixel alignment directly; ``picked_mask`` does the same for the
-    sentence-mask alignment.
+    The exported graph is ``construct``'s: what only ``outputs`` returns is not in it.
+
+    Args:
+        upsample: logits from stride 4 to the input's size: "bilinear", or "guided", where the image guides them.
+        stage_heads: a linear head on each of the first two fused stages predicts the mask too, for a loss that teaches
+            word-pixel alignment directly.
+        proposal_head: the same for the sentence-mask alignment.
     """
 
     def __init__(self, encoder: FusedEncoder, decoder: PixelDecoder, size: tuple, dim: int,
                  generator: MaskGenerator | None = None, alignment: SentenceMaskAlignment | None = None,
-                 query_stage: int = 4, upsample: str = "bilinear", stage_masks: bool = False,
-                 picked_mask: bool = False):
+                 query_stage: int = 4, upsample: str = "bilinear", stage_heads: bool = False,
+                 proposal_head: bool = False):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.generator = generator
         self.alignment = alignment
         self.query_stage = query_stage - 1
-        channels = 16 if upsample == "subpixel" else 1
-        self.head = nn.Conv2d(dim if alignment is None else 2 * dim, channels, 1, has_bias=True)
+        self.head = nn.Conv2d(dim if alignment is None else 2 * dim, 1, 1, has_bias=True)
         self.guided = GuidedFilter((size[0] // 4, size[1] // 4), 4) if upsample == "guided" else None
         self.stage_heads = nn.CellList([nn.Dense(c, 1, bias_init="zeros") for c in encoder.vision.channels[:2]]
-                                       if stage_masks else [])
-        self.picked = PickedMask() if picked_mask else None
-        self.to_input_size = SubPixel(4) if upsample == "subpixel" else Resize(size)
+                                       if stage_heads else [])
+        self.proposal_head = ProposalHead() if proposal_head else None
+        self.to_input_size = Resize(size)
 
     def construct(self, image, ids, word_mask):
-        return self.forward(image, ids, word_mask)[0]
+        return self.outputs(image, ids, word_mask).logits
 
-    def forward(self, image, ids, word_mask):
-        """(logits (B,1,H,W), Y (B,C_d,H/4,W/4), proposals (B,P,N), weights (B,N), words ((B,h,P_i,T), …), early,
-        picked).
-
-        ``words`` is each aligned stage's attention; proposals and weights are None without sentence-mask alignment;
-        ``early`` are the stage heads' logits (B,P_i,1), empty without; ``picked`` (B,P_1,1) or None.
-        """
+    def outputs(self, image, ids, word_mask) -> Outputs:
         stages, words, attention = self.encoder(image, ids, word_mask)
         y = self.decoder(stages)
-        pixels, proposals, weights, picked = y, None, None, None
+        pixels, proposals, weights, proposal_logits = y, None, None, None
         if self.alignment is not None:
             b, c, h, w = y.shape
             masks = self.generator(stages[self.query_stage])
             sentence = words[:, 0]  # [CLS] of the last fused text layer
             tokens = y.reshape((b, c, h * w)).transpose((0, 2, 1))
             aligned, proposals, weights = self.alignment(tokens, masks, sentence)
-            if self.picked is not None:
-                picked = self.picked(proposals, weights)
+            if self.proposal_head is not None:
+                proposal_logits = self.proposal_head(proposals, weights)
             pixels = ops.concat((y, aligned.transpose((0, 2, 1)).reshape(y.shape).astype(y.dtype)), 1)
         coarse = self.head(pixels)
         logits = self.to_input_size(coarse) if self.guided is None else self.guided(coarse, image)
-        early = ()
+        stage_logits = ()
         for i in range(len(self.stage_heads)):
-            early += (self.stage_heads[i](stages[i]),)
-        return logits, y, proposals, weights, attention, early, picked
+            stage_logits += (self.stage_heads[i](stages[i]),)
+        return Outputs(logits, y, proposals, weights, attention, stage_logits, proposal_logits)

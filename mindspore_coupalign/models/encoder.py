@@ -12,7 +12,7 @@ from mindspore_coupalign.models.word_pixel import WordPixelAlignment
 class FusedEncoder(nn.Cell):
     """Returns (S_1..S_4), the fused words, and the word attention of each aligned stage in order."""
 
-    def __init__(self, vision, text, wpa_stages, wpa_heads, gate_zero, gate_opening=0.0):
+    def __init__(self, vision, text, wpa_stages, wpa_heads, gate_bias_init=0.0):
         super().__init__()
         self.vision = vision
         self.text = text
@@ -20,7 +20,7 @@ class FusedEncoder(nn.Cell):
         order = [i for i in range(4) if self.aligned[i]]
         self.slot = tuple(order.index(i) if i in order else -1 for i in range(4))
         self.wpa = nn.CellList([
-            WordPixelAlignment(vision.channels[i], text.hidden, wpa_heads[i], gate_zero, gate_opening) for i in order])
+            WordPixelAlignment(vision.channels[i], text.hidden, wpa_heads[i], gate_bias_init) for i in order])
 
     def construct(self, image, ids, word_mask):
         v = self.vision.embed(image)

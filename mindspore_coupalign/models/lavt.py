@@ -11,6 +11,7 @@ import math
 
 from mindspore import nn, ops
 
+from mindspore_coupalign.mindspore_calls import expand_dims
 from mindspore_coupalign.models.bert import padding_bias
 from mindspore_coupalign.models.layers import Product, dense
 from mindspore_coupalign.models.word_pixel import Gate
@@ -42,18 +43,18 @@ class PixelWordAttention(nn.Cell):
         over_words = self.softmax(scores + bias.reshape((bias.shape[0], 1, bias.shape[3])))
         gathered = self.norm_w(self.w_w(self.mix(over_words, self.w_v(words))))
         fused = ops.relu(self.w_o(ops.relu(self.w_m(v)) * gathered))
-        return fused, ops.expand_dims(over_words, 1)
+        return fused, expand_dims(over_words, 1)
 
 
 class LavtEncoder(nn.Cell):
     """Returns (F_1..F_4), the words, and the word attention of each stage: FusedEncoder's protocol."""
 
-    def __init__(self, vision, text, gate_opening: float = 0.0):
+    def __init__(self, vision, text, gate_bias_init: float = 0.0):
         super().__init__()
         self.vision = vision
         self.text = text
         self.attend = nn.CellList([PixelWordAttention(c, text.hidden) for c in vision.channels])
-        self.gates = nn.CellList([Gate(c, False, gate_opening, bias=True) for c in vision.channels[:3]])  # none follows
+        self.gates = nn.CellList([Gate(c, gate_bias_init, bias=True) for c in vision.channels[:3]])  # none follows
 
     def construct(self, image, ids, word_mask):
         v = self.vision.embed(image)

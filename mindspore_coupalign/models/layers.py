@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
+from mindspore_coupalign.mindspore_calls import device_target
 from mindspore_coupalign.models.noise import Dropout
 
 FAST_BELOW = 128  # channels; from there on FastLayerNorm's memory counts: 5 GiB in one step of the full recipe
@@ -67,7 +68,7 @@ class FastLayerNorm(nn.LayerNorm):
 
 def layer_norm(dim: int, eps: float = 1e-5) -> nn.LayerNorm:
     """The stock layer, or for small networks on CPU its faster equal."""
-    fast = ms.get_context("device_target") == "CPU" and dim < FAST_BELOW
+    fast = device_target() == "CPU" and dim < FAST_BELOW
     return FastLayerNorm(dim, eps) if fast else nn.LayerNorm((dim,), epsilon=eps)
 
 
@@ -84,7 +85,7 @@ class Tanh(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.by_sigmoid = ms.get_context("device_target") == "CPU"
+        self.by_sigmoid = device_target() == "CPU"
 
     def construct(self, x):
         if self.by_sigmoid:  # in float32: half precision cannot tell sigmoids near 1/2 apart
@@ -188,19 +189,6 @@ class Resize(nn.Cell):
 
     def construct(self, x):
         return x if x.shape[2:] == self.size else self.resize(x, self.size)
-
-
-class SubPixel(nn.Cell):
-    """Spreads r² channels over r × r pixels: (B, r², h, w) -> (B, 1, r·h, r·w)."""
-
-    def __init__(self, factor: int):
-        super().__init__()
-        self.factor = factor
-
-    def construct(self, x):
-        b, _, h, w = x.shape
-        r = self.factor
-        return x.reshape((b, r, r, h, w)).transpose((0, 3, 1, 4, 2)).reshape((b, 1, r * h, r * w))
 
 
 class TokensToMap(nn.Cell):

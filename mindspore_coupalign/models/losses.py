@@ -5,6 +5,7 @@ Shapes: logits, mask (B, 1, H, W), mask 0/1; Y (B, C_d, h, w) pixel embedding at
 
 from mindspore import nn, ops
 
+from mindspore_coupalign.mindspore_calls import expand_dims
 from mindspore_coupalign.models.layers import Product
 from mindspore_coupalign.models.noise import Noise
 
@@ -67,7 +68,7 @@ class PixelContrast(nn.Cell):
         others, allowed = y, outside
         if self.negatives < h * w:
             _, drawn = ops.topk(self.noise((b, h * w)) + outside, self.negatives)
-            others = ops.gather_elements(y, 1, ops.tile(ops.expand_dims(drawn, -1), (1, 1, c)))
+            others = ops.gather_elements(y, 1, ops.tile(expand_dims(drawn, -1), (1, 1, c)))
             allowed = ops.gather_elements(outside, 1, drawn)
         positive = self.pairs(y, mean).reshape((b, h * w)) / self.temperature
         negative = self.pairs(y, others) / self.temperature + (allowed - 1).reshape((b, 1, -1)) * 1e4

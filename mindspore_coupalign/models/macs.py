@@ -156,6 +156,6 @@ def parts(model: CoupAlign, words: int) -> list[tuple[str, list, int]]:
         rows.append(("guided filter", [model.guided], guided_filter(model.guided)))
     if len(model.stage_heads):
         rows.append(("stage heads (training)", [model.stage_heads], 0))
-    if model.picked is not None:
-        rows.append(("picked mask (training)", [model.picked], 0))
+    if model.proposal_head is not None:
+        rows.append(("proposal head (training)", [model.proposal_head], 0))
     return rows

@@ -5,6 +5,7 @@ Shapes: S_i (B, P_i, C_i); Y (B, C_d, H/4, W/4) pixel embedding; Q (B, N, C_d) m
 
 from mindspore import nn, ops
 
+from mindspore_coupalign.mindspore_calls import expand_dims
 from mindspore_coupalign.models.layers import (
     Attention,
     ConvNormRelu,
@@ -68,7 +69,7 @@ class MaskGenerator(nn.Cell):
     def construct(self, features):
         values = self.project(features)
         keys = values + self.positions
-        q = ops.tile(ops.expand_dims(self.queries, 0), (features.shape[0], 1, 1))
+        q = ops.tile(expand_dims(self.queries, 0), (features.shape[0], 1, 1))
         for layer in self.layers:
             q = layer(q, keys, values)
         return self.embed(self.norm(q))

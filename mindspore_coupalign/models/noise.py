@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.mindspore_calls import assign
 
 # Of the hash: an odd step from position to position, and two odd factors that spread every bit over the higher ones
 _STEP, _FIRST, _SECOND = -1640531535, 0x2C1B3C6D, 0x297A2D39
@@ -63,7 +64,7 @@ def check_device(target: str):
     noise, count, keys = Noise(), 256, draw_keys(4, 0)
     wrong = 0
     for key in keys:
-        ops.assign(noise.keys, Tensor([key], ms.int32))
+        assign(noise.keys, Tensor([key], ms.int32))
         wrong += np.count_nonzero(noise((count,)).asnumpy() != uniform(count, key))
     if wrong:
         raise UserError(f"--device-target {target}: {wrong} of {count * len(keys)} random numbers differ from NumPy's; "

@@ -7,8 +7,9 @@ weights a (B, N).
 import math
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import nn
 
+from mindspore_coupalign.mindspore_calls import expand_dims
 from mindspore_coupalign.models.layers import Product, dense
 
 
@@ -25,15 +26,15 @@ class SentenceMaskAlignment(nn.Cell):
 
     def construct(self, y, q, sentence):
         proposals = self.similarity(y, q) * self.scale
-        asked = ops.expand_dims(self.w_g(sentence) * self.scale, 1)
+        asked = expand_dims(self.w_g(sentence) * self.scale, 1)
         weights = self.over_masks(self.similarity(self.w_q(q), asked))  # (B, N, 1)
         aligned = self.mix(self.over_proposals(proposals), weights * q)
         return aligned, proposals, weights.reshape(weights.shape[:2])
 
 
-class PickedMask(nn.Cell):
-    """The mask that the sentence picks, for a loss that teaches the alignment directly: logits gain · (Z · a) + offset
-    (B, P, 1)."""
+class ProposalHead(nn.Cell):
+    """The proposals under the sentence's weights as one mask, for a loss that teaches the alignment directly: logits
+    gain · (Z · a) + offset (B, P, 1)."""
 
     def __init__(self):
         super().__init__()
@@ -42,4 +43,4 @@ class PickedMask(nn.Cell):
         self.mix = Product()
 
     def construct(self, proposals, weights):
-        return self.gain * self.mix(proposals, ops.expand_dims(weights, -1)) + self.offset
+        return self.gain * self.mix(proposals, expand_dims(weights, -1)) + self.offset

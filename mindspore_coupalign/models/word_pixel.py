@@ -14,14 +14,13 @@ from mindspore_coupalign.models.layers import MergeHeads, Product, SplitHeads, T
 class Gate(nn.Cell):
     """tanh(W2 relu(W1 x) + b): how much of the other modality is let in, per channel. (B, P, C) -> (B, P, C).
 
-    b starts at ``opening``. With ``zero``, W2 starts at 0: together with an opening of 0 the gate starts shut. W1 has
-    a ``bias`` in LAVT alone.
+    b starts at ``bias_init``. W1 has a ``bias`` in LAVT alone.
     """
 
-    def __init__(self, dim: int, zero: bool, opening: float, bias: bool = False):
+    def __init__(self, dim: int, bias_init: float = 0.0, bias: bool = False):
         super().__init__()
         self.w1 = dense(dim, dim, bias=bias)
-        self.w2 = nn.Dense(dim, dim, weight_init="zeros" if zero else "XavierUniform", bias_init=Constant(opening))
+        self.w2 = nn.Dense(dim, dim, weight_init="XavierUniform", bias_init=Constant(bias_init))
         self.tanh = Tanh()
 
     def construct(self, x):
@@ -35,7 +34,7 @@ class WordPixelAlignment(nn.Cell):
     (B, h, P, T).
     """
 
-    def __init__(self, pixel_dim: int, word_dim: int, heads: int, gate_zero: bool, gate_opening: float = 0.0):
+    def __init__(self, pixel_dim: int, word_dim: int, heads: int, gate_bias_init: float = 0.0):
         super().__init__()
         self.scale = 1.0 / math.sqrt(pixel_dim // heads)
         self.norm_v = layer_norm(pixel_dim)
@@ -46,8 +45,8 @@ class WordPixelAlignment(nn.Cell):
         self.w_vl = dense(pixel_dim, pixel_dim)
         self.w_ov = dense(pixel_dim, pixel_dim)
         self.w_ol = dense(pixel_dim, word_dim)
-        self.gate_v = Gate(pixel_dim, gate_zero, gate_opening)
-        self.gate_l = Gate(word_dim, gate_zero, gate_opening)
+        self.gate_v = Gate(pixel_dim, gate_bias_init)
+        self.gate_l = Gate(word_dim, gate_bias_init)
         self.split = SplitHeads(heads)
         self.merge = MergeHeads()
         self.affinity, self.mix = Product(transposed=True), Product()

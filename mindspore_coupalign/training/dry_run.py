@@ -12,6 +12,7 @@ import numpy as np
 from mindspore_coupalign.data.folders import elsewhere
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.distributed import collectives as ranks
+from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 
 TIMED, ENOUGH = 8, 30.0  # steps after the one that compiles, and their seconds, of which no more is needed
@@ -23,44 +24,44 @@ def dry_run(trainer) -> int:
     Raises:
         UserError: the first thing that would have stopped the run.
     """
-    config, say = trainer.config, trainer.say
+    config, log = trainer.config, trainer.log
     if trainer.is_over():
-        say("nothing is left to train: this run has come to its end")
+        log("nothing is left to train: this run has come to its end")
         return 0
-    say(f"data: {trainer.data.source}, {check_images(trainer.data)} images are there")
+    log(f"data: {trainer.data.source}, {check_images(trainer.data)} images are there")
     wanted, free = disk_needs(trainer), free_disk(trainer.run.path)
-    say(f"disk: up to {wanted / 1e9:.2f} GB for {config.train.keep + 1} training states and the best weights, "
+    log(f"disk: up to {wanted / 1e9:.2f} GB for {config.train.keep + 1} training states and the best weights, "
         f"{free / 1e9:.1f} GB free")
     if wanted > free:
         raise UserError(f"{trainer.run.path}: the checkpoints need {wanted / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
                         "; lower train.keep, free some space or choose another --output")
-    ranks.broadcast(trainer.model.get_parameters(), trainer.here)
+    ranks.broadcast(trainer.model.get_parameters(), trainer.runtime)
     stream, seconds = trainer.micro_batches(), []
-    while len(seconds) < min(1 + TIMED, trainer.total - trainer.done) and not is_enough(seconds, trainer.here):
+    while len(seconds) < min(1 + TIMED, trainer.total - trainer.done) and not is_enough(seconds, trainer.runtime):
         start = time.perf_counter()
-        results = trainer.one_step(stream, trainer.rate())
+        results = trainer.one_step(stream, trainer.next_lr())
         seconds.append(time.perf_counter() - start)
-        skipped = "" if results["finite"] else " (no number, left out)"
-        say(f"step {trainer.done}: loss {results['loss']:.3f}{skipped}, {seconds[-1]:.1f} s"
+        skipped = "" if results["finite"] else " (non-finite, left out)"
+        log(f"step {trainer.done}: loss {results['loss']:.3f}{skipped}, {seconds[-1]:.1f} s"
             + (" with compiling" if len(seconds) == 1 else ""))
-    used, total = memory(trainer.here.target)
-    say(f"memory: {used / 2**30:.1f} GiB at most" + (f" of {total / 2**30:.1f}" if total else ""))
+    used, total = memory(trainer.runtime.target)
+    log(f"memory: {used / 2**30:.1f} GiB at most" + (f" of {total / 2**30:.1f}" if total else ""))
     left = trainer.total - trainer.done
     timed = seconds[1:] or seconds
     usual = float(np.median(timed))
     hours = left * usual / 3600
-    say(f"the run: {left} steps more of {usual:.2g} s (median of {len(timed)}), "
+    log(f"the run: {left} steps more of {usual:.2g} s (median of {len(timed)}), "
         + (f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min") + " without validation"
-        + (f", or {config.train.minutes:g} minutes by the clock" if config.train.minutes else ""))
-    say("nothing was written")
+        + (f", or {config.train.minutes:g} minutes, the time budget" if config.train.minutes else ""))
+    log("nothing was written")
     return 0
 
 
-def is_enough(seconds: list, here) -> bool:
+def is_enough(seconds: list, runtime: Runtime) -> bool:
     """Whether the steps so far are long and many enough to go by; every rank says the same."""
     if len(seconds) < 3:
         return False
-    return ranks.add_up(np.array([round(1000 * sum(seconds[1:]))]), here)[0] > 1000 * ENOUGH * here.ranks
+    return ranks.all_reduce_sum(np.array([round(1000 * sum(seconds[1:]))]), runtime)[0] > 1000 * ENOUGH * runtime.ranks
 
 
 def check_images(data: ReferData) -> int:

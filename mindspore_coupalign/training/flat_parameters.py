@@ -7,10 +7,11 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindspore_coupalign.weights.checkpoint import check_arrays
+from mindspore_coupalign.arrays import check_arrays
+from mindspore_coupalign.mindspore_calls import assign, slice_, unstack
 
 
-class Packing:
+class FlatParameters:
     """The order of parameters in a packed state (vector, *large, matrices); without matrices it has no such part.
 
     Parameters of a shape are neighbours in a vector.
@@ -55,7 +56,7 @@ class Packing:
             target.set_data(filled)
 
 
-class Joined(nn.Cell):
+class FlatVector(nn.Cell):
     """The values of parameters as one vector, in the graph; a single zero for no parameters.
 
     One kernel takes the values of all neighbours of a shape together or apart. (One for each parameter costs as much as
@@ -83,9 +84,9 @@ class Joined(nn.Cell):
         """Give the parameters their values in a vector."""
         values = ()
         for start, length, _, shape in self.neighbours:
-            values += ops.unstack(ops.slice(vector, (start,), (length,)).reshape(shape))
+            values += unstack(slice_(vector, (start,), (length,)).reshape(shape))
         if len(values):
-            self.map(ops.assign, self.params, values)
+            self.map(assign, self.params, values)
 
 
 def join_arrays(params, of) -> np.ndarray:

@@ -16,7 +16,7 @@ from mindspore_coupalign.weights.load import resample_table
 
 VISION, TEXT, EMBEDDING = "encoder.vision.", "encoder.text.", "encoder.text.embed.word_embeddings"
 # settings that no parameter's shape shows and without which the weights would compute something else: field -> part
-UNSEEN = {"model.image.activation": VISION, "model.image.heads": VISION, "model.image.slope": VISION,
+UNSEEN = {"model.image.activation": VISION, "model.image.heads": VISION, "model.image.negative_slope": VISION,
           "model.image.absolute_position": VISION, "model.text.heads": TEXT, "model.text.activation": TEXT,
           "model.wpa_stages": "encoder.wpa.", "model.wpa_heads": "encoder.wpa.", "model.query_heads": "generator.",
           "model.query_stage": "generator."}
@@ -168,7 +168,7 @@ class InitialWeights:
 
 def _counts(name: str, config: Config) -> bool:
     """Whether the configuration's network has a part that reads the setting."""
-    if name == "model.image.slope":
+    if name == "model.image.negative_slope":
         return config.model.image.name == "darknet"
     if name.startswith("model.image."):
         return config.model.image.name == "swin"

@@ -12,7 +12,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from mindspore_coupalign.training.flat_parameters import Joined, Packing, join_arrays
+from mindspore_coupalign.mindspore_calls import assign, assign_add, assign_sub
+from mindspore_coupalign.training.flat_parameters import FlatParameters, FlatVector, join_arrays
 from mindspore_coupalign.training.muon import Muon, matrix_shape
 
 PACK_BELOW = 2**17  # values
@@ -22,8 +23,8 @@ class Optimizer(nn.Cell):
     """``construct(gradients, lr)`` updates every parameter from packed gradients; lr is a 0-d tensor.
 
     Args:
-        groups: from ``setup.parameter_groups``: dicts of params, weight_decay, rate, a factor of lr (default 1), and
-            muon (default False): by Muon, in moves of root mean square lr · rate.
+        groups: from ``setup.parameter_groups``: dicts of params, weight_decay, lr_mult (default 1) and muon
+            (default False): by Muon, in moves of root mean square lr · lr_mult.
         below: AdamW's parameters of fewer values are joined.
         momentum: of Muon, in Nesterov's form.
     """
@@ -31,39 +32,39 @@ class Optimizer(nn.Cell):
     def __init__(self, groups: list, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
                  below: int = PACK_BELOW, momentum: float = 0.95):
         super().__init__(auto_prefix=False)  # else every parameter of the model would be renamed
-        rate = {p.name: group.get("rate", 1.0) for group in groups for p in group["params"]}
-        decay = {p.name: rate[p.name] * group["weight_decay"] for group in groups for p in group["params"]}
+        mult = {p.name: group.get("lr_mult", 1.0) for group in groups for p in group["params"]}
+        decay = {p.name: mult[p.name] * group["weight_decay"] for group in groups for p in group["params"]}
         matrices = [p for group in groups if group.get("muon") for p in group["params"]]
         params = [p for group in groups if not group.get("muon") for p in group["params"]]
-        self.packing = packing = Packing([p for p in params if p.size < below], [p for p in params if p.size >= below],
-                                         matrices)
-        self.params = ParameterTuple(packing.params)
-        self.small, self.matrices = Joined(packing.small), Joined(packing.matrices)
-        self.large = slice(len(packing.small), len(packing.small) + len(packing.large))
-        joined = Packing(packing.small, [], packing.matrices)  # without the large ones: those are updated in place
-        work = joined.state("adam_work")
+        self.flat = flat = FlatParameters([p for p in params if p.size < below],
+                                          [p for p in params if p.size >= below], matrices)
+        self.params = ParameterTuple(flat.params)
+        self.small, self.matrices = FlatVector(flat.small), FlatVector(flat.matrices)
+        self.large = slice(len(flat.small), len(flat.small) + len(flat.large))
+        without_large = FlatParameters(flat.small, [], flat.matrices)  # those are updated in place
+        work = without_large.state("adam_work")
         self.vector, self.joined = work[0], work[-1]
-        self.targets = ParameterTuple([self.vector, *packing.large, *([self.joined] if matrices else [])])
-        self.adams = slice(0, 1 + len(packing.large))  # AdamW's part of a packed state
-        self.first, self.second = packing.state("adam_m"), packing.state("adam_v")
-        self.rates = (Tensor(1, ms.float32), *(Tensor(rate[p.name], ms.float32) for p in packing.large))
-        self.small_rates = None
-        self.moved = ParameterTuple([self.vector, *packing.large])
-        if any(rate[p.name] != 1 for p in packing.small):  # the kernel knows one rate: it moves zeros, which are scaled
-            self.small_rates = _spread(packing.small, rate)
-            self.moves = joined.state("adam_moves")[0]
-            self.moved = ParameterTuple([self.moves, *packing.large])
+        self.targets = ParameterTuple([self.vector, *flat.large, *([self.joined] if matrices else [])])
+        self.adams = slice(0, 1 + len(flat.large))  # AdamW's part of a packed state
+        self.first, self.second = flat.state("adam_m"), flat.state("adam_v")
+        self.lr_mults = (Tensor(1, ms.float32), *(Tensor(mult[p.name], ms.float32) for p in flat.large))
+        self.small_lr_mults = None
+        self.moved = ParameterTuple([self.vector, *flat.large])
+        if any(mult[p.name] != 1 for p in flat.small):  # the kernel knows one lr: it moves zeros, which are scaled
+            self.small_lr_mults = _spread(flat.small, mult)
+            self.moves = without_large.state("adam_moves")[0]
+            self.moved = ParameterTuple([self.moves, *flat.large])
         self.decays = ()
         if any(decay.values()):
-            self.decays = (_spread(packing.small, decay), *(Tensor(decay[p.name], ms.float32) for p in packing.large),
-                           *([_spread(packing.matrices, decay)] if matrices else []))
+            self.decays = (_spread(flat.small, decay), *(Tensor(decay[p.name], ms.float32) for p in flat.large),
+                           *([_spread(flat.matrices, decay)] if matrices else []))
         self.steps = Parameter(Tensor(0, ms.float32), name="adam_steps")
         self.beta1, self.beta2, self.eps, self.momentum = beta1, beta2, eps, momentum
         self.kernel = ops.Adam()
         self.muon = None
         if matrices:
-            self.muon = Muon([matrix_shape(p) for p in packing.matrices])
-            self.muon_rates = _spread(packing.matrices, rate)
+            self.muon = Muon([matrix_shape(p) for p in flat.matrices])
+            self.muon_lr_mults = _spread(flat.matrices, mult)
         self.map = ops.HyperMap()  # a Python loop over hundreds of parameters exceeds the compiler's call depth
 
     def pack(self, tensors):
@@ -72,10 +73,10 @@ class Optimizer(nn.Cell):
         return packed if self.muon is None else (*packed, self.matrices(tensors[self.large.stop:]))
 
     def construct(self, gradients, lr):
-        steps = ops.assign_add(self.steps, Tensor(1, ms.float32))
-        ops.assign(self.vector, self.small.read())
+        steps = assign_add(self.steps, Tensor(1, ms.float32))
+        assign(self.vector, self.small.read())
         if self.muon is not None:
-            ops.assign(self.joined, self.matrices.read())
+            assign(self.joined, self.matrices.read())
         if self.decays:
             self.map(ops.partial(_decay, lr), self.decays, self.targets)
         self._adam(gradients[self.adams], lr, steps)
@@ -86,23 +87,23 @@ class Optimizer(nn.Cell):
     def _adam(self, gradients, lr, steps):
         power1, power2 = ops.pow(self.beta1, steps), ops.pow(self.beta2, steps)
         eps = self.eps * ops.sqrt(1 - power2)  # the kernel adds epsilon before the bias correction, PyTorch after it
-        if self.small_rates is not None:
-            ops.assign(self.moves, ops.zeros_like(self.moves))
-        self.map(ops.partial(self._update, power1, power2, lr, eps), self.rates, self.moved,
+        if self.small_lr_mults is not None:
+            assign(self.moves, ops.zeros_like(self.moves))
+        self.map(ops.partial(self._update, power1, power2, lr, eps), self.lr_mults, self.moved,
                  self.first[self.adams], self.second[self.adams], gradients)
-        if self.small_rates is not None:
-            ops.assign_add(self.vector, self.moves * self.small_rates)
+        if self.small_lr_mults is not None:
+            assign_add(self.vector, self.moves * self.small_lr_mults)
         self.small.write(self.vector)
 
     def _muon(self, gradient, lr):
         fresh = (1 - self.momentum) * gradient
-        average = ops.assign(self.first[-1], self.momentum * self.first[-1] + fresh)
+        average = assign(self.first[-1], self.momentum * self.first[-1] + fresh)
         move = self.muon(self.momentum * average + fresh)
-        ops.assign_sub(self.joined, lr * self.muon_rates * move)
+        assign_sub(self.joined, lr * self.muon_lr_mults * move)
         self.matrices.write(self.joined)
 
-    def _update(self, power1, power2, lr, eps, rate, parameter, first, second, gradient):
-        return self.kernel(parameter, first, second, power1, power2, lr * rate, self.beta1, self.beta2, eps, gradient)
+    def _update(self, power1, power2, lr, eps, mult, parameter, first, second, gradient):
+        return self.kernel(parameter, first, second, power1, power2, lr * mult, self.beta1, self.beta2, eps, gradient)
 
 
 def _spread(params, values: dict) -> Tensor:
@@ -111,4 +112,4 @@ def _spread(params, values: dict) -> Tensor:
 
 
 def _decay(lr, decay, parameter):
-    return ops.assign(parameter, parameter * (1 - lr * decay))
+    return assign(parameter, parameter * (1 - lr * decay))

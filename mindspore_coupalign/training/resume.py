@@ -8,8 +8,9 @@ from mindspore_coupalign.weights.checkpoint import Checkpoint
 MAY_CHANGE = ("data.root", "data.images", "data.workers", "data.val_split", "data.tokenizer",  # the state holds it
               "model.image_weights", "model.text_weights",
               "train.epochs", "train.steps", "train.minutes", "train.val_every", "train.val_samples",
-              "train.save_every", "train.keep", "train.max_skipped", "train.hang_seconds", "train.silence_seconds",
-              "train.compile_seconds", "train.remote_seconds", "train.meet_seconds", "train.log_every",
+              "train.save_every", "train.keep", "train.max_nonfinite_steps", "train.step_timeout",
+              "train.heartbeat_timeout",
+              "train.compile_timeout", "train.remote_grace", "train.barrier_timeout", "train.log_every",
               "eval.batch_size", "eval.threshold")
 
 

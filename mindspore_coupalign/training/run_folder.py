@@ -160,11 +160,11 @@ def holds_a_run(path: Path) -> bool:
     return bool(_states(path))
 
 
-def load_state(resume: str | Path, say=print) -> Checkpoint:
+def load_state(resume: str | Path, log=print) -> Checkpoint:
     """A training state: the file, or the newest good one of a run's folder.
 
     Args:
-        say: called with a line for each damaged state that is passed over.
+        log: called with a line for each damaged state that is passed over.
 
     Raises:
         UserError: no state, or none that is whole.
@@ -179,5 +179,5 @@ def load_state(resume: str | Path, say=print) -> Checkpoint:
             return load_checkpoint(state)
         except UserError as exc:
             error = error or exc
-            say(f"warning: {exc}") if len(states) > 1 else None
+            log(f"warning: {exc}") if len(states) > 1 else None
     raise error

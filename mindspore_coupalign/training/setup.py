@@ -7,8 +7,9 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.losses import MaskLoss, PixelContrast
 from mindspore_coupalign.models.precision import choose_precision, set_precision
 from mindspore_coupalign.training.muon import matrix_shape
+from mindspore_coupalign.training.objective import Objective
 from mindspore_coupalign.training.optimizer import PACK_BELOW, Optimizer
-from mindspore_coupalign.training.step import Objective, TrainStep
+from mindspore_coupalign.training.step import TrainStep
 
 SCALE_START, SCALE_WINDOW = 2.0**16, 1000  # of the loss; doubled after so many steps without an overflow
 MUON_SIDE = 96  # on CPU the orthogonal factor of a matrix with two longer sides costs more than it gives
@@ -31,30 +32,30 @@ def freeze(model, prefixes: tuple):
         raise UserError("train.freeze: leaves nothing to train")
 
 
-def parameter_groups(model, weight_decay: float, position_bias_rate: float = 1.0, muon_rate: float = 0.0,
-                     rates: dict | None = None, decayed: str = "matrices") -> list:
+def parameter_groups(model, weight_decay: float, position_bias_lr_mult: float = 1.0, muon_lr_mult: float = 0.0,
+                     lr_mults: dict | None = None, decayed: str = "matrices") -> list:
     """The optimizer's groups: matrices decay; norms, biases, position embeddings and position-bias tables do not.
 
-    The tables learn ``position_bias_rate`` times as fast: Adam moves a value by at most the rate per step, and a score
-    has to move by several units before attention prefers a direction. With a ``muon_rate``, the matrices of dense
-    layers and of the decoder's convolutions, all but the largest, are a fourth group that Muon moves.
+    The tables have the multiplier ``position_bias_lr_mult``: Adam moves a value by at most the learning rate per step,
+    and a score has to move by several units before attention prefers a direction. With a ``muon_lr_mult``, the matrices
+    of dense layers and of the decoder's convolutions, all but the largest, are a fourth group that Muon moves.
 
     Args:
-        rates: factors of the rate by prefix of the parameters' names; each of them gets four groups of its own.
+        lr_mults: learning-rate multipliers by prefix of the parameters' names; each gets four groups of its own.
         decayed: "matrices", as above; "all"; or "lavt": all but the image encoder's norms and position-bias tables, as
             in LAVT's code, where biases and the norms of the text encoder and decoder decay.
     """
     groups = []
     left = model.trainable_params()
-    rates = {"": 1.0} | (rates or {})
-    for prefix in sorted(rates, key=len, reverse=True):
+    lr_mults = {"": 1.0} | (lr_mults or {})
+    for prefix in sorted(lr_mults, key=len, reverse=True):
         own = [p for p in left if p.name.startswith(prefix)]
         left = [p for p in left if not p.name.startswith(prefix)]
-        groups += _kinds(own, weight_decay, position_bias_rate, muon_rate, rates[prefix], decayed)
+        groups += _kinds(own, weight_decay, position_bias_lr_mult, muon_lr_mult, lr_mults[prefix], decayed)
     return groups
 
 
-def _kinds(parameters: list, weight_decay: float, position_bias_rate: float, muon_rate: float, factor: float,
+def _kinds(parameters: list, weight_decay: float, position_bias_lr_mult: float, muon_lr_mult: float, factor: float,
            rule: str) -> list:
     decayed, plain, tables, matrices = [], [], [], []
     for parameter in parameters:
@@ -62,15 +63,15 @@ def _kinds(parameters: list, weight_decay: float, position_bias_rate: float, muo
             tables.append(parameter)
         elif _stays(parameter, rule):
             plain.append(parameter)
-        elif muon_rate > 0 and _is_muons(parameter):
+        elif muon_lr_mult > 0 and _is_muons(parameter):
             matrices.append(parameter)
         else:
             decayed.append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay, "rate": factor},
-            {"params": plain, "weight_decay": 0.0, "rate": factor},
+    return [{"params": decayed, "weight_decay": weight_decay, "lr_mult": factor},
+            {"params": plain, "weight_decay": 0.0, "lr_mult": factor},
             {"params": tables, "weight_decay": weight_decay if rule == "all" else 0.0,
-             "rate": factor * position_bias_rate},
-            {"params": matrices, "weight_decay": weight_decay, "rate": factor * muon_rate, "muon": True}]
+             "lr_mult": factor * position_bias_lr_mult},
+            {"params": matrices, "weight_decay": weight_decay, "lr_mult": factor * muon_lr_mult, "muon": True}]
 
 
 def _stays(parameter, rule: str) -> bool:
@@ -102,9 +103,9 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
         scaler = ms.amp.DynamicLossScaler(SCALE_START, 2, SCALE_WINDOW)
     freeze(model, train.freeze)
     objective = Objective(model, MaskLoss(loss.class_weights), PixelContrast(loss.temperature, loss.negatives),
-                          (loss.bce, loss.dice, loss.contrast, loss.stages, loss.proposals))
-    rates = {"encoder.vision.": train.image_rate, "encoder.text.": train.text_rate, "": train.head_rate}
-    groups = parameter_groups(model, train.weight_decay, train.position_bias_rate, train.muon_rate,
-                              {prefix: rate for prefix, rate in rates.items() if rate != 1}, train.decayed)
+                          (loss.bce, loss.dice, loss.contrast, loss.deep_supervision, loss.proposal_mask))
+    lr_mults = {"encoder.vision.": train.image_lr_mult, "encoder.text.": train.text_lr_mult, "": train.head_lr_mult}
+    groups = parameter_groups(model, train.weight_decay, train.position_bias_lr_mult, train.muon_lr_mult,
+                              {prefix: mult for prefix, mult in lr_mults.items() if mult != 1}, train.decayed)
     return TrainStep(objective, Optimizer(groups), train.clip_norm, train.ema, ranks, scaler, train.accumulate,
                      saturates=target == "Ascend")

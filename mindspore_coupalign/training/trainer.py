@@ -3,16 +3,13 @@
 import contextlib
 import math
 import signal
-import sys
 import time
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import ops
-from tqdm import tqdm
 
-from mindspore_coupalign import build, runtime
+from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.loader import TrainSource, batches
 from mindspore_coupalign.data.notices import doubts, turned_pictures
@@ -20,16 +17,20 @@ from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.distributed import collectives as ranks
+from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
+from mindspore_coupalign.mindspore_calls import assign
 from mindspore_coupalign.models.noise import draw_keys
-from mindspore_coupalign.outputs import silence
 from mindspore_coupalign.portable import without_absolute_paths
 from mindspore_coupalign.training import init_from, setup
+from mindspore_coupalign.training.console import Bar, Console
 from mindspore_coupalign.training.interrupts import StopRequest
+from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.run_folder import RunFolder
 from mindspore_coupalign.training.schedule import Budget, learning_rate
-from mindspore_coupalign.training.step import LOSSES, RESULTS
+from mindspore_coupalign.training.step import RESULTS
+from mindspore_coupalign.training.step_log import StepLog
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_parameters, named_arrays
 
 
@@ -37,12 +38,33 @@ class Trainer:
     """Holds what the loop needs; ``train`` runs it to the end and returns the last validation's report."""
 
     def __init__(self, config: Config, data: ReferData, tokenizer: SentenceTokenizer, output: Path,
-                 here: runtime.Runtime, state: Checkpoint | None = None,
+                 runtime: Runtime, state: Checkpoint | None = None,
                  initial: init_from.InitialWeights | None = None):
-        self.config, self.data, self.tokenizer, self.here, self.state = config, data, tokenizer, here, state
-        self.initial = initial
-        train, names = config.train, config.data
-        self.run = RunFolder(output, train.keep, here.rank == 0)
+        self.config, self.data, self.tokenizer, self.runtime, self.state = config, data, tokenizer, runtime, state
+        self.initial, train = initial, config.train
+        self.run = RunFolder(output, train.keep, runtime.rank == 0)
+        self.console = Console(runtime.rank == 0)
+        self.log = self.console.log
+        self.step_log = StepLog(self.run, train.max_nonfinite_steps)
+        self._find_samples()
+        self.model = self._build_model()
+        self.step = setup.build_train_step(self.model, config, runtime.ranks, runtime.target)
+        self.done, self.best, self.spent = 0, -1.0, 0.0  # steps, score, seconds of earlier runs that this one resumes
+        self.validated = 0  # step of the last validation
+        self.validations = 0  # of this process
+        self.stop, self.code = StopRequest(patient=runtime.watch.folder is not None), 0  # of the process, at its end
+        self.started = time.perf_counter()
+        if state is not None:
+            self._restore(state)
+        self.budget = Budget.of_run(config, state, math.ceil(len(self.val_samples) / train.batch_size))
+
+    def _find_samples(self):
+        """The refs of an epoch, the samples of a validation, and how many steps there are of either.
+
+        Raises:
+            UserError: nothing to train on.
+        """
+        train, names, data = self.config.train, self.config.data, self.data
         self.refs = refs = len(data.refs_to_train(names.train_split))
         if refs == 0:
             raise UserError(f"{data.source}: split '{names.train_split}' has no refs with sentences to train on")
@@ -52,47 +74,31 @@ class Trainer:
         if train.val_samples:
             self.val_samples = self.val_samples[:train.val_samples]
         self.turned_said = False  # whether EXIF orientations were mentioned
-        if here.rank == 0:
+        if self.runtime.rank == 0:
             splits = {names.train_split: data.split(names.train_split), names.val_split: self.val_samples}
-            for line in doubts(data, splits, tokenizer, names):
-                self.say(line)
-        self.model = build.build_model(config, tokenizer.vocab_size)
-        if initial is not None:
-            initial.load(self.model, config)
-            for line in initial.lines:
-                self.say(line)
-        elif state is None:  # else every parameter comes from the checkpoint
-            for loaded in build.load_pretrained(self.model, config):
-                self.say(loaded.table())
-        self.step = setup.build_train_step(self.model, config, here.ranks, here.target)
-        self.done, self.best, self.spent = 0, -1.0, 0.0  # steps, score, seconds of earlier runs that this one resumes
-        self.validated = 0  # step of the last validation
-        self.window = []  # results of the steps since the last line of the log
-        self.skipped = self.skipped_in_row = 0  # steps without a number since that line; in a row
-        self.validations = 0  # of this process
-        self.stop, self.code = StopRequest(patient=here.watch.folder is not None), 0  # of the process, at its end
-        self.started = time.perf_counter()
-        if state is not None:
-            self._restore(state)
-        self.budget = Budget.of_run(config, state, math.ceil(len(self.val_samples) / train.batch_size))
+            for line in doubts(data, splits, self.tokenizer, names):
+                self.log(line)
+
+    def _build_model(self):
+        model = build.build_model(self.config, self.tokenizer.vocab_size)
+        if self.initial is not None:
+            self.initial.load(model, self.config)
+            for line in self.initial.lines:
+                self.log(line)
+        elif self.state is None:  # else every parameter comes from the checkpoint
+            for loaded in build.load_pretrained(model, self.config):
+                self.log(loaded.table())
+        return model
 
     def _restore(self, state: Checkpoint):
         source, progress = str(state.path), state.progress
         load_parameters(self.model.get_parameters(), state.section("model"), source)
         self.step.restore(state.section, progress, source)
         self.done, self.best, self.spent = (progress[key] for key in ("step", "best", "seconds"))
-        self.validated, self.window = progress["validated"], progress["window"]
-        self.skipped, self.skipped_in_row = progress["skipped"], progress["skipped_in_row"]
+        self.validated = progress["validated"]
+        self.step_log.restore(progress)
         if _judged_by(state.config) != _judged_by(self.config):
             self.best = -1.0
-
-    def say(self, line: str, bar=None):
-        if self.here.rank > 0:
-            return
-        try:
-            bar.write(line) if bar is not None else print(line, flush=True)
-        except BrokenPipeError:  # nobody listens any more, as in `train … | head`: no reason to stop training
-            silence(sys.stdout)
 
     def is_over(self) -> bool:
         return self.done >= self.total or self.budget.over
@@ -103,57 +109,57 @@ class Trainer:
 
     def train(self) -> dict | None:
         if self.is_over() and not self._is_due():
-            self.say(f"{self.state.path}: trained to its end at step {self.done}; raise train.steps, train.epochs or "
+            self.log(f"{self.state.path}: trained to its end at step {self.done}; raise train.steps, train.epochs or "
                      "train.minutes to go on")
             return None
         self._open()
-        with contextlib.closing(self.run), self.stop, self._progress_bar() as bar:
+        shown = None if self.config.train.minutes else self.total
+        with contextlib.closing(self.run), self.stop, self.console.bar(shown, self.done) as bar:
             stops, result = self._loop(bar)
             if stops:
-                self.say(f"asked to stop: the state of step {self.done} is saved; go on with --resume {self.run.path}",
-                         bar)
-                self.here.watch.ending = "stopped"
-            ranks.wait(self.here)  # rank 0 may still be saving
+                self.log(f"asked to stop: the state of step {self.done} is saved; go on with --resume {self.run.path}")
+                self.runtime.watch.ending = "stopped"
+            ranks.wait(self.runtime)  # rank 0 may still be saving
         if stops:  # else it was not asked, or too late; without a signal of its own, another rank was asked
             self.code = 128 + (self.stop.received or int(signal.SIGTERM))
         return result
 
-    def _loop(self, bar) -> tuple:
+    def _loop(self, bar: Bar) -> tuple:
         """Steps, lines of the log, validations and saved states until the end: (was it asked to stop, last report)."""
         train, stream, stops = self.config.train, self.micro_batches(), False
         # asked to stop just before a validation, the earlier run has left it to this one
-        result = self._save(bar, validates=True) if self._is_due() else None
+        result = self._save(validates=True) if self._is_due() else None
         timed, started = 0, time.perf_counter()
         while not (stops or self.is_over()):
-            rate = self.rate()
-            results = self.one_step(stream, rate)
-            bar.update()
-            self._judge(results)
+            lr = self.next_lr()
+            results = self.one_step(stream, lr)
+            bar.step()
+            self.step_log.note(self.done, results, self._samples_of_step)
             for line in self.budget.warnings():
-                self.say(line, bar)
+                self.log(line)
             timed, stops = timed + 1, results["stop"] > 0
             if self.is_over() or self.done % train.log_every == 0:
-                self._log_losses(rate, timed * train.batch_size / (time.perf_counter() - started), bar)
+                self._log_losses(lr, timed * train.batch_size / (time.perf_counter() - started), bar)
                 timed, started = 0, time.perf_counter()
             validates = self._is_due() and not stops
             if validates or stops or (train.save_every and self.done % train.save_every == 0):
                 paused = time.perf_counter()
-                result = self._save(bar, validates) or result
+                result = self._save(validates) or result
                 started += time.perf_counter() - paused
         return stops, result
 
-    def rate(self) -> float:
-        """Of the next step."""
+    def next_lr(self) -> float:
+        """The learning rate of the next step."""
         return learning_rate(self.config, self.done, self.total, self.budget.share, self.refs)
 
-    def _save(self, bar, validates: bool) -> dict | None:
+    def _save(self, validates: bool) -> dict | None:
         started = time.perf_counter()
-        self.here.watch.enter("saving", self.done, compiles=validates)
-        self.step.share_statistics(self.here)
+        self.runtime.watch.enter("saving", self.done, compiles=validates)
+        self.step.share_statistics(self.runtime)
         self._save_state()  # before a validation, which may take long and may meet a damaged image
         result = None
         if validates:
-            result = self.validate(bar)
+            result = self.validate()
             self._save_state(again=True)
             self.validations += 1
         self.budget.pause(self._without_compiling(started) if validates and self.config.train.minutes else 0.0)
@@ -162,85 +168,68 @@ class Trainer:
     def _without_compiling(self, started: float) -> float:
         """Seconds of the saves and the validation since then, the mean over the ranks; the first batch counts as the
         others do, since it may have compiled the network."""
-        ended, first = time.perf_counter(), self.here.watch.compiled_at
-        batches = math.ceil(len(self.val_samples) / self.here.ranks / self.config.eval.batch_size)
+        ended, first = time.perf_counter(), self.runtime.watch.compiled_at
+        batches = math.ceil(len(self.val_samples) / self.runtime.ranks / self.config.eval.batch_size)
         seconds = ended - started
         if self.validations == 1 and first and batches > 1:
             seconds -= max(0.0, first - self.validation_started - (ended - first) / (batches - 1))
-        return float(ranks.add_up(np.array([round(1000 * seconds)]), self.here)[0]) / 1000 / self.here.ranks
+        total = ranks.all_reduce_sum(np.array([round(1000 * seconds)]), self.runtime)[0]
+        return float(total) / 1000 / self.runtime.ranks
 
     def micro_batches(self):
         """Endless from the next step on: image, ids, word_mask, mask, sample of this rank's share of a micro-batch."""
         names, train = self.config.data, self.config.train
         transform = ImageTransform(names.image_size, names.mean, names.std)
         self.source = TrainSource(self.data, names.train_split, self.tokenizer, transform, train.seed, train.batch_size,
-                                  names.flip, (self.done, self.total), self.here.rank, self.here.ranks,
+                                  names.flip, (self.done, self.total), self.runtime.rank, self.runtime.ranks,
                                   names.sentence_field, names.overlap)
         return batches(self.source, self.source.local // train.accumulate, names.workers)
 
-    def one_step(self, stream, rate: float) -> dict:
+    def one_step(self, stream, lr: float) -> dict:
         """One update from ``train.accumulate`` micro-batches; RESULTS by name, losses as means."""
-        train, found, watch = self.config.train, [], self.here.watch
+        train, found, watch = self.config.train, [], self.runtime.watch
         clock = self._seconds() / (60 * train.minutes) if train.minutes else 0.0
         for micro in range(train.accumulate):
             watch.enter("loading", self.done)
             image, ids, word_mask, mask, _ = next(stream)
             watch.enter("step", self.done, compiles=not self.step.compiled)
-            keys = draw_keys(self.step.keys.size, train.seed, self.here.rank, self.done, micro)
+            keys = draw_keys(self.step.keys.size, train.seed, self.runtime.rank, self.done, micro)
             last = micro == train.accumulate - 1
-            if self.here.target == "CPU":  # elsewhere collectives wait for much longer
-                watch.meet()
-            results = self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(np.float32(rate)), keys,
+            if self.runtime.target == "CPU":  # elsewhere collectives wait for much longer
+                watch.barrier()
+            results = self.step(*map(ms.Tensor, (image, ids, word_mask, mask)), ms.Tensor(np.float32(lr)), keys,
                                 (self.stop.received > 0, clock), last)
             found.append(results.asnumpy())
         self.done += 1
         results = dict(zip(RESULTS, map(float, found[-1]), strict=True))
         results |= dict(zip(LOSSES, np.mean(found, 0)[:len(LOSSES)].astype(float), strict=False))
-        self.budget.note(results["clock"] / self.here.ranks * 60 * train.minutes, self.done)
+        self.budget.note(results["clock"] / self.runtime.ranks * 60 * train.minutes, self.done)
         return results
 
-    def _judge(self, results: dict):
-        """Count and write down a step that the update left out."""
-        if results["finite"]:
-            self.window.append(results)
-            self.skipped_in_row = 0
-            return
-        self.skipped += 1
-        self.skipped_in_row += 1
-        first = (self.done - 1) * self.config.train.batch_size
-        samples = [self.source.sample_at(first + i) for i in range(self.config.train.batch_size)]
-        numbers = {key: _finite_or_text(results[key]) for key in ("loss", "grad_norm", "scale")}
-        field = self.config.data.sentence_field
-        self.run.log({"step": self.done, **numbers, "samples": samples,
-                      "refs": [int(self.data.ref_ids[self.data.sentence_ref[s]]) for s in samples],
-                      "sentences": [self.data.sentence(s, field) for s in samples]}, "skipped.jsonl")
-        if self.skipped_in_row >= self.config.train.max_skipped:
-            raise UserError(f"step {self.done}: the loss ({results['loss']:g}) or its gradient was no number in "
-                            f"{self.skipped_in_row} steps in a row, none of which has changed the weights; their "
-                            f"samples are in {self.run.path / 'skipped.jsonl'}; lower train.lr or look at the data")
-
-    def _progress_bar(self):
-        shown = None if self.config.train.minutes else self.total
-        return tqdm(total=shown, initial=self.done, unit="step", disable=self.here.rank > 0, dynamic_ncols=True,
-                    mininterval=0.1 if sys.stderr.isatty() else 30)  # a log file gets two lines a minute
+    def _samples_of_step(self) -> dict:
+        """The samples of the step just done, with their refs and sentences."""
+        batch, data = self.config.train.batch_size, self.data
+        samples = [self.source.sample_at((self.done - 1) * batch + i) for i in range(batch)]
+        return {"samples": samples, "refs": [int(data.ref_ids[data.sentence_ref[s]]) for s in samples],
+                "sentences": [data.sentence(s, self.config.data.sentence_field) for s in samples]}
 
     def _seconds(self) -> float:
         return self.spent + time.perf_counter() - self.started
 
-    def validate(self, bar=None) -> dict | None:
+    def validate(self) -> dict | None:
         """Score the validation samples with the averaged weights where there are any; keep the best."""
         self.validated, self.validation_started = self.done, time.perf_counter()
         with _Averaged(self.step):
             result = None
             if len(self.val_samples):
                 scores = evaluate_samples(self.model, self.data, self.val_samples, self.tokenizer, self.config,
-                                          here=self.here)
+                                          runtime=self.runtime)
                 result = report(self.data, scores)
                 score = result["image"]["oIoU"]
                 self.run.log({"step": self.done, "val": result})
-                self.say(f"step {self.done}: {self.config.data.val_split} oIoU {score:.2f}  mIoU "
+                self.log(f"step {self.done}: {self.config.data.val_split} oIoU {score:.2f}  mIoU "
                          f"{result['image']['mIoU']:.2f}  P@0.5 {result['image']['P@0.5']:.2f}  "
-                         f"({len(self.val_samples)} sentences, image's own size)", bar)
+                         f"({len(self.val_samples)} sentences, image's own size)")
             if result is None or score > self.best:
                 self.best = score if result else self.best
                 self.run.save_best(named_arrays(self.model.get_parameters(), "model"),
@@ -252,8 +241,7 @@ class Trainer:
         arrays = named_arrays(self.model.get_parameters(), "model")
         for section, state in self.step.states().items():
             arrays |= {f"{section}.{name}": array for name, array in state.items()}
-        unlogged = {"validated": self.validated, "window": self.window, "skipped": self.skipped,
-                    "skipped_in_row": self.skipped_in_row}
+        unlogged = {"validated": self.validated, **self.step_log.state()}
         self.run.save_state(arrays, *self._about(self.step.counters() | unlogged), again=again)
 
     def _about(self, counters: dict | None = None) -> tuple:
@@ -268,48 +256,28 @@ class Trainer:
         self.run.open(self.config, self.done, self.validated, self.state.path if self.state else None)
         if self.initial is not None:
             self.run.log({"step": 0, "init_from": self.initial.facts})
-        ranks.broadcast(self.model.get_parameters(), self.here)
+        ranks.broadcast(self.model.get_parameters(), self.runtime)
         train = self.config.train
         parameters = sum(p.size for p in self.model.trainable_params())
         length = f"{train.minutes:g} minutes, at most " if train.minutes else ""
-        shared = f", {self.here.ranks} ranks" if self.here.ranks > 1 else ""
-        self.say(f"{self.config.data.dataset}: {length}{self.total - self.done} steps of {train.batch_size} samples on "
-                 f"{self.here.target}{shared}, {parameters / 1e6:.2f} M parameters, output {self.run.path} "
+        shared = f", {self.runtime.ranks} ranks" if self.runtime.ranks > 1 else ""
+        self.log(f"{self.config.data.dataset}: {length}{self.total - self.done} steps of {train.batch_size} samples on "
+                 f"{self.runtime.target}{shared}, {parameters / 1e6:.2f} M parameters, output {self.run.path} "
                  "(the first step compiles the network)")
 
-    def _log_losses(self, rate: float, speed: float, bar):
-        """The means since the last line; null where every step was skipped, or an older version had no such number."""
-        means = {key: _mean([r[key] for r in self.window if key in r]) for key in (*LOSSES, "grad_norm")}
-        entry = {"step": self.done, **{k: v if v is None else round(v, 5) for k, v in means.items()}, "lr": rate,
-                 "samples_per_s": round(speed, 1)}
-        if self.step.scaler is not None:
-            entry["scale"] = self.step.counters()["scale"]
-        if self.skipped:
-            entry["skipped"] = self.skipped
-        self.run.log(entry)
-        loss = "none finite" if means["loss"] is None else f"{means['loss']:.3f}"
-        budget = 60 * self.config.train.minutes
-        left = f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""
-        skipped = f", {self.skipped} skipped" if self.skipped else ""
-        bar.set_postfix_str(f"loss {loss}, lr {rate:.1e}, {speed:.0f} samples/s{left}{skipped}", refresh=False)
-        self.window, self.skipped = [], 0
+    def _log_losses(self, lr: float, speed: float, bar: Bar):
+        scale = self.step.counters()["scale"] if self.step.scaler is not None else None
+        text, budget = self.step_log.write(self.done, lr, speed, scale), 60 * self.config.train.minutes
+        bar.note(text + (f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""))
         if self.data.turned and not self.turned_said:
             self.turned_said = True
-            self.say(turned_pictures(self.data), bar)
+            self.log(turned_pictures(self.data))
 
 
 def _judged_by(config: Config) -> tuple:
     """What scores must have in common to be compared."""
     data = config.data
     return data.val_split, data.sentence_field, data.overlap, config.train.val_samples, config.eval.threshold
-
-
-def _mean(values: list) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def _finite_or_text(value: float):
-    return value if math.isfinite(value) else str(value)
 
 
 class _Averaged:
@@ -327,9 +295,9 @@ class _Averaged:
             self.replaced = [p for p in self.step.objective.get_parameters() if p.name in averages]
             self.kept = [p.asnumpy().copy() for p in self.replaced]
             for parameter in self.replaced:
-                ops.assign(parameter, ms.Tensor(averages[parameter.name]))
+                assign(parameter, ms.Tensor(averages[parameter.name]))
 
     def __exit__(self, *_):
         if self.step.ema_decay:
             for parameter, value in zip(self.replaced, self.kept, strict=True):
-                ops.assign(parameter, ms.Tensor(value))
+                assign(parameter, ms.Tensor(value))

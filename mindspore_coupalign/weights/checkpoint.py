@@ -18,10 +18,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mindspore_coupalign.arrays import check_arrays
 from mindspore_coupalign.config import Config, config_from_dict, config_to_dict
 from mindspore_coupalign.errors import UserError
 
 FORMAT = "coupalign-2"
+RENAMED = {"picked": "proposal_head"}  # cells of earlier versions
 
 
 @dataclass
@@ -33,8 +35,10 @@ class Checkpoint:
     progress: dict
 
     def section(self, prefix: str) -> dict:
-        """The arrays below ``prefix.``, without the prefix."""
-        return {k[len(prefix) + 1:]: v for k, v in self.arrays.items() if k.startswith(prefix + ".")}
+        """The arrays below ``prefix.``, without the prefix, by the names of today."""
+        found = (name.split(".") for name in self.arrays)
+        return {".".join([RENAMED.get(cell, cell), *rest]): self.arrays[".".join([first, cell, *rest])]
+                for first, cell, *rest in found if first == prefix}
 
 
 def save_checkpoint(path: str | Path, arrays: dict, config: Config, tokenizer: str, progress: dict, before=None):
@@ -122,22 +126,6 @@ def load_parameters(parameters, arrays: dict, source: str):
     check_arrays({name: tuple(p.shape) for name, p in parameters.items()}, arrays, source)
     for name, parameter in parameters.items():
         parameter.set_data(ms.Tensor(arrays[name], parameter.dtype))
-
-
-def check_arrays(shapes: dict, arrays: dict, source: str):
-    """Names and shapes must match exactly, in both directions.
-
-    Raises:
-        UserError: a name is missing or left over, or a shape differs, with the first of them.
-    """
-    hint = "the checkpoint belongs to another configuration"
-    missing, extra = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
-    if missing or extra:
-        what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the model has not"
-        raise UserError(f"{source}: {what} ({len(missing)} missing, {len(extra)} unexpected); {hint}")
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise UserError(f"{source}: {name} has shape {arrays[name].shape}, the model wants {shape}; {hint}")
 
 
 def _checksum(arrays: dict, texts: dict) -> int:

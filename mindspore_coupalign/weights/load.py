@@ -114,9 +114,9 @@ def _check_config(file: Path, model_type: str, expected: dict):
 
 
 def _check_slope(file: Path, image: ImageConfig, slope: float):
-    if image.slope != slope:
-        raise UserError(f"{file}: was trained with leaky ReLUs of slope {slope}; set model.image.slope={slope} "
-                        f"(found {image.slope})")
+    if image.negative_slope != slope:
+        raise UserError(f"{file}: its leaky ReLUs have the slope {slope}; set model.image.negative_slope={slope} "
+                        f"(found {image.negative_slope})")
 
 
 def _kernels(vision: Cnn) -> dict:

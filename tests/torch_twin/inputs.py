@@ -21,7 +21,7 @@ def random_weights(shapes: dict, seed: int = 0) -> dict:
                 value *= 0.3  # LAVT's instance norm leaves of one word is rounding
             if ".attend." in name and "w_k" in name:  # pixels that all read the same words leave LAVT's instance norm
                 value *= 4  # rounding alone
-        elif "picked" in name or "steepness" in name:
+        elif "proposal_head" in name or "steepness" in name:
             value = 1.5 + 0.1 * value
         elif name.endswith("w_o.bias"):  # LAVT normalises after a ReLU: a row of zeros but one would be all rounding
             value = 1 + 0.1 * value

@@ -55,7 +55,8 @@ def losses(found: dict, mask, loss: dict) -> dict:
     zero = torch.zeros_like(terms["bce"])
     terms["contrast"] = contrast(found["Y"], mask, loss["temperature"]) if loss["contrast"] > 0 else zero
     total = loss["contrast"] * terms["contrast"]
-    for part, names in (("", ()), ("stages", ("early_1", "early_2")), ("proposals", ("picked",))):
+    for part, names in (("", ()), ("deep_supervision", ("stage_logits_1", "stage_logits_2")),
+                        ("proposal_mask", ("proposal_logits",))):
         pairs = [coarse(found[name], mask, weights) for name in names if name in found]
         pairs = pairs if part else [(terms["bce"], terms["dice"])]
         own = {"bce": sum((pair[0] for pair in pairs), zero), "dice": sum((pair[1] for pair in pairs), zero)}

@@ -31,8 +31,8 @@ _PLAIN = {"encoder.vision.embed.proj": "vision.embeddings.patch_embeddings.proje
 _WHOLE = {"encoder.text.embed.word_embeddings": "text.embeddings.word_embeddings.weight",
           "encoder.text.embed.position_embeddings": "text.embeddings.position_embeddings.weight",
           "encoder.text.embed.token_type_embeddings": "text.embeddings.token_type_embeddings.weight",
-          "generator.queries": "generator.queries.weight", "picked.gain": "picked.gain",
-          "picked.offset": "picked.offset", "guided.steepness": "steepness"}
+          "generator.queries": "generator.queries.weight", "proposal_head.gain": "proposal_head.gain",
+          "proposal_head.offset": "proposal_head.offset", "guided.steepness": "steepness"}
 
 
 def place(name: str, model: dict) -> tuple:

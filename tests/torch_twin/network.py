@@ -102,7 +102,7 @@ class Twin(nn.Module):
 
     def __init__(self, config: dict, vocabulary: int, attention: str = "sdpa"):
         super().__init__()
-        model, loss, size = config["model"], config["loss"], config["data"]["image_size"]
+        model, size = config["model"], config["data"]["image_size"]
         dim, words = model["decoder_dim"], model["text"]["hidden"]
         self.lavt = model["name"] == "lavt"
         self.vision = Swin(model["image"], size, attention)
@@ -122,10 +122,11 @@ class Twin(nn.Module):
             self.generator = MaskGenerator(channels[self.stage_read], self.vision.sides[self.stage_read], model)
             self.alignment = SentenceMaskAlignment(dim, words)
         self.upsample = model["upsample"]
-        self.head = nn.Conv2d(dim if self.alignment is None else 2 * dim, 16 if self.upsample == "subpixel" else 1, 1)
+        self.head = nn.Conv2d(dim if self.alignment is None else 2 * dim, 1, 1)
         self.steepness = nn.Parameter(torch.ones(1)) if self.upsample == "guided" else None
-        self.stage_heads = nn.ModuleList(nn.Linear(c, 1) for c in channels[:2] if loss["stages"] > 0)
-        self.picked = nn.ParameterDict({name: torch.ones(1) for name in ("gain", "offset") if loss["proposals"] > 0})
+        self.stage_heads = nn.ModuleList(nn.Linear(c, 1) for c in channels[:2] if model["stage_heads"])
+        self.proposal_head = nn.ParameterDict({name: torch.ones(1) for name in ("gain", "offset")
+                                               if model["proposal_head"]})
 
     def forward(self, image, ids, word_mask) -> dict:
         found = {}
@@ -136,14 +137,15 @@ class Twin(nn.Module):
             q = found["queries"] = self.generator(stages[self.stage_read])
             aligned, proposals, weights = self.alignment(y, q, words[:, 0])
             found |= {"proposals": proposals, "weights": weights, "aligned": aligned.flatten(2).transpose(1, 2)}
-            if self.picked:
+            if self.proposal_head:
                 mask = torch.einsum("bpn,bn->bp", proposals, weights)
-                found["picked"] = (self.picked["gain"] * mask + self.picked["offset"])[:, :, None]
+                head = self.proposal_head
+                found["proposal_logits"] = (head["gain"] * mask + head["offset"])[:, :, None]
             pixels = torch.cat((y, aligned), 1)
         found["coarse"] = self.head(pixels)
         found["logits"] = self._to_input_size(found["coarse"], image)
         for i, head in enumerate(self.stage_heads):
-            found[f"early_{i + 1}"] = head(stages[i])
+            found[f"stage_logits_{i + 1}"] = head(stages[i])
         return found
 
     def _coupalign(self, image, ids, word_mask, found):
@@ -179,8 +181,6 @@ class Twin(nn.Module):
         return stages, words
 
     def _to_input_size(self, coarse, image):
-        if self.upsample == "subpixel":
-            return functional.pixel_shuffle(coarse, 4)
         if self.upsample == "guided":
             return self.steepness * guided_filter(coarse.sigmoid() - 0.5, image)
         return functional.interpolate(coarse, image.shape[2:], mode="bilinear", align_corners=False)

@@ -1,6 +1,6 @@
 """The project's side of the comparison: intermediates, losses and gradients as NumPy arrays by the twin's names.
 
-In PyNative, hooks on the cells see every intermediate; graph mode gives losses, gradients and what ``forward`` returns.
+In PyNative, hooks on the cells see every intermediate; graph mode gives losses, gradients and what ``outputs`` returns.
 """
 
 import re
@@ -10,7 +10,7 @@ from mindspore import ops
 
 from mindspore_coupalign import build
 from mindspore_coupalign.training import setup
-from mindspore_coupalign.training.step import LOSSES
+from mindspore_coupalign.training.objective import LOSSES
 from torch_twin.inputs import random_weights
 
 
@@ -76,10 +76,10 @@ def intermediates(model) -> tuple:
     if model.alignment is not None:
         watch(model.generator, "queries")
         watch(model.alignment, "aligned", "proposals", "weights")
-    if model.picked is not None:
-        watch(model.picked, "picked")
+    if model.proposal_head is not None:
+        watch(model.proposal_head, "proposal_logits")
     for i, head in enumerate(model.stage_heads):
-        watch(head, f"early_{i + 1}")
+        watch(head, f"stage_logits_{i + 1}")
     return found, hooks
 
 

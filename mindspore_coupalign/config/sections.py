@@ -1,0 +1,285 @@
+"""The sections of a configuration: every field with its type, its default and what it must fulfil.
+
+The defaults are the full recipe: Swin-B (window 12) and BERT-base at 480 × 480 on RefCOCO. Optimizer, learning rate,
+schedule, epochs, batch and input size are LAVT's, read from its code, since CoupAlign's own are not public;
+docs/paper.md says what differs from LAVT's recipe. The comment behind a field is its line in docs/configuration.md.
+
+A section's ``rules`` are pairs (is it fulfilled, what to say if not). They are asked for one by one, and each may rely
+on those before it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+AMP_LEVELS = ("auto", "O0", "O1", "O2", "O3")  # mixed precision; models/precision.py says what they are
+Rule = tuple[bool, str]
+
+
+def one_of(name: str, value, choices) -> Rule:
+    return value in choices, f"{name} must be one of {', '.join(map(str, choices))}, found {value!r}"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    root: str = "data/refer"  # folder that holds <dataset>/ and the images
+    dataset: str = "refcoco"  # refcoco, refcoco+, refcocog, refclef, refshapes or any folder of that layout
+    split_by: str = "unc"  # the X of refs(X).p
+    images: str = ""  # image folder; empty: images/train2014 and the other usual places below root
+    train_split: str = "train"  # split to train on
+    val_split: str = "val"  # split to validate on, and to choose the best checkpoint by
+    sentence_field: str = "sent"  # sent: as REFER cleaned it; raw: as it was typed (LAVT's choice)
+    overlap: str = "union"  # an object's pixels under two of its parts: union keeps them, single does not (LAVT's rule)
+    image_size: int = 480  # network input, H = W: the image is resized to it without keeping its aspect ratio
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB, of values in 0..1 (ImageNet)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)  # the standard deviations that go with mean
+    tokenizer: str = "bert-base-uncased"  # folder of a vocab.txt, hub name, or "refshapes" for the shipped vocabulary
+    max_tokens: int = 20  # with [CLS] and [SEP]
+    flip: float = 0.0  # probability of a left-right flip with the words left and right swapped
+    workers: int = 8  # threads of the data pipeline
+
+    def rules(self) -> Iterator[Rule]:
+        size = self.image_size
+        yield size > 0 and size % 32 == 0, f"data.image_size must be a positive multiple of 32, found {size}"
+        yield len(self.mean) == 3 and len(self.std) == 3, "data.mean and data.std need three values, R G B"
+        yield min(self.std) > 0, "data.std must be positive"
+        yield self.max_tokens >= 3, "data.max_tokens must be at least 3: [CLS], one word, [SEP]"
+        yield 0 <= self.flip <= 1, "data.flip is a probability, 0 to 1"
+        yield one_of("data.sentence_field", self.sentence_field, ("sent", "raw"))
+        yield one_of("data.overlap", self.overlap, ("union", "single"))
+        yield self.workers >= 1, "data.workers must be at least 1"
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    name: str = "swin"  # swin, resnet or darknet
+    embed_dim: int = 128  # channels of stage 1; each stage doubles them (Swin-B 128, ResNet 256, Darknet-53 128)
+    depths: tuple[int, ...] = (2, 2, 18, 2)  # blocks of each stage
+    freeze_batch_norm: bool = True  # resnet, darknet: normalise by the loaded statistics; false: by each batch's
+    negative_slope: float = 0.1  # darknet: of its leaky ReLUs, 0.1 in darknet's weights, 0.01 in timm's
+    heads: tuple[int, ...] = (4, 8, 16, 32)  # this and the rest: swin only
+    window: int = 12  # side of the attention windows, in tokens
+    mlp_ratio: float = 4.0  # width of a block's MLP, relative to the stage's channels
+    drop_path: float = 0.3  # stochastic depth: the rate of the last block, rising linearly from 0
+    activation: str = "gelu"  # gelu (the paper's) or relu (faster on CPU)
+    absolute_position: bool = False  # add sine positions after the patch embedding (for training from scratch)
+
+    def rules(self) -> Iterator[Rule]:
+        yield one_of("model.image.name", self.name, ("swin", "resnet", "darknet"))
+        yield 0 <= self.negative_slope < 1, "model.image.negative_slope must be in 0..1"
+        yield one_of("model.image.activation", self.activation, ("gelu", "relu"))
+        for name, value in (("depths", self.depths), ("heads", self.heads)):
+            yield len(value) == 4 and min(value) >= 1, f"model.image.{name} needs four positive numbers, one per stage"
+        yield self.embed_dim >= 1, "model.image.embed_dim must be at least 1"
+        yield int(self.embed_dim * self.mlp_ratio) >= 1, "model.image.mlp_ratio leaves no channel in stage 1's MLP"
+        if self.name == "swin":
+            for i, heads in enumerate(self.heads):
+                dim = self.embed_dim * 2**i
+                yield dim % heads == 0, f"model.image.heads[{i}]={heads} does not divide the stage's {dim} channels"
+        else:
+            yield (self.embed_dim % 4 == 0,
+                   "model.image.embed_dim must be a multiple of 4: the stem has a quarter of it")
+        yield self.window >= 1, "model.image.window must be at least 1"
+        yield 0 <= self.drop_path < 1, "model.image.drop_path must be in 0..1"
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    hidden: int = 768  # width
+    heads: int = 12  # of attention
+    ffn: int = 3072  # width of the feed-forward layers
+    groups: tuple[int, ...] = (3, 3, 3, 3)  # BERT layers beside each visual stage
+    max_positions: int = 512  # rows of the table of position embeddings
+    dropout: float = 0.1  # of embeddings, attention weights and residual branches
+    activation: str = "gelu"  # gelu (BERT's) or relu (faster on CPU)
+
+    def rules(self) -> Iterator[Rule]:
+        yield one_of("model.text.activation", self.activation, ("gelu", "relu"))
+        yield min(self.hidden, self.ffn) >= 1, "model.text.hidden and model.text.ffn must be at least 1"
+        yield (len(self.groups) == 4 and min(self.groups) >= 0 and sum(self.groups) > 0,
+               "model.text.groups needs four numbers, BERT layers beside each stage")
+        yield self.heads >= 1 and self.hidden % self.heads == 0, "model.text.heads must divide model.text.hidden"
+        yield 0 <= self.dropout < 1, "model.text.dropout must be in 0..1"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "coupalign"  # coupalign, or lavt: LAVT's fusion, without proposals
+    image: ImageConfig = field(default_factory=ImageConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    image_weights: str = ""  # file of pretrained weights that training starts from (docs/weights.md); empty: random
+    text_weights: str = ""  # file or Hugging Face folder of pretrained BERT weights; empty: random
+    wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # those with word-pixel alignment (supplement, Table 3); LAVT needs all
+    wpa_heads: tuple[int, ...] = (4, 8, 16, 32)  # attention heads of the word-pixel alignment at each stage
+    gate_bias_init: float = 0.0  # initial bias of the fusion's gates, LAVT's too; 1 lets the words in at once
+    decoder_dim: int = 256  # channels of the pixel embedding and the mask embeddings
+    queries: int = 100  # mask queries, so many mask proposals
+    query_layers: int = 3  # transformer decoder layers of the mask generator
+    query_heads: int = 8  # of their attention
+    query_ffn: int = 1024  # width of their feed-forward layers
+    query_stage: int = 4  # the stage whose features the queries read
+    upsample: str = "bilinear"  # logits from stride 4 to the input's size: bilinear (the paper's) or guided
+    sentence_mask: bool = True  # SMA; off: the mask is predicted from the pixel embedding alone
+    stage_heads: bool = False  # linear heads on the first two fused stages, for loss.deep_supervision
+    proposal_head: bool = False  # the mask of the proposals under the sentence's weights, for loss.proposal_mask
+
+    @property
+    def has_proposals(self) -> bool:
+        """Whether there are mask proposals and the sentence-mask alignment; LAVT has neither."""
+        return self.sentence_mask and self.name == "coupalign"
+
+    def rules(self) -> Iterator[Rule]:
+        yield one_of("model.name", self.name, ("coupalign", "lavt"))
+        yield from self.image.rules()
+        yield from self.text.rules()
+        yield (set(self.wpa_stages) <= {1, 2, 3, 4} and len(set(self.wpa_stages)) == len(self.wpa_stages),
+               "model.wpa_stages is a list of different stages from 1 to 4")
+        yield (self.name == "coupalign" or len(self.wpa_stages) == 4,
+               "model.name=lavt fuses at all four stages; set model.wpa_stages=[1,2,3,4]")
+        yield len(self.wpa_heads) == 4 and min(self.wpa_heads) >= 1, "model.wpa_heads needs four positive numbers"
+        for i, heads in enumerate(self.wpa_heads):
+            dim = self.image.embed_dim * 2**i
+            yield dim % heads == 0, f"model.wpa_heads[{i}]={heads} does not divide the stage's {dim} channels"
+        yield one_of("model.upsample", self.upsample, ("bilinear", "guided"))
+        yield one_of("model.query_stage", self.query_stage, (1, 2, 3, 4))
+        yield (min(self.queries, self.query_layers, self.query_heads, self.query_ffn, self.decoder_dim) >= 1,
+               "model.queries, query_layers, query_heads, query_ffn and decoder_dim must be at least 1")
+        yield self.decoder_dim % self.query_heads == 0, "model.query_heads must divide model.decoder_dim"
+        yield (self.decoder_dim % (8 if self.decoder_dim <= 256 else 32) == 0,
+               "model.decoder_dim must be a multiple of 8, above 256 of 32 (its group norms)")
+        yield (self.has_proposals or not self.proposal_head,
+               "model.proposal_head needs the proposals of CoupAlign's sentence-mask alignment; set "
+               "model.proposal_head=false and loss.proposal_mask=0")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    bce: float = 1.0  # weight of the binary cross-entropy of the mask
+    dice: float = 1.0  # weight of its Dice loss
+    class_weights: tuple[float, ...] = (1.0, 1.0)  # of background, foreground in the cross-entropies (LAVT: 0.9, 1.1)
+    contrast: float = 0.1  # weight of the pixel contrast
+    deep_supervision: float = 0.0  # weight of the mask losses of the stage heads (model.stage_heads)
+    proposal_mask: float = 0.0  # weight of the mask losses of the proposals' sum (model.proposal_head)
+    temperature: float = 0.1  # of the pixel contrast
+    negatives: int = 256  # background pixels drawn per sample for the contrast
+
+    def rules(self) -> Iterator[Rule]:
+        yield (min(self.bce, self.dice, self.contrast, self.deep_supervision, self.proposal_mask) >= 0
+               and self.bce + self.dice > 0,
+               "loss.bce, dice, contrast, deep_supervision and proposal_mask must not be negative, and bce or dice "
+               "must be on")
+        yield (len(self.class_weights) == 2 and min(self.class_weights) > 0,
+               "loss.class_weights needs two positive numbers: background, foreground")
+        yield self.temperature > 0 and self.negatives >= 1, "loss.temperature and loss.negatives must be positive"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    seed: int = 0  # of weights, order, sentences and dropout
+    epochs: int = 40  # an epoch has every ref once, with one of its sentences
+    steps: int = 0  # > 0: stop after so many steps instead of after `epochs`
+    minutes: float = 0.0  # > 0: a time budget, compiling and the last validation included; the learning rate's
+    # decay then follows the time that training has had since the warm-up, and what is left of it
+    batch_size: int = 32  # global: all ranks and micro-batches together
+    accumulate: int = 1  # micro-batches per step, one after the other: less memory for the same batch
+    amp: str = "auto"  # mixed precision: O0, O1, O2, O3 (models/precision.py), or auto: O0 on CPU, O1 elsewhere
+    amp_dtype: str = "float16"  # float16 (with dynamic loss scaling) or bfloat16 (Ascend only)
+    lr: float = 5e-5  # learning rate after the warm-up
+    image_lr_mult: float = 1.0  # learning-rate multiplier of the vision encoder
+    text_lr_mult: float = 1.0  # of the text encoder
+    head_lr_mult: float = 1.0  # of all the rest
+    freeze: tuple[str, ...] = ()  # parameters whose names start so stay as they are, for example encoder.text
+    position_bias_lr_mult: float = 1.0  # learning-rate multiplier of Swin's tables of relative position biases
+    muon_lr_mult: float = 0.0  # > 0: Muon moves the matrices, by a root mean square of muon_lr_mult · lr; 0: all AdamW
+    schedule: str = "poly"  # the decay: poly (power 0.9), cosine or linear
+    final_lr: float = 0.0  # where the decay ends
+    decay_epochs: int = 0  # > 0: the decay ends after so many epochs and final_lr stays; 0: at the end
+    decay_every: str = "step"  # step or epoch: when the learning rate changes
+    warmup_steps: int = 0  # steps in which the learning rate rises linearly
+    weight_decay: float = 0.01  # decoupled, as in AdamW
+    decayed: str = "matrices"  # what weight decay acts on: matrices, all, or lavt: all but the image encoder's norms
+    # and position biases
+    clip_norm: float = 1.0  # 0: no clipping
+    ema: float = 0.0  # decay of the averaged weights that are evaluated and exported; 0: off
+    val_every: int = 0  # steps between validations; 0: once per epoch
+    val_samples: int = 0  # validate on the first so many samples; 0: on all
+    save_every: int = 0  # steps between checkpoints that --resume can go on from; 0: at every validation
+    keep: int = 2  # so many of the newest checkpoints are kept, beside the best
+    max_nonfinite_steps: int = 10  # end the run after so many steps in a row with a non-finite loss or gradient
+    step_timeout: int = 0  # seconds for a step of a rank before the run ends; 0: ten of the longest so far, at least 20
+    heartbeat_timeout: int = 20  # seconds that a rank may be without a heartbeat
+    compile_timeout: int = 0  # the same while it compiles, which holds heartbeats back; 0: 120 on CPU, 1200 elsewhere
+    remote_grace: int = 60  # seconds more of these three for ranks of other machines: NFS shows their files late
+    barrier_timeout: int = 1800  # seconds that ranks wait for one that saves or validates
+    log_every: int = 10  # steps between lines of log.jsonl
+
+    def rules(self) -> Iterator[Rule]:
+        yield self.batch_size >= 1, "train.batch_size must be at least 1"
+        yield (self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
+               f"train.accumulate={self.accumulate} must divide train.batch_size={self.batch_size}")
+        yield one_of("train.amp", self.amp, AMP_LEVELS)
+        yield one_of("train.amp_dtype", self.amp_dtype, ("float16", "bfloat16"))
+        yield self.epochs >= 1 and self.steps >= 0, "train.epochs must be at least 1 and train.steps at least 0"
+        yield self.minutes >= 0, "train.minutes must not be negative"
+        yield 0 <= self.seed < 2**32, "train.seed must lie between 0 and 2^32 - 1"
+        yield (min(self.weight_decay, self.clip_norm, self.val_every, self.val_samples) >= 0,
+               "train.weight_decay, clip_norm, val_every and val_samples must not be negative")
+        yield self.log_every >= 1, "train.log_every must be at least 1"
+        yield 0 <= self.ema < 1, "train.ema is a decay, 0 (off) to below 1"
+        yield one_of("train.decayed", self.decayed, ("matrices", "lavt", "all"))
+        yield from self._learning_rate_rules()
+        yield from self._guard_rules()
+
+    def _learning_rate_rules(self) -> Iterator[Rule]:
+        yield one_of("train.schedule", self.schedule, ("poly", "cosine", "linear"))
+        yield one_of("train.decay_every", self.decay_every, ("step", "epoch"))
+        yield self.lr > 0, "train.lr must be positive"
+        yield 0 <= self.final_lr <= self.lr, "train.final_lr must lie between 0 and train.lr"
+        yield self.decay_epochs >= 0, "train.decay_epochs must not be negative"
+        yield (self.minutes == 0 or (self.decay_epochs == 0 and self.decay_every == "step"),
+               "train.decay_epochs and decay_every=epoch count epochs, but under train.minutes the learning rate "
+               "follows the time; set train.minutes=0, or leave them out")
+        yield self.warmup_steps >= 0, "train.warmup_steps must not be negative"
+        yield self.warmup_steps == 0 or self.decay_every == "step", "train.warmup_steps needs train.decay_every=step"
+        yield (min(self.image_lr_mult, self.text_lr_mult, self.head_lr_mult) > 0,
+               "train.image_lr_mult, text_lr_mult and head_lr_mult must be positive; train.freeze keeps parameters as "
+               "they are")
+        yield (self.position_bias_lr_mult > 0 and self.muon_lr_mult >= 0,
+               "train.position_bias_lr_mult must be positive and train.muon_lr_mult not negative")
+
+    def _guard_rules(self) -> Iterator[Rule]:
+        yield (self.keep >= 1 and self.max_nonfinite_steps >= 1,
+               "train.keep and train.max_nonfinite_steps must be at least 1")
+        yield (min(self.save_every, self.step_timeout, self.compile_timeout, self.remote_grace) >= 0,
+               "train.save_every, step_timeout, compile_timeout and remote_grace must not be negative")
+        yield (self.heartbeat_timeout >= 5,
+               "train.heartbeat_timeout must be at least 5: a rank gives a heartbeat every second")
+        yield self.barrier_timeout >= 1, "train.barrier_timeout must be at least 1"
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    batch_size: int = 8  # sentences per batch; changes no score
+    threshold: float = 0.5  # probability above which a pixel belongs to the mask
+
+    def rules(self) -> Iterator[Rule]:
+        yield self.batch_size >= 1, "eval.batch_size must be at least 1"
+        yield 0 < self.threshold < 1, "eval.threshold must be between 0 and 1"
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def rules(self) -> Iterator[Rule]:
+        """Every section's, and what concerns two of them."""
+        for section in (self.data, self.model, self.loss, self.train, self.eval):
+            yield from section.rules()
+        yield (self.data.max_tokens <= self.model.text.max_positions,
+               "data.max_tokens is larger than model.text.max_positions")
+        for weight, head in (("deep_supervision", "stage_heads"), ("proposal_mask", "proposal_head")):
+            yield (getattr(self.loss, weight) == 0 or getattr(self.model, head),
+                   f"loss.{weight} needs the network's heads for it; set model.{head}=true, or loss.{weight}=0")

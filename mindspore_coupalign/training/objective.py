@@ -1,0 +1,54 @@
+"""The loss of one batch, with the weights of a configuration's section ``loss``.
+
+Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); each loss a scalar.
+"""
+
+import mindspore as ms
+from mindspore import nn, ops
+
+LOSSES = ("loss", "bce", "dice", "contrast", "deep_supervision_bce", "deep_supervision_dice", "proposal_mask_bce",
+          "proposal_mask_dice")
+
+
+class Objective(nn.Cell):
+    """LOSSES of one batch: the weighted sum and its raw terms
+
+        loss = masks("") + contrast · <contrast> + deep_supervision · masks("deep_supervision_")
+               + proposal_mask · masks("proposal_mask_")
+        masks(x) = bce · <x + "bce"> + dice · <x + "dice">
+
+    Deep supervision's terms are sums over the stage heads; terms of parts that are off are 0.
+
+    Args:
+        weights: of bce, dice, contrast, deep_supervision and proposal_mask.
+    """
+
+    def __init__(self, model, mask_loss, contrast, weights: tuple):
+        super().__init__(auto_prefix=False)  # else every parameter of the model would be renamed model.<name>
+        self.model, self.mask_loss, self.contrast = model, mask_loss, contrast
+        self.bce_weight, self.dice_weight, self.contrast_weight, self.stage_weight, self.proposal_weight = weights
+
+    def construct(self, image, ids, word_mask, mask):
+        outputs = self.model.outputs(image, ids, word_mask)
+        bce, dice = self.mask_loss(outputs.logits.astype(ms.float32), mask)
+        total = self.bce_weight * bce + self.dice_weight * dice
+        contrast = ops.zeros_like(bce)
+        if self.contrast_weight > 0:
+            contrast = self.contrast(outputs.pixels.astype(ms.float32), mask)
+            total = total + self.contrast_weight * contrast
+        stage_bce, stage_dice = ops.zeros_like(bce), ops.zeros_like(bce)
+        if self.stage_weight > 0:
+            for i in range(len(outputs.stage_logits)):
+                own_bce, own_dice = self._coarse_losses(outputs.stage_logits[i], mask, 2 ** (i + 2))
+                stage_bce, stage_dice = stage_bce + own_bce, stage_dice + own_dice
+        total = total + self.stage_weight * (self.bce_weight * stage_bce + self.dice_weight * stage_dice)
+        proposal_bce, proposal_dice = ops.zeros_like(bce), ops.zeros_like(bce)
+        if self.proposal_weight > 0:
+            proposal_bce, proposal_dice = self._coarse_losses(outputs.proposal_logits, mask, 4)
+            total = total + self.proposal_weight * (self.bce_weight * proposal_bce + self.dice_weight * proposal_dice)
+        return total, bce, dice, contrast, stage_bce, stage_dice, proposal_bce, proposal_dice
+
+    def _coarse_losses(self, logits, mask, stride: int):
+        """Both mask losses of logits (B, P, 1) at a stride against the share of the mask in each of their cells."""
+        mask = ops.avg_pool2d(mask, stride, stride)
+        return self.mask_loss(logits.astype(ms.float32).reshape(mask.shape), mask)
