@@ -154,13 +154,6 @@ def _(cell: layers.Resize, graph, x):
 
 
 @emit.register
-def _(cell: layers.SubPixel, graph, x):
-    b, _, h, w = x.shape
-    r = cell.factor
-    return x.reshape(b, r, r, h, w).transpose(0, 3, 1, 4, 2).reshape(b, 1, r * h, r * w)
-
-
-@emit.register
 def _(cell: layers.TokensToMap, graph, x):
     b, _, c = x.shape
     return x.transpose(0, 2, 1).reshape(b, c, *cell.size)
