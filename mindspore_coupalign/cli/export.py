@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--checkpoint", required=True, metavar="FILE",
                         help="best.safetensors or last.safetensors of a run")
     parser.add_argument("--output", required=True, metavar="FILE",
-                        help="FILE.mindir or FILE.onnx, written together with FILE.mindir.json or FILE.onnx.json; older "
+                        help="FILE.mindir or FILE.onnx, written together with a sidecar of that name + .json; older "
                              "ones are replaced")
     parser.add_argument("--int8", metavar="FILE.onnx",
                         help="beside an ONNX --output: also write one whose weights have 8 bits")

@@ -1,4 +1,4 @@
-"""The ONNX form of the cells that every part of the network shares; ``emit(cell, graph, …)`` finds it by the cell's type.
+"""The ONNX form of the cells that every part of the network shares; ``emit(cell, graph, …)`` finds it by the type.
 
 Shapes: x (B, P, C) tokens or (B, C, H, W) maps, as in models/layers.py; heads h, head width d = C / h.
 """
