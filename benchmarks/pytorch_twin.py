@@ -3,7 +3,7 @@
 The forward pass and the training step (forward, losses, backward, clipping, AdamW), each side in a process of its own;
 they take turns, so that noise hits both. Random weights, random data, the configuration's drops and losses. Needs
 requirements-parity.txt; the twin is tests/torch_twin. With --onnx, for the forward pass, the exported ONNX file in
-onnxruntime takes its turn as well; needs requirements-onnx.txt.
+onnxruntime takes its turn as well.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def write_onnx(path: str):
     config = config_from_dict(json.load(sys.stdin), "case")
     runtime.setup("CPU", 0)
     model = build.build_model(config, VOCABULARY).set_train(False)
-    Path(path).write_bytes(to_onnx(model, config.data.image_size, config.data.max_tokens).SerializeToString())
+    Path(path).write_bytes(to_onnx(model, config.data).SerializeToString())
 
 
 def child():

@@ -20,7 +20,9 @@ os.environ.setdefault("GLOG_v", "3")
 # CUDA 11's libraries from pip have to be there before MindSpore is imported.
 cuda.activate()
 
-_PUBLIC = dict.fromkeys(("Predictor", "Prediction"), "mindspore_coupalign.inference.predictor")
+_INFERENCE = "mindspore_coupalign.inference."
+_PUBLIC = {"load": _INFERENCE + "loading", "Model": _INFERENCE + "model", "Prediction": _INFERENCE + "prediction",
+           "Predictor": _INFERENCE + "predictor", "UserError": "mindspore_coupalign.errors"}
 
 
 def __getattr__(name: str):

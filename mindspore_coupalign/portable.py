@@ -7,10 +7,13 @@ keeps none of them. ``last.safetensors`` keeps all: it is there to go on with.
 
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mindspore_coupalign.config import Config, config_to_dict, load_config
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.weights.checkpoint import Checkpoint
+
+if TYPE_CHECKING:  # its import takes MindSpore's seconds
+    from mindspore_coupalign.weights.checkpoint import Checkpoint
 
 PATHS = {"data": ("root", "images", "tokenizer"), "model": ("image_weights", "text_weights")}
 
@@ -34,7 +37,7 @@ def without_paths(config: Config) -> dict:
     return values
 
 
-def with_data_paths(checkpoint: Checkpoint) -> Config:
+def with_data_paths(checkpoint: "Checkpoint") -> Config:
     """The checkpoint's configuration; where it names no data folder, that of config.yaml beside it, if
     that is of the same data set."""
     config, beside = checkpoint.config, checkpoint.path.parent / "config.yaml"

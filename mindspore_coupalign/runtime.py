@@ -32,14 +32,7 @@ def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:
     Raises:
         UserError: the device is not there, or MindSpore cannot use it.
     """
-    available = {"Ascend": ms.device_context.ascend.is_available, "GPU": _has_gpu, "CPU": lambda: True}
-    if target == "auto":
-        target = next(name for name, there in available.items() if there())
-    elif not available[target]():
-        raise UserError(f"--device-target {target}: MindSpore finds no usable {target} on this machine; `python -m "
-                        "mindspore_coupalign doctor` says why; --device-target CPU runs anywhere")
-    ms.set_device(target, int(os.environ.get("DEVICE_ID", "0"))) if target != "CPU" else ms.set_device(target)
-    graph_mode()
+    target = choose_device(target)
     rank, ranks = 0, 1
     if in_a_job():  # set by msrun; its scheduler process joins here, serves the others and exits
         from mindspore import communication
@@ -53,6 +46,28 @@ def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:
     watch = watch or Watch(None)
     watch.target = target
     return Runtime(target, rank, ranks, watch)
+
+
+def choose_device(target: str, option: str = "--device-target ") -> str:
+    """Set the device and graph mode, nothing else; the device, CPU, GPU or Ascend.
+
+    Args:
+        option: what the user chose it by, for errors.
+
+    Raises:
+        UserError: the device is not there, or MindSpore cannot use it.
+    """
+    available = {"Ascend": ms.device_context.ascend.is_available, "GPU": _has_gpu, "CPU": lambda: True}
+    if target == "auto":
+        target = next(name for name, there in available.items() if there())
+    elif target not in available:
+        raise UserError(f"{option}{target}: no such device; choose one of {', '.join(TARGETS)}")
+    elif not available[target]():
+        raise UserError(f"{option}{target}: MindSpore finds no usable {target} on this machine; `python -m "
+                        f"mindspore_coupalign doctor` says why; {option}CPU runs anywhere")
+    ms.set_device(target, int(os.environ.get("DEVICE_ID", "0"))) if target != "CPU" else ms.set_device(target)
+    graph_mode()
+    return target
 
 
 def _has_gpu() -> bool:

@@ -186,8 +186,8 @@ def test_lavt_fuses_at_all_stages():
 
 @pytest.mark.parametrize("without", ["model.sentence_mask=false", "model.name=lavt"])
 def test_a_loss_on_proposals_needs_them(without):
-    assert "loss.proposal_mask" in error(with_overrides, Config(), ["loss.proposal_mask=0.5", "model.proposal_head=true",
-                                                                without], "some.yaml")
+    overrides = ["loss.proposal_mask=0.5", "model.proposal_head=true", without]
+    assert "loss.proposal_mask" in error(with_overrides, Config(), overrides, "some.yaml")
 
 
 @pytest.mark.parametrize(("weight", "head"), [("deep_supervision", "stage_heads"), ("proposal_mask", "proposal_head")])

@@ -12,6 +12,7 @@ from tiny_network import eager, tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
 from mindspore_coupalign.models.bert import padding_bias
+from mindspore_coupalign.models.coupalign import STAGE_LOGITS, Outputs
 from mindspore_coupalign.models.layers import Tanh
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
@@ -133,7 +134,7 @@ def test_stages_with_word_pixel_alignment(stages, batch):
     assert widths == [8 * 2 ** (stage - 1) for stage in stages]
     rest = {line for line in named_shapes(model) if not line.startswith("encoder.wpa.")}
     assert rest == {line for line in golden_lines() if not line.startswith("encoder.wpa.")}
-    out = eager(model.outputs, *batch[:3])
+    out = Outputs(*eager(model.outputs, *batch[:3]))
     assert np.isfinite(out.logits.asnumpy()).all()
     shapes = [((1, 2, 2, 4)[stage - 1], 256 // 4 ** (stage - 1)) for stage in stages]
     assert [a.shape[1:3] for a in out.attention] == shapes
@@ -172,7 +173,7 @@ def test_stage_heads(batch):
     config = tiny_config("loss.deep_supervision=0.5", "model.stage_heads=true", "loss.contrast=0", "loss.bce=3",
                          "loss.dice=0.7")
     model = randomize(tiny_model("loss.deep_supervision=0.5", "model.stage_heads=true"))
-    heads = eager(model.outputs, *batch[:3]).stage_logits
+    heads = eager(model.outputs, *batch[:3])[STAGE_LOGITS]
     assert [e.shape for e in heads] == [(2, 256, 1), (2, 64, 1)]
     objective = setup.build_train_step(model, config).objective
     losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in eager(objective, *batch)], strict=True))
@@ -187,7 +188,7 @@ def test_the_proposal_head(batch):
     config = tiny_config("loss.proposal_mask=0.5", "model.proposal_head=true", "loss.contrast=0", "loss.bce=3",
                          "loss.dice=0.7")
     model = randomize(build.build_model(config, 30))
-    out = eager(model.outputs, *batch[:3])
+    out = Outputs(*eager(model.outputs, *batch[:3]))
     logits, proposals, chosen, mask = (x.asnumpy() for x in (out.logits, out.proposals, out.weights,
                                                              out.proposal_logits))
     gain, offset = model.proposal_head.gain.asnumpy(), model.proposal_head.offset.asnumpy()

@@ -74,7 +74,7 @@ def test_updates_equal_the_reference():
     """Nesterov momentum 0.95, moves of lr · rate, decoupled decay; the bias goes by Adam as ever."""
     cell, random = Two(0), np.random.default_rng(3)
     optimizer = Optimizer([{"params": [cell.b], "weight_decay": 0.0},
-                           {"params": [cell.w, cell.k], "weight_decay": 0.1, "rate": 0.8, "muon": True}])
+                           {"params": [cell.w, cell.k], "weight_decay": 0.1, "lr_mult": 0.8, "muon": True}])
     expected = {name: getattr(cell, name).asnumpy().astype(np.float64) for name in "wk"}
     bias, average = cell.b.asnumpy().copy(), {name: 0.0 for name in "wk"}
     for lr in (0.1, 0.05, 0.02):
@@ -97,7 +97,7 @@ def test_the_models_matrices():
     """Muon gets dense layers and the decoder's convolutions; embeddings, queries, head and first layer do not."""
     model = tiny_model()
     decayed, plain, tables, matrices = setup.parameter_groups(model, 0.1, 1.0, 0.8)
-    assert matrices["muon"] and matrices["rate"] == 0.8
+    assert matrices["muon"] and matrices["lr_mult"] == 0.8
     names = {p.name for p in matrices["params"]}
     assert {"encoder.vision.stages.0.blocks.0.attn.q.weight", "encoder.wpa.0.w_v.weight"} <= names
     assert any(name.startswith("decoder.") for name in names)

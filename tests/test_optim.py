@@ -106,7 +106,7 @@ def test_a_group_of_another_rate(below):
     """Equal to the common rate times the factor, decay included; the other group goes on as before."""
     slow, fast = Linear(), Linear()
     factors = groups(fast)
-    factors[0]["rate"] = 8.0
+    factors[0]["lr_mult"] = 8.0
     one, other = Optimizer(groups(slow), below=below), Optimizer(factors, below=below)
     lone = Linear()
     reference = Optimizer(groups(lone), below=below)
@@ -243,7 +243,7 @@ def test_parameter_groups_of_the_model():
     decayed, plain, tables, matrices = parameter_groups(model, 0.07, 16.0)
     assert not matrices["params"]  # unless they have a rate: test_muon.py
     assert decayed["weight_decay"] == 0.07 and plain["weight_decay"] == tables["weight_decay"] == 0.0
-    assert tables["rate"] == 16 and decayed["rate"] == plain["rate"] == 1
+    assert tables["lr_mult"] == 16 and decayed["lr_mult"] == plain["lr_mult"] == 1
     names = [p.name for group in (decayed, plain, tables) for p in group["params"]]
     assert len(names) == len(set(names)) and set(names) == {p.name for p in model.trainable_params()}
     still = {p.name.rpartition(".")[2] for p in plain["params"]}

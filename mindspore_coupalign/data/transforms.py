@@ -26,8 +26,8 @@ class ImageTransform:
         self._scale = 1 / (255 * std)
         self._shift = -mean / std
 
-    def image(self, rgb: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 RGB -> (3, size, size) float32, normalised."""
+    def resize(self, rgb: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8 RGB -> (size, size, 3) uint8."""
         h, w = rgb.shape[:2]
         # cv2's area averaging is exact only where both sides shrink; elsewhere it shifts the picture. So each side is
         # first shrunk if it must be, and then stretched if it must be.
@@ -36,6 +36,11 @@ class ImageTransform:
             rgb = cv2.resize(rgb, smaller, interpolation=cv2.INTER_AREA)
         if smaller != (self.size, self.size):
             rgb = cv2.resize(rgb, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        return rgb
+
+    def image(self, rgb: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8 RGB -> (3, size, size) float32, normalised."""
+        rgb = self.resize(rgb)
         planes = np.empty((3, self.size, self.size), np.float32)
         for channel, plane in enumerate(planes):  # a plane at a time is three times faster than one broadcast
             np.multiply(rgb[..., channel], self._scale[channel], out=plane)

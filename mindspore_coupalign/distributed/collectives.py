@@ -1,5 +1,5 @@
 """What the ranks of one job compute together, outside of the compiled step. They meet before each collective: see
-Watch.meet.
+Watch.barrier.
 """
 
 import mindspore as ms

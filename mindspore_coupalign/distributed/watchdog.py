@@ -140,7 +140,7 @@ class Watch:
             with self.lock:
                 self.state["compiles"] = False
 
-    def meet(self):
+    def barrier(self):
         """Wait until every rank of this machine has come as far: a collective that is entered long before the others
         gives up (on CPU after 30 s), however well they are."""
         if self.folder is None:

@@ -15,7 +15,11 @@ from mindspore_coupalign.models.sentence_mask import ProposalHead, SentenceMaskA
 
 
 class Outputs(NamedTuple):
-    """What losses and figures read beside the mask; P_i pixels at stage i, P of the pixel embedding at stride 4."""
+    """What losses and figures read beside the mask; P_i pixels at stage i, P of the pixel embedding at stride 4.
+
+    Compiled graphs know plain tuples alone: there the names below are indexes, ``outputs[PIXELS]``; outside,
+    ``Outputs(*network(image, ids, word_mask))`` has them as attributes.
+    """
 
     logits: Tensor  # (B, 1, H, W)
     pixels: Tensor  # (B, C_d, H/4, W/4) the pixel embedding Y
@@ -24,6 +28,9 @@ class Outputs(NamedTuple):
     attention: tuple  # (B, heads, P_i, T) of each aligned stage, pixels over words
     stage_logits: tuple  # (B, P_i, 1) of the stage heads on stages 1 and 2; empty without
     proposal_logits: Tensor | None  # (B, P, 1) of the proposal head
+
+
+LOGITS, PIXELS, PROPOSALS, WEIGHTS, ATTENTION, STAGE_LOGITS, PROPOSAL_LOGITS = range(len(Outputs._fields))
 
 
 class CoupAlign(nn.Cell):
@@ -56,9 +63,10 @@ class CoupAlign(nn.Cell):
         self.to_input_size = Resize(size)
 
     def construct(self, image, ids, word_mask):
-        return self.outputs(image, ids, word_mask).logits
+        return self.outputs(image, ids, word_mask)[LOGITS]
 
-    def outputs(self, image, ids, word_mask) -> Outputs:
+    def outputs(self, image, ids, word_mask):
+        """The fields of Outputs as a tuple."""
         stages, words, attention = self.encoder(image, ids, word_mask)
         y = self.decoder(stages)
         pixels, proposals, weights, proposal_logits = y, None, None, None
@@ -76,4 +84,4 @@ class CoupAlign(nn.Cell):
         stage_logits = ()
         for i in range(len(self.stage_heads)):
             stage_logits += (self.stage_heads[i](stages[i]),)
-        return Outputs(logits, y, proposals, weights, attention, stage_logits, proposal_logits)
+        return logits, y, proposals, weights, attention, stage_logits, proposal_logits

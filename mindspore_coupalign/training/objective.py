@@ -6,6 +6,8 @@ Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); each loss 
 import mindspore as ms
 from mindspore import nn, ops
 
+from mindspore_coupalign.models.coupalign import LOGITS, PIXELS, PROPOSAL_LOGITS, STAGE_LOGITS
+
 LOSSES = ("loss", "bce", "dice", "contrast", "deep_supervision_bce", "deep_supervision_dice", "proposal_mask_bce",
           "proposal_mask_dice")
 
@@ -30,21 +32,21 @@ class Objective(nn.Cell):
 
     def construct(self, image, ids, word_mask, mask):
         outputs = self.model.outputs(image, ids, word_mask)
-        bce, dice = self.mask_loss(outputs.logits.astype(ms.float32), mask)
+        bce, dice = self.mask_loss(outputs[LOGITS].astype(ms.float32), mask)
         total = self.bce_weight * bce + self.dice_weight * dice
         contrast = ops.zeros_like(bce)
         if self.contrast_weight > 0:
-            contrast = self.contrast(outputs.pixels.astype(ms.float32), mask)
+            contrast = self.contrast(outputs[PIXELS].astype(ms.float32), mask)
             total = total + self.contrast_weight * contrast
         stage_bce, stage_dice = ops.zeros_like(bce), ops.zeros_like(bce)
         if self.stage_weight > 0:
-            for i in range(len(outputs.stage_logits)):
-                own_bce, own_dice = self._coarse_losses(outputs.stage_logits[i], mask, 2 ** (i + 2))
+            for i in range(len(outputs[STAGE_LOGITS])):
+                own_bce, own_dice = self._coarse_losses(outputs[STAGE_LOGITS][i], mask, 2 ** (i + 2))
                 stage_bce, stage_dice = stage_bce + own_bce, stage_dice + own_dice
         total = total + self.stage_weight * (self.bce_weight * stage_bce + self.dice_weight * stage_dice)
         proposal_bce, proposal_dice = ops.zeros_like(bce), ops.zeros_like(bce)
         if self.proposal_weight > 0:
-            proposal_bce, proposal_dice = self._coarse_losses(outputs.proposal_logits, mask, 4)
+            proposal_bce, proposal_dice = self._coarse_losses(outputs[PROPOSAL_LOGITS], mask, 4)
             total = total + self.proposal_weight * (self.bce_weight * proposal_bce + self.dice_weight * proposal_dice)
         return total, bce, dice, contrast, stage_bce, stage_dice, proposal_bce, proposal_dice
 

@@ -58,6 +58,9 @@ class Value:
         """A function of one value that keeps its shape."""
         return self.graph.node(kind, [self], self.shape, **attributes)
 
+    def cast(self, dtype: int) -> "Value":
+        return self.graph.node("Cast", [self], self.shape, to=dtype)
+
     def reduce(self, kind: str, axis: int) -> "Value":
         """ReduceSum, ReduceMean, … along an axis, which stays with length 1."""
         shape = [1 if i == axis else size for i, size in enumerate(self.shape)]
@@ -92,7 +95,7 @@ def broadcast(a: tuple, b: tuple) -> tuple:
 
 
 class Graph:
-    """Nodes and constants in the order of computation; ``model`` makes them a checked ONNX model."""
+    """Nodes and constants in the order of computation; ``model`` makes them an ONNX model."""
 
     def __init__(self):
         self._nodes, self._inputs, self._constants, self._names = [], [], {}, set()
@@ -136,18 +139,13 @@ class Graph:
         return self.node("Concat", values, shape, axis=axis)
 
     def model(self, output: Value, name: str, producer_version: str) -> onnx.ModelProto:
-        """The finished model; ``name`` is its one output's.
-
-        Raises:
-            onnx.checker.ValidationError: a node that the standard does not know so.
-        """
+        """The finished model; ``name`` is its one output's."""
         self._nodes.append(helper.make_node("Identity", [output.name], [name], name=name))
         sizes = ["batch" if size is None else size for size in output.shape]
         result = helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
         graph = helper.make_graph(self._nodes, "coupalign", self._inputs, [result], list(self._constants.values()))
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
-                                  producer_name="mindspore_coupalign", producer_version=producer_version)
-        return model
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
+                                 producer_name="mindspore_coupalign", producer_version=producer_version)
 
     def _unused(self, name: str) -> str:
         found, number = name, 1

@@ -5,8 +5,9 @@ Shapes as in models/swin.py, cnn.py and bert.py: x (B, P, C) tokens; windows n o
 
 import numpy as np
 from mindspore import nn
+from onnx import TensorProto
 
-from mindspore_coupalign.inference.onnx.builder import Graph, Value
+from mindspore_coupalign.inference.onnx.builder import Value
 from mindspore_coupalign.inference.onnx.layers import (
     convolve,
     emit,
@@ -124,10 +125,9 @@ def _(cell: resnet.Bottleneck, graph, x):
     return (y + (x if cell.shortcut is None else emit(cell.shortcut, graph, x))).apply("Relu")
 
 
-def padding_bias(graph: Graph, word_mask: Value) -> Value:
+def padding_bias(word_mask: Value) -> Value:
     """(B, 1, 1, T): 0 for words and -1e4 for padding."""
-    words = graph.node("Cast", [word_mask], word_mask.shape, to=1)  # 1 is float32
-    return ((words - 1.0) * 1e4).reshape(None, 1, 1, word_mask.shape[1])
+    return ((word_mask.cast(TensorProto.FLOAT) - 1.0) * 1e4).reshape(None, 1, 1, word_mask.shape[1])
 
 
 @emit.register

@@ -1,10 +1,9 @@
-"""Writing ONNX files: from a checkpoint, compared with it before the file appears; and the same with weights of 8 bits.
+"""Writing ONNX files: from a checkpoint, compared with it before the file appears; and the same in 8 bits.
 
-Shapes: image (B, 3, H, W) float32; ids, word_mask (B, T) int32; logits (B, 1, H, W) float32.
+Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) float32.
 """
 
 import contextlib
-import json
 import logging
 import os
 from pathlib import Path
@@ -13,21 +12,25 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_coupalign import build
+from mindspore_coupalign.config import DataConfig
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.inference import mindir
-from mindspore_coupalign.inference.onnx import TOLERANCE, session
-from mindspore_coupalign.portable import without_paths
+from mindspore_coupalign.inference import sidecar
+from mindspore_coupalign.inference.mindir import NotEqual, normalised, random_inputs, scratch
+from mindspore_coupalign.inference.onnx import BATCHES, TOLERANCE, session
 from mindspore_coupalign.weights.checkpoint import Checkpoint
 
-BATCHES = (1, 3)  # that are compared
-_LARGEST = 2**31 - 2**26  # bytes of weights; a protobuf, which an ONNX file is, ends at 2 GiB
+_LARGEST = 2**31 - 2**26  # bytes of weights; an ONNX file is a protobuf, which ends at 2 GiB
 
 
-def export_onnx(checkpoint: Checkpoint, output: Path) -> list[float]:
+def export_onnx(checkpoint: Checkpoint, output: Path, uint8: bool = False) -> list[float]:
     """Write the ONNX file, in float32 whatever the checkpoint was trained in, and its sidecar.
 
+    Args:
+        uint8: the graph takes pixels (B, H, W, 3) uint8 and normalises them.
+
     Returns:
-        The largest difference from the network, per batch, relative to the scale.
+        The largest difference from the network, per batch of ``BATCHES``, relative to the scale.
 
     Raises:
         UserError: a package is missing, the output cannot be written, or the weights are too large for one file.
@@ -38,35 +41,39 @@ def export_onnx(checkpoint: Checkpoint, output: Path) -> list[float]:
     model, tokenizer = build.restore_model(checkpoint, amp="O0")
     weights = sum(p.nbytes for p in model.get_parameters())
     if weights > _LARGEST:
-        raise UserError(f"{checkpoint.path}: {weights / 2**30:.1f} GiB of weights, but an ONNX file ends at 2 GiB; "
-                        "export a MINDIR")
-    data = checkpoint.config.data
+        raise UserError(f"{checkpoint.path}: {weights / 2**30:.2f} GiB of weights, but an ONNX file ends at 2 GiB; "
+                        "export a .mindir, which may be of any size")
+    facts = sidecar.describe("onnx", checkpoint.config, tokenizer, uint8=uint8)
     with _replacing(output) as file:
-        file.write_bytes(to_onnx(model, data.image_size, data.max_tokens).SerializeToString())
-        run = session.runner(file)
-        differences = []
-        for inputs in _trials(data, tokenizer):
-            samples = zip(*inputs, strict=True)
-            expected = np.concatenate([model(*(ms.Tensor(part[None]) for part in one)).asnumpy() for one in samples])
-            differences.append(_difference(run(*inputs), expected))
-            if not differences[-1] <= TOLERANCE:  # also when it is not a number
-                raise mindir.NotEqual(f"the exported graph differs from the checkpoint by {differences[-1]:.1e} of the "
-                                      f"logits' scale (allowed: {TOLERANCE:.0e})")
-        _write_sidecar(file, {
-            "format": mindir.FORMAT, "sha256": mindir._sha256(file), "input_size": data.image_size, "mean": data.mean,
-            "std": data.std, "threshold": checkpoint.config.eval.threshold, "max_tokens": data.max_tokens,
-            "tokenizer": tokenizer.to_json(), "step": checkpoint.progress.get("step"), **model.precision._asdict(),
-            "differences": differences, "config": without_paths(checkpoint.config)})
+        file.write_bytes(to_onnx(model, checkpoint.config.data, uint8).SerializeToString())
+        facts["differences"] = _compare(model, session.runner(file), checkpoint.config.data, tokenizer, uint8)
+        facts |= {"step": checkpoint.progress.get("step"), **model.precision._asdict()}
+        sidecar.write(sidecar.sidecar_path(file), file, facts)
+    return facts["differences"]
+
+
+def _compare(model, run, data: DataConfig, tokenizer, uint8: bool) -> list[float]:
+    """The largest difference per batch from the network, which reads one sample at a time."""
+    differences = []
+    for seed, batch in enumerate(BATCHES):
+        pixels, *words = random_inputs(data, tokenizer, batch, seed)
+        image = normalised(pixels, data)
+        rows = zip(image, *words, strict=True)
+        expected = np.concatenate([model(*(ms.Tensor(part[None]) for part in row)).asnumpy() for row in rows])
+        differences.append(_difference(run(pixels if uint8 else image, *words), expected))
+        if not differences[-1] <= TOLERANCE:  # also when it is not a number
+            raise NotEqual(f"the exported graph differs from the checkpoint by {differences[-1]:.1e} of the logits' "
+                           f"scale (allowed: {TOLERANCE:.0e})")
     return differences
 
 
 def export_int8(source: Path, output: Path) -> list[float]:
-    """Write an ONNX file of this package once more, the linear layers' weights in 8 bits, each output channel with a
-    scale of its own. onnxruntime chooses the scale of what they are multiplied with as it runs ("dynamic
-    quantisation").
+    """Write an ONNX file of this package once more, with the linear layers' products in 8 bits: their weights are
+    stored so, every output channel with a scale of its own, and onnxruntime rounds what they are multiplied with as it
+    runs ("dynamic quantisation"). Weights take 7 of the 8 bits: the sums of 8 overflow on processors without VNNI.
 
     Returns:
-        The largest difference from the source, per batch, relative to the scale.
+        The largest difference from the source, per batch of ``BATCHES``, relative to the scale.
 
     Raises:
         UserError: the source is no such file, or the output cannot be written.
@@ -74,17 +81,21 @@ def export_int8(source: Path, output: Path) -> list[float]:
     session.require("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    from mindspore_coupalign.data.tokenizer import SentenceTokenizer
     run, facts = session.load_onnx(source)
-    tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], facts["max_tokens"], str(source))
+    data = DataConfig(image_size=facts["input_size"], mean=facts["mean"], std=facts["std"],
+                      max_tokens=facts["max_tokens"])
+    tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], data.max_tokens, str(source))
     with _replacing(output) as file:
         with _quiet():
             quantize_dynamic(source, file, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True,
                              weight_type=QuantType.QInt8)
-        run_int8 = session.runner(file)
-        config = type("Sizes", (), {"image_size": facts["input_size"], "max_tokens": facts["max_tokens"]})
-        differences = [_difference(run_int8(*inputs), run(*inputs)) for inputs in _trials(config, tokenizer)]
-        _write_sidecar(file, facts | {"sha256": mindir._sha256(file), "amp_dtype": "int8", "differences": differences})
+        run_int8, differences = session.runner(file), []
+        for seed, batch in enumerate(BATCHES):
+            pixels, *words = random_inputs(data, tokenizer, batch, seed)
+            image = pixels if sidecar.takes_uint8(facts) else normalised(pixels, data)
+            differences.append(_difference(run_int8(image, *words), run(image, *words)))
+        facts |= {"amp_dtype": "int8", "differences": differences}
+        sidecar.write(sidecar.sidecar_path(file), file, facts)
     return differences
 
 
@@ -104,26 +115,13 @@ def _replacing(output: Path):
     """A file beside the output to write to; it and its sidecar take their names when the block ends well."""
     session.check_utf8(output, "choose another --output")
     try:
-        with mindir._scratch(output.parent) as folder:  # the same file system, and gone afterwards
-            file = folder / "model.onnx"
+        with scratch(output.parent) as folder:  # the same file system, and gone afterwards
+            file = folder / output.name
             yield file
-            os.replace(file, output)
-            os.replace(mindir.sidecar_path(file), mindir.sidecar_path(output))
+            for written in (file, sidecar.sidecar_path(file)):
+                os.replace(written, output.with_name(written.name))
     except OSError as exc:
         raise UserError(f"{output}: cannot be written ({exc.strerror or exc}); choose another --output") from exc
-
-
-def _write_sidecar(file: Path, facts: dict):
-    mindir.sidecar_path(file).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def _trials(data, tokenizer) -> list[tuple]:
-    """Random inputs as arrays, one tuple per batch; no two samples are alike."""
-    samples = [[part.asnumpy() for part in mindir._random_inputs(data, tokenizer, seed)]
-               for seed in range(sum(BATCHES))]
-    ends = np.cumsum(BATCHES)
-    return [tuple(map(np.concatenate, zip(*samples[end - batch:end], strict=True)))
-            for batch, end in zip(BATCHES, ends, strict=True)]
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:

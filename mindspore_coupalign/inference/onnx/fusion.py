@@ -41,7 +41,7 @@ def _(cell: word_pixel.WordPixelAlignment, graph, v, words, bias):
 def _(cell: encoder.FusedEncoder, graph, image, ids, word_mask):
     """(S_1..S_4), the fused words."""
     v, words = emit(cell.vision.embed, graph, image), emit(cell.text.embed, graph, ids)
-    bias = padding_bias(graph, word_mask)
+    bias = padding_bias(word_mask)
     stages = []
     for i in range(4):
         v = emit(cell.vision.stages[i], graph, v)
@@ -74,7 +74,7 @@ def _(cell: lavt.PixelWordAttention, graph, v, words, bias):
 def _(cell: lavt.LavtEncoder, graph, image, ids, word_mask):
     """(F_1..F_4), the words."""
     v, words = emit(cell.vision.embed, graph, image), emit(cell.text.embed, graph, ids)
-    bias = padding_bias(graph, word_mask)
+    bias = padding_bias(word_mask)
     for group in cell.text.groups:
         words = emit(group, graph, words, bias)
     stages = []

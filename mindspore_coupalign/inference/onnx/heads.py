@@ -3,12 +3,14 @@
 Shapes as in models/: S_i (B, P_i, C_i); y (B, C_d, H/4, W/4); q (B, N, C_d); logits (B, 1, H, W).
 """
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
 from mindspore_coupalign import __version__
+from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.inference.onnx import encoders, fusion  # noqa: F401 - they register their cells
-from mindspore_coupalign.inference.onnx.builder import Graph
+from mindspore_coupalign.inference.onnx.builder import Graph, Value
 from mindspore_coupalign.inference.onnx.layers import emit, linear, scaled, softmax
 from mindspore_coupalign.models import coupalign, guided_filter, mask_generator, sentence_mask
 
@@ -105,10 +107,25 @@ def _(cell: coupalign.CoupAlign, graph, image, ids, word_mask):
     return emit(cell.to_input_size, graph, coarse)
 
 
-def to_onnx(network: coupalign.CoupAlign, size: int, max_tokens: int) -> onnx.ModelProto:
-    """The network as a model in float32: image (B, 3, size, size), ids and word_mask (B, max_tokens) -> logits."""
-    graph = Graph()
-    image = graph.input("image", TensorProto.FLOAT, (None, 3, size, size))
-    ids = graph.input("ids", TensorProto.INT32, (None, max_tokens))
-    word_mask = graph.input("word_mask", TensorProto.INT32, (None, max_tokens))
+def to_onnx(network: coupalign.CoupAlign, data: DataConfig, uint8: bool = False) -> onnx.ModelProto:
+    """The network as a model in float32.
+
+    Args:
+        data: says the size of the image, its normalisation and the number of word pieces.
+        uint8: the image is (B, H, W, 3) uint8 and the graph normalises it.
+    """
+    graph, size, words = Graph(), data.image_size, (None, data.max_tokens)
+    if uint8:
+        pixels = graph.input("image", TensorProto.UINT8, (None, size, size, 3))
+        image = normalise(pixels, data.mean, data.std)
+    else:
+        image = graph.input("image", TensorProto.FLOAT, (None, 3, size, size))
+    ids = graph.input("ids", TensorProto.INT32, words)
+    word_mask = graph.input("word_mask", TensorProto.INT32, words)
     return graph.model(emit(network, graph, image, ids, word_mask), "logits", __version__)
+
+
+def normalise(pixels: Value, mean, std) -> Value:
+    """As ``ImageTransform`` does it: (B, H, W, 3) uint8 -> (B, 3, H, W) float32."""
+    mean, std = (np.asarray(values, np.float32).reshape(1, 3, 1, 1) for values in (mean, std))
+    return pixels.cast(TensorProto.FLOAT).transpose(0, 3, 1, 2) * (1 / (255 * std)) + -mean / std

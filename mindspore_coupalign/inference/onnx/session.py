@@ -1,6 +1,6 @@
 """Running an ONNX file by onnxruntime on the CPU: NumPy arrays in and out, no MindSpore.
 
-Shapes: image (B, 3, H, W) float32; ids, word_mask (B, T) int32; logits (B, 1, H, W) float32.
+Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) float32.
 """
 
 import importlib
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.inference import sidecar
 
 INPUTS = ("image", "ids", "word_mask")
 
@@ -56,18 +57,10 @@ def load_onnx(path: str | Path) -> tuple:
     Raises:
         UserError: the file or its sidecar is missing, damaged, or they do not belong together; no onnxruntime.
     """
-    from mindspore_coupalign.inference import mindir
     path = Path(path)
     require("onnxruntime")
     check_utf8(path, "rename it")
-    facts = mindir._read_sidecar(path)
-    try:
-        found = mindir._sha256(path)
-    except OSError as exc:
-        raise UserError(f"{path}: cannot be read ({exc.strerror}); `coupalign export` writes it") from exc
-    if found != facts["sha256"]:
-        raise UserError(f"{path}: not the file that {mindir.sidecar_path(path).name} describes (its sha256 differs); "
-                        "export the checkpoint again")
+    facts = sidecar.read(path)
     try:
         return runner(path), facts
     except Exception as exc:  # onnxruntime's own have no common base

@@ -1,0 +1,64 @@
+"""A MindSpore cell as a ``Network``: NumPy arrays in, NumPy arrays out.
+
+Shapes: pixels, ids (B, T) and word_mask (B, T) as ``Model`` gives them; logits (B, 1, H, W) float32.
+"""
+
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from mindspore_coupalign.inference.model import square
+from mindspore_coupalign.inference.prediction import Details
+
+
+class CellNetwork:
+    """Logits of a cell, or of any function of tensors."""
+
+    def __init__(self, cell):
+        self._cell = cell
+
+    def __call__(self, pixels: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> np.ndarray:
+        return _array(self._cell(ms.Tensor(pixels), ms.Tensor(ids), ms.Tensor(word_mask)))
+
+
+class Explainer:
+    """Logits and, of a cell that returns CoupAlign.outputs, what the network looked at.
+
+    Args:
+        stages: those with word-pixel alignment, whose attention the cell returns.
+    """
+
+    def __init__(self, cell, stages: tuple[int, ...]):
+        self._cell, self._stages = cell, sorted(stages)
+
+    def __call__(self, pixels, ids, word_mask) -> tuple[np.ndarray, Callable[[int, list[str]], Details] | None]:
+        result = self._cell(ms.Tensor(pixels), ms.Tensor(ids), ms.Tensor(word_mask))
+        if not isinstance(result, tuple):
+            return _array(result), None
+        logits, _, proposals, weights, attention, *_ = result
+
+        def details(row: int, pieces: list[str]) -> Details:
+            maps = {stage: square(of_heads[row].asnumpy().mean(0).T)[: len(pieces)]
+                    for stage, of_heads in zip(self._stages, attention, strict=True)}
+            if proposals is None:
+                return Details(pieces, maps, np.zeros((0, 1, 1), np.float32), np.zeros(0, np.float32))
+            return Details(pieces, maps, square(proposals[row].asnumpy().T), weights[row].asnumpy())
+
+        return _array(logits), details
+
+
+class WithOutputs(nn.Cell):
+    """The network with its intermediates as one graph."""
+
+    def __init__(self, model):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, image, ids, word_mask):
+        return self.model.outputs(image, ids, word_mask)
+
+
+def _array(logits: ms.Tensor) -> np.ndarray:
+    return logits.asnumpy().astype(np.float32, copy=False)

@@ -1,0 +1,170 @@
+"""The sidecar, ``<graph>.json``: what a program needs beside an exported graph (MINDIR or ONNX) to predict as this
+project does. Needs neither MindSpore nor onnxruntime.
+
+It lists the graph's files with their SHA-256, inputs and outputs in the graph's order with names, shapes and types,
+how a picture becomes the input and the logits become a mask, the tokenizer with its padding, and the threshold. "B" in
+a shape is a batch of any size. It names no folder of the machine that wrote it.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+from mindspore_coupalign.config import Config
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.portable import without_paths
+
+FORMAT = "coupalign-graph-2"
+FIRST_FORMAT = "coupalign-mindir-1"  # a batch of one, float32 pixels; no lists of inputs and outputs
+_FIELDS = {"sha256": str, "input_size": int, "mean": list, "std": list, "threshold": float, "max_tokens": int,
+           "tokenizer": str}
+RESIZE = {
+    "image": "The picture (h, w), RGB, 8 bits, is squashed to S x S, S = input_size, without keeping its aspect ratio, "
+             "in half-pixel coordinates, in two steps: first to (min(h, S), min(w, S)), if that is another size, by "
+             "averaging areas (OpenCV's INTER_AREA); then to (S, S), if that is another size, bilinearly without "
+             "antialiasing (OpenCV's INTER_LINEAR). Each step is rounded to 8 bits.",
+    "logits": "The logits (S, S), float32, are brought to the picture's (h, w) bilinearly, in half-pixel coordinates, "
+              "without antialiasing (OpenCV's INTER_LINEAR). A pixel is in the mask where they exceed "
+              "log(threshold / (1 - threshold)); its probability is 1 / (1 + exp(-logit)).",
+}
+NORMALISED = "channel c is (value / 255 - mean[c]) / std[c] of the resized picture, R G B"
+PLAIN = "the resized picture's values, R G B; the graph normalises them"
+
+
+def sidecar_path(graph: Path) -> Path:
+    return graph.with_name(graph.name + ".json")
+
+
+def describe(kind: str, config: Config, tokenizer, *, batch: int | None = None, uint8: bool = False) -> dict:
+    """What a sidecar says of a graph before it is written; ``write`` adds the files.
+
+    Args:
+        kind: "mindir" or "onnx".
+        tokenizer: the network's SentenceTokenizer.
+        batch: of the graph's inputs; None: any.
+        uint8: the image is (B, H, W, 3) uint8 and the graph normalises it.
+    """
+    data, b = config.data, batch or "B"
+    size, tokens = data.image_size, data.max_tokens
+    image = {"name": "image", "shape": [b, size, size, 3] if uint8 else [b, 3, size, size],
+             "type": "uint8" if uint8 else "float32", "values": PLAIN if uint8 else NORMALISED}
+    return {
+        "format": FORMAT, "kind": kind,
+        "inputs": [image,
+                   {"name": "ids", "shape": [b, tokens], "type": "int32", "values": "word pieces, see padding"},
+                   {"name": "word_mask", "shape": [b, tokens], "type": "int32", "values": "1 = piece, 0 = padding"}],
+        "outputs": [{"name": "logits", "shape": [b, 1, size, size], "type": "float32", "values": "see resize"}],
+        "batch": batch, "input_size": size, "mean": list(data.mean), "std": list(data.std), "resize": RESIZE,
+        "threshold": config.eval.threshold, "max_tokens": tokens,
+        "padding": {"id": tokenizer.pad_id, "side": "right", "length": tokens,
+                    "truncation": "of a longer sentence the first max_tokens - 1 pieces and the last one, [SEP]"},
+        "tokenizer": tokenizer.to_json(), "config": without_paths(config)}
+
+
+def write(path: Path, graph: Path, facts: dict, weights: list[Path] = ()):
+    """Write the sidecar of a finished graph.
+
+    Args:
+        path: where to; ``sidecar_path`` of the graph's final name.
+        graph: the file; ``weights``, its files of weights, lie in folders beside it.
+    """
+    beside = {file.relative_to(graph.parent).as_posix(): sha256(file) for file in weights}
+    path.write_text(json.dumps(facts | {"sha256": sha256(graph), "weights": beside}, indent=1) + "\n",
+                    encoding="utf-8")
+
+
+def read(graph: Path) -> dict:
+    """A sidecar's facts, those of the first format completed to today's, checked against the graph's files.
+
+    Raises:
+        UserError: graph or sidecar is missing or damaged, or they do not belong together.
+    """
+    facts, path = _parse(graph), sidecar_path(graph)
+    for name, expected in ((graph.name, facts["sha256"]), *facts["weights"].items()):
+        file = graph.parent / name
+        try:
+            found = sha256(file)
+        except OSError as exc:
+            raise UserError(f"{file}: cannot be read ({exc.strerror}); `coupalign export` writes it") from exc
+        if found != expected:
+            raise UserError(f"{file}: not the file that {path.name} describes (its sha256 differs); export the "
+                            "checkpoint again")
+    return facts
+
+
+def model_of(network, facts: dict, path: str | Path):
+    """The Model of a graph that runs as ``network`` (see ``model.Network``)."""
+    from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+    from mindspore_coupalign.data.transforms import ImageTransform
+    from mindspore_coupalign.inference.model import ANY, Model, Shape
+
+    tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], facts["max_tokens"], str(path))
+    transform = ImageTransform(facts["input_size"], facts["mean"], facts["std"])
+    return Model(network, tokenizer, transform, facts["threshold"], Shape(facts["batch"] or ANY, takes_uint8(facts)))
+
+
+def takes_uint8(facts: dict) -> bool:
+    return facts["inputs"][0]["type"] == "uint8"
+
+
+def _parse(graph: Path) -> dict:
+    path = sidecar_path(graph)
+    try:
+        facts = json.loads(path.read_bytes())
+    except FileNotFoundError as exc:
+        if not graph.exists():
+            raise UserError(f"{graph}: no such file; `coupalign export` writes it") from exc
+        raise UserError(f"{path}: no such file; it holds the tokenizer and belongs beside the {graph.suffix}") from exc
+    except OSError as exc:
+        raise UserError(f"{path}: cannot be read ({exc.strerror})") from exc
+    except ValueError as exc:
+        raise UserError(f"{path}: not valid JSON ({str(exc)[:80]}); export the checkpoint again") from exc
+    if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, FIRST_FORMAT):
+        raise UserError(f"{path}: field 'format' is not {FORMAT!r}; export the checkpoint again with this version")
+    again = "; export the checkpoint again"
+    for name, kind in _FIELDS.items():
+        if not isinstance(facts.get(name), kind):
+            raise UserError(f"{path}: field {name!r} is missing or mistyped{again}")
+    if not 0 < facts["threshold"] < 1:
+        raise UserError(f"{path}: field 'threshold' must lie between 0 and 1, found {facts['threshold']}")
+    for name in ("input_size", "max_tokens"):
+        if facts[name] < 1:
+            raise UserError(f"{path}: field {name!r} must be positive, found {facts[name]}{again}")
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        values = facts[name]
+        if len(values) != 3 or not all(type(v) in (int, float) and least < v < math.inf for v in values):
+            raise UserError(f"{path}: field {name!r} must be three numbers above {least}, found {values}")
+    if facts["format"] == FIRST_FORMAT:
+        return facts | {"kind": "mindir", "batch": 1, "weights": {}, "inputs": [{"name": "image", "type": "float32"}]}
+    _check_graph(graph, path, facts)
+    return facts
+
+
+def _check_graph(graph: Path, path: Path, facts: dict):
+    """What only today's format has."""
+    again = "; export the checkpoint again"
+    if facts.get("kind") != graph.suffix[1:]:
+        raise UserError(f"{path}: describes a graph of kind {facts.get('kind')!r}, not {graph.name}{again}")
+    if facts.get("batch") is not None and not (type(facts["batch"]) is int and facts["batch"] >= 1):
+        raise UserError(f"{path}: field 'batch' must be null or a positive number, found {facts['batch']!r}{again}")
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in _list(facts.get("inputs"))]
+    if names != ["image", "ids", "word_mask"] or facts["inputs"][0].get("type") not in ("float32", "uint8"):
+        raise UserError(f"{path}: field 'inputs' must list image (float32 or uint8), ids and word_mask{again}")
+    weights = facts.get("weights")
+    if not isinstance(weights, dict) or not all(
+            isinstance(value, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+            for name, value in weights.items()):
+        raise UserError(f"{path}: field 'weights' must name files beside the graph{again}")
+
+
+def _list(value) -> list:
+    return value if isinstance(value, list) else []
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
