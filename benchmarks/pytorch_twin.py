@@ -126,13 +126,13 @@ def child():
         call()
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         result = call()
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - busy
         if not np.isfinite(result).all():
             raise SystemExit("the result is not finite")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": seconds, "peak_GiB": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_GiB": peak}), flush=True)
 
 
 SIDES = {"ours": ("ours", ours), "theirs": ("PyTorch", theirs), "onnx": ("onnxruntime", onnx)}
@@ -144,7 +144,7 @@ class Child:
     def __init__(self, side: str, case: dict, environment: dict):
         self.process = subprocess.Popen([sys.executable, __file__, "--child"], stdin=subprocess.PIPE, text=True,
                                         stdout=subprocess.PIPE, env=environment)
-        self.peak, self.seconds = 0.0, []
+        self.peak, self.seconds, self.cpu = 0.0, [], []
         self.facts = self.ask(json.dumps(case | {"side": side}))
 
     def ask(self, line: str) -> dict:
@@ -163,6 +163,7 @@ class Child:
     def run(self):
         answer = self.ask("run")
         self.seconds.append(answer["seconds"])
+        self.cpu.append(answer["cpu_s"])
         self.peak = answer["peak_GiB"]
 
     def end(self):
@@ -210,7 +211,8 @@ def measure(case: dict, rounds: int, environment: dict) -> dict:
         row["in_turn"] = False
     for side, one in children.items():
         row[side] = None if one is None else one.facts | {
-            "seconds": one.seconds, "median_s": statistics.median(one.seconds), "peak_GiB": one.peak}
+            "seconds": one.seconds, "median_s": statistics.median(one.seconds), "cpu_s": one.cpu,
+            "peak_GiB": one.peak}
     for side in case["sides"][1:]:
         if row["ours"] and row[side]:
             row[f"ratio_{side}"] = row["ours"]["median_s"] / row[side]["median_s"]
@@ -222,11 +224,12 @@ def table(row: dict, sides: list) -> str:
     for side in sides:
         one = row.get(side)
         if one is None:
-            cells.append(f"{'' if side not in row else 'out of memory':>40}")
+            cells.append(f"{'' if side not in row else 'out of memory':>50}")
             continue
         span = f"({min(one['seconds']):.2f}-{max(one['seconds']):.2f})"
         macs = "" if one["macs"] is None else f"{one['macs'] / 1e9:.1f}"
-        cells.append(f"{one['median_s']:>9.2f} {span:<15}{one['peak_GiB']:>7.1f}{macs:>8}")
+        cpu = statistics.median(one["cpu_s"])
+        cells.append(f"{one['median_s']:>12.2f} {span:<15}{cpu:>7.2f}{one['peak_GiB']:>7.1f}{macs:>8}")
     cells += [f"{row.get(f'ratio_{side}', float('nan')):>12.2f}" for side in sides[1:]]
     return "".join(cells) + ("" if row["in_turn"] else "  one after the other")
 
@@ -258,8 +261,9 @@ def main():
     sides = ["ours", "theirs", *(["onnx"] if options.onnx else [])]
     names = [SIDES[side][0] for side in sides]
     print(f"{platform.machine()}, {os.cpu_count()} cores; load average {load[0]:.1f} before the start. Seconds are "
-          "medians (smallest-largest), GiB the process's peak, GMACs a sample's forward pass, ratios ours to theirs.")
-    print(f"{'model':<10}{'what':<8}{'batch':>5}" + "".join(f"{name:>9} {'s':<13}{'GiB':>7}{'GMACs':>8}"
+          "medians (smallest-largest), CPU s of the process's threads (where other programs run, --threads 1 and this "
+          "column compare), GiB the process's peak, GMACs a sample's forward pass, ratios ours to theirs.")
+    print(f"{'model':<10}{'what':<8}{'batch':>5}" + "".join(f"{name:>12} {'s':<15}{'CPU s':>7}{'GiB':>7}{'GMACs':>8}"
                                                            for name in names)
           + "".join(f"{f': {name}':>12}" for name in names[1:]))
     rows = []
