@@ -95,7 +95,7 @@ def timed_rows(rows: dict) -> dict:
         ids, words = tokenizer(["second circle from the right of the red square"] * batch)
         image = random.normal(size=(batch, 3, data.image_size, data.image_size)).astype(np.float32)
         mask = (image[:, :1] > 1).astype(np.float32)
-        # a rate of 0: weights that learn noise drift to where numbers are denormal and slow
+        # a learning rate of 0: weights that learn noise drift to where numbers are denormal and slow
         inputs = [ms.Tensor(x) for x in (image, ids, words, mask, np.float32(0))]
         step(*inputs).asnumpy()  # compiles
         runs[name] = (step, inputs)

@@ -1,6 +1,7 @@
 """Draw docs/images/imports.svg: which package of mindspore_coupalign imports which. Usage: python docs/make_imports.py
 
 Read from the sources, nothing is imported. Packages stand above what they import; the other direction is drawn in red.
+Imports that follow from others (a imports b imports c, and a imports c) are drawn pale.
 """
 
 import ast
@@ -9,9 +10,9 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[1] / "mindspore_coupalign"
 PICTURE = Path(__file__).with_name("images") / "imports.svg"
 ROWS = (("cli",), ("doctor", "inference", "training", "visualize"), ("evaluation", "portable"),
-        ("build", "distributed"), ("weights",), ("models", "data", "runtime"),
-        ("config", "cuda", "packages", "outputs", "errors"))
-WIDTH, HEIGHT, GAP_X, GAP_Y = 120, 34, 60, 52
+        ("build", "runtime"), ("weights", "distributed"), ("models", "data"),
+        ("config", "arrays", "mindspore_calls", "outputs", "cuda", "packages"))
+WIDTH, HEIGHT, GAP_X, GAP_Y, SHIFT = 120, 34, 60, 52, 30
 
 
 def room(module: str) -> str:
@@ -32,20 +33,34 @@ def imports() -> dict[str, set]:
     return {here: rooms - {here} for here, rooms in found.items() if not here.startswith("__")}
 
 
+def reach(graph: dict[str, set], here: str) -> set:
+    """All rooms that ``here`` imports, directly or through others."""
+    found, waiting = set(), [here]
+    while waiting:
+        new = graph.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    return found
+
+
 def draw() -> str:
-    places, wide = {}, max(len(row) for row in ROWS) * (WIDTH + GAP_X)
+    places, wide = {}, max(len(row) for row in ROWS) * (WIDTH + GAP_X) + 2 * SHIFT
     for level, row in enumerate(ROWS):
         left = (wide - len(row) * (WIDTH + GAP_X) + GAP_X) / 2
         for k, name in enumerate(row):
-            places[name] = (left + k * (WIDTH + GAP_X), 10 + level * (HEIGHT + GAP_Y))
+            aside = SHIFT * (-1) ** level  # else long lines run through the boxes between
+            places[name] = (left + aside + k * (WIDTH + GAP_X), 10 + level * (HEIGHT + GAP_Y))
     graph, lines, boxes = imports(), [], []
+    reached = {here: reach(graph, here) for here in graph}
     for here, rooms in sorted(graph.items()):
         for there in sorted(rooms & places.keys() - {"errors"}):  # everything imports errors
             (x, y), (u, v) = places[here], places[there]
             upward = v <= y
-            colour = "#dc2626" if upward else "#94a3b8"
+            implied = any(there in reached.get(other, ()) for other in rooms - {there})
+            colour = "#dc2626" if upward else "#dbe2ea" if implied else "#475569"
             lines.append(f'<path d="M{x + WIDTH / 2:g} {y + HEIGHT * (not upward):g}L{u + WIDTH / 2:g} '
                          f'{v + HEIGHT * upward * (v < y):g}" stroke="{colour}"/>')
+    lines.sort(key=lambda line: "#dbe2ea" not in line)  # the pale ones below
     for name, (x, y) in places.items():
         boxes.append(f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}"/>'
                      f'<text x="{x + WIDTH / 2:g}" y="{y + 22:g}">{name}</text>')

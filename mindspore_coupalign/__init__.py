@@ -13,7 +13,7 @@ from mindspore_coupalign import cuda
 __version__ = "0.2.0"
 
 # oneDNN 3.10, which MindSpore's CPU back end calls, answers plain-layout convolutions with its reference code when it
-# may use AVX-512: 70 times slower than its AVX2 code (docs/mindspore.md). It reads this once, at its first kernel.
+# may use AVX-512: 70 times slower than its AVX2 code (docs/notes/mindspore.md). It reads this at its first kernel.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 # MindSpore's own warnings (about 30 lines a run) hide what a user has to read; GLOG_v=2 brings them back.
 os.environ.setdefault("GLOG_v", "3")

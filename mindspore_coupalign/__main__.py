@@ -13,13 +13,14 @@ import sys
 import traceback
 
 from mindspore_coupalign import __version__
+from mindspore_coupalign.cli.examples import epilog
 from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import silence
 from mindspore_coupalign.training.interrupts import watch_interrupts
 
 COMMANDS = {
-    "doctor": "say what this machine has and lacks; its output belongs into every issue report",
+    "doctor": "report what this machine has and lacks; paste its output into every issue",
     "make-shapes": "draw the embedded data set RefShapes in REFER's layout",
     "check-data": "check a data folder and count it against the published numbers",
     "import-data": "bring other forms of data, or your own pictures, into REFER's layout",
@@ -30,7 +31,7 @@ COMMANDS = {
     "plot-run": "draw the curves of runs into one picture",
     "evaluate": "score a checkpoint on whole splits: oIoU, mIoU, P@X",
     "predict": "segment what sentences name in images",
-    "show": "draw a split's best, worst and random predictions with their truth",
+    "show": "draw a split's best, worst and random predictions beside the ground truth",
     "export": "write a checkpoint as MINDIR and prove that it gives the same answers",
 }
 
@@ -42,12 +43,13 @@ def main(argv: list | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(
         prog="coupalign", description="Referring image segmentation with CoupAlign on MindSpore.",
-        epilog="`coupalign COMMAND --help` explains a command.")
+        epilog="`coupalign COMMAND --help` explains a command and shows an example.")
     parser.add_argument("--version", action="version", version=f"mindspore_coupalign {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((a for a in argv if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+                                      formatter_class=argparse.RawDescriptionHelpFormatter, epilog=epilog(name))
         if name == asked:
             implementation = importlib.import_module(f"mindspore_coupalign.cli.{name.replace('-', '_')}")
             implementation.add_arguments(command)

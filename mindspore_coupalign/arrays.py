@@ -16,4 +16,4 @@ def check_arrays(shapes: dict, arrays: dict, source: str):
         raise UserError(f"{source}: {what} ({len(missing)} missing, {len(extra)} unexpected); {hint}")
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
-            raise UserError(f"{source}: {name} has shape {arrays[name].shape}, the model wants {shape}; {hint}")
+            raise UserError(f"{source}: {name} has shape {arrays[name].shape}, the model expects {shape}; {hint}")

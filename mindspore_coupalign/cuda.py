@@ -100,7 +100,7 @@ def driver() -> Driver:
     library.cuDriverGetVersion(ctypes.byref(version))
     said = f"{version.value // 1000}.{version.value % 1000 // 10}"
     if 0 < version.value < OLDEST:
-        return Driver(f"the NVIDIA driver knows CUDA {said} only; install one from 450 on (CUDA 11)", version.value)
+        return Driver(f"the NVIDIA driver supports CUDA {said} only; install one from 450 on (CUDA 11)", version.value)
     if code == 0:
         library.cuDeviceGetCount(ctypes.byref(count))
     if code == NO_CARD or (code == 0 and count.value == 0):

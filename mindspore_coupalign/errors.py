@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input that the user can mend: one line that names the file, the field and the remedy.
+    """Bad input that the user can fix: one line that names the file, the field and the remedy.
 
     The command line prints it after ``error:`` and exits with code 2; it never shows a traceback for it.
     """

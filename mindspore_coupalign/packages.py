@@ -64,7 +64,7 @@ def _check(name: str, wanted: str) -> Package:
     if name == "numpy" and _numbers(found) >= (2,):
         problem = f"numpy {found}: MindSpore is compiled against NumPy 1, its operators fail"
     elif name in ALIKE and _numbers(found) >= (4, 12):
-        problem = f"OpenCV {found} wants NumPy 2, which MindSpore does not bear"
+        problem = f"OpenCV {found} needs NumPy 2, which MindSpore does not support"
     return Package(name, wanted, found, problem)
 
 

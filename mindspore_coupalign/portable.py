@@ -55,7 +55,7 @@ def with_data_paths(checkpoint: "Checkpoint") -> Config:
 def check_data_root(config: Config, source: str):
     """Raises UserError where nothing has named the data folder."""
     if not config.data.root:
-        raise UserError(f"{source}: does not say where the data lies (absolute paths of the machine that trained are "
+        raise UserError(f"{source}: names no data folder (absolute paths of the machine that trained are "
                         "left out); give data.root=FOLDER, and data.images=FOLDER where the images lie elsewhere")
 
 

@@ -30,7 +30,7 @@ def run(tmp_path, tiny_checkpoint):
 
 
 def doubtful() -> tuple:
-    """Two empty truths, a polygon too short, two refs of one id, two blank sentences, and sentences of 11 tokens."""
+    """Two empty ground truths, a polygon too short, two refs of one id, two blank sentences, sentences of 11 tokens."""
     refs, instances = refs_and_instances()
     instances["annotations"][0]["segmentation"] = [OUTSIDE]
     instances["annotations"][3]["segmentation"] = [THIN, [4, 4, 24, 24]]

@@ -203,12 +203,12 @@ REFUSED = {  # name -> (kind, how the file ``w`` is made, words of the error)
     "a text encoder": ("image", saved("bert_pytorch_model.bin"), "holds no swin weights"),
     "a backbone": ("text", saved("swin_official.pth"), "holds no bert weights"),
     "another shape": ("image", saved("swin_official.pth", patch_embed__proj__bias=np.zeros(3, np.float32)),
-                      "embed.proj.bias has shape (3,), the configuration's network wants (4,)"),
+                      "embed.proj.bias has shape (3,), the configuration's network expects (4,)"),
     "no three parts": ("image", saved("swin_official.pth", layers__0__blocks__0__attn__qkv__bias=np.zeros(
         7, np.float32)), "does not split into three"),
     "a table of one number": ("image", saved("swin_official.pth", **{TABLE: np.zeros((), np.float32)}), "shape ()"),
     "an empty table": ("image", saved("swin_official.pth", **{TABLE: np.zeros((0, 1), np.float32)}), "shape (0, 1)"),
-    "too large a number": ("image", saved("swin_official.pth", patch_embed__proj__bias=np.full(4, 1e99)), "no numbers"),
+    "too large a number": ("image", saved("swin_official.pth", patch_embed__proj__bias=np.full(4, 1e99)), "non-finite"),
     "no words": ("text", saved("bert_pytorch_model.bin", word_embeddings__weight=np.zeros((0, 8), np.float32)),
                  "word_embeddings has shape (0, 8)"),
     "words without end": ("text", saved("bert_pytorch_model.bin", word_embeddings__weight=np.zeros(

@@ -98,7 +98,7 @@ def test_scripts_get_the_variables(site, tmp_path):
 
 
 @pytest.mark.parametrize("driver, said", [
-    ({"version": 10020}, "knows CUDA 10.2 only; install one from 450 on"),
+    ({"version": 10020}, "supports CUDA 10.2 only; install one from 450 on"),
     ({"init": 100}, "sees no card"), ({"cards": 0}, "sees no card"), ({"init": 3}, "cuInit: error 3"),
     (None, "no NVIDIA driver: libcuda.so.1 cannot be loaded")])
 def test_a_driver_that_does_not_serve_is_left_alone(site, tmp_path, driver, said):

@@ -1,4 +1,4 @@
-"""train --init-from: a new run from a checkpoint's weights, with another size, rate, recipe; and what does not fit."""
+"""train --init-from: a checkpoint's weights at another size, learning rate, recipe; and what does not fit."""
 
 import json
 
@@ -7,15 +7,15 @@ import pytest
 from numpy_layers import randomize
 from refer_files import write_vocabulary
 from test_train import compute_nothing, fails, log_of, run_command, write_config
-from tiny_network import eager, tiny_batch
+from tiny_network import eager, tiny_batch, tiny_config
 
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.config import load_config
+from mindspore_coupalign.config import config_to_dict, load_config
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.training.init_from import InitialWeights
+from mindspore_coupalign.training.init_from import UNSEEN, WORTH_SAYING, InitialWeights
 from mindspore_coupalign.weights.checkpoint import load_checkpoint, named_arrays, save_checkpoint
 from mindspore_coupalign.weights.load import resample_table
 
@@ -61,7 +61,7 @@ def begin(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name, overrides", [("coupalign", []),
                                              ("lavt", ["model.name=lavt", "model.wpa_stages=[1,2,3,4]"])])
 def test_step_0_has_the_checkpoints_network(begin, place, tmp_path, name, overrides, capsys):
-    """The averaged weights, all of them: the same logits; but a run of its own, with its own rate and best score."""
+    """The averaged weights, all of them: the same logits; but a run with its own learning rate and best score."""
     found = begin(*overrides, "train.lr=0.3", name=name)
     start = load_checkpoint(place / f"{name}.safetensors")
     for key, array in start.section("ema").items():
@@ -101,7 +101,7 @@ def test_a_real_run_at_another_size_and_rate(place, tmp_path):
     last, start = load_checkpoint(output / "last.safetensors"), load_checkpoint(place / "coupalign.safetensors")
     assert last.progress["updates"] == 2 and last.config.data.image_size == 96
     moved = np.abs(last.section("model")["head.weight"] - start.section("ema")["head.weight"]).max()
-    assert 0 < moved < 3e-4  # Adam's moves are as long as the rate
+    assert 0 < moved < 3e-4  # Adam's moves are as long as the learning rate
 
 
 def test_what_does_not_fit_is_named(place, tmp_path, capsys):
@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_named(place, tmp_path, capsys):
                      place / f"{name}.safetensors", *arguments)
 
     line = refused("model.decoder_dim=24")
-    assert "decoder.fuse" in line and "the configuration's network wants" in line
+    assert "decoder.fuse" in line and "the configuration's network expects" in line
     assert "--init-from-skip decoder head" in line
     line = refused("loss.deep_supervision=0.5", "model.stage_heads=true")
     assert "stage_heads.0.weight (not in the checkpoint)" in line and "--init-from-skip stage_heads" in line
@@ -169,3 +169,13 @@ def test_pretrained_files_are_read_for_what_is_left_out_alone(place, monkeypatch
 class FakeLoaded:
     def table(self):
         return "a table"
+
+
+def test_the_settings_that_are_compared_exist():
+    values = config_to_dict(tiny_config())
+    for name in (*UNSEEN, *WORTH_SAYING):
+        section, *keys, field = name.split(".")
+        found = values[section]
+        for key in keys:
+            found = found[key]
+        assert field in found, name

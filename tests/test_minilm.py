@@ -66,7 +66,7 @@ def test_training_on_real_photographs_with_a_pretrained_text_encoder(tmp_path, c
     root = refcoco_mini()
     if root is None:
         pytest.skip("no refcoco_mini here")
-    overrides = [f"data.root={root}", f"data.tokenizer={FOLDER}"]
+    overrides = [f"data.root={root}", "data.dataset=refcoco_resplit", f"data.tokenizer={FOLDER}"]
     done = command_line("train", "--config", CONFIG, "--output", tmp_path / "run", *overrides,
                         f"model.text_weights={FOLDER}", timeout=3000)
     assert done.code == 0, done.err

@@ -103,7 +103,7 @@ def test_adamw_equals_mindspores_own(order, beta2, below):
 
 @pytest.mark.parametrize("below", [PACK_BELOW, 1])
 def test_a_group_of_another_rate(below):
-    """Equal to the common rate times the factor, decay included; the other group goes on as before."""
+    """Equal to the common learning rate times the factor, decay included; the other group goes on as before."""
     slow, fast = Linear(), Linear()
     factors = groups(fast)
     factors[0]["lr_mult"] = 8.0
@@ -162,7 +162,7 @@ def test_clipping_bounds_the_norm():
 
 
 class Overflowing(Linear):
-    """A loss that is no number while its gradients are: ``ids`` is added to it."""
+    """A non-finite loss with finite gradients: ``ids`` is added to it."""
 
     def construct(self, image, ids, word_mask, mask):
         loss = (self.w * image).sum() + (self.b * mask).sum() + ids

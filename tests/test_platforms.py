@@ -62,7 +62,7 @@ def small(name: str, *overrides: str) -> Config:
 
 
 def kind(config: Config) -> tuple:
-    """What decides which primitives a configuration's step has; sizes and rates do not."""
+    """What decides which primitives a configuration's step has; sizes and learning rates do not."""
     model, loss, train = config.model, config.loss, config.train
     return (model.name, model.image.name, model.image.activation, model.image.absolute_position, model.text.activation,
             model.upsample, model.has_proposals, loss.deep_supervision > 0, loss.proposal_mask > 0, loss.contrast > 0,

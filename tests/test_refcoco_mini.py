@@ -1,4 +1,4 @@
-"""Real photographs: a small network trained on refcoco_mini's resplit learns its train split by heart (slow)."""
+"""Real photographs: a small network trained on refcoco_mini's resplit overfits its train split (slow)."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def test_training_on_real_photographs_reaches_90(tmp_path):
     vocabulary = tmp_path / "vocabulary"
     vocabulary.mkdir()
     (vocabulary / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
-    overrides = [f"data.root={root}", f"data.tokenizer={vocabulary}"]
+    overrides = [f"data.root={root}", "data.dataset=refcoco_resplit", f"data.tokenizer={vocabulary}"]
     run(["train", "--config", "configs/refcoco_mini.yaml", "--output", tmp_path / "run", *overrides])
     run(["evaluate", "--checkpoint", tmp_path / "run/best.safetensors", "--output", tmp_path / "r.json", *overrides,
          "--split", "train"])

@@ -187,7 +187,7 @@ def test_polygons_outside_the_image_are_clipped(tiny, tmp_path):
                           (40.9, 20.9, False)):
         square = (np.array(SQUARE).reshape(4, 2) - [10, 5] + [x, y]).ravel().tolist()  # 20 × 20 pixels
         assert segmentation_to_rle([square], HEIGHT, WIDTH).outside == reaches
-    thin = [5.4, 2.0, 5.45, 2.0, 5.45, 30.0, 5.4, 30.0]  # a truth that is empty for a reason
+    thin = [5.4, 2.0, 5.45, 2.0, 5.45, 30.0, 5.4, 30.0]  # a ground truth that is empty for a reason
     assert not rle_to_mask(segmentation_to_rle([thin], HEIGHT, WIDTH).union, HEIGHT, WIDTH).any()
     around = [-1e4, -1e4, 1e4, -1e4, 1e4, 1e4, -1e4, 1e4]
     assert rle_to_mask(segmentation_to_rle([around], HEIGHT, WIDTH)[0], HEIGHT, WIDTH).all()

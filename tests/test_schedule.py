@@ -81,8 +81,8 @@ class Clock:
 @pytest.mark.parametrize("compile, every, step", [(0, 0, 1), (60, 0, 1), (240, 0, 1), (0, 50, 1), (60, 50, 1),
                                                   (120, 0, 8)])
 def test_warm_up_and_decay_happen_whole(compile, every, step):
-    """However long compiling takes: the rate reaches its peak and falls to nothing without a jump, and the run ends in
-    time, the last validation and its compilation included."""
+    """However long compiling takes: the learning rate reaches its peak and falls to nothing without a jump, and the run
+    ends in time, the last validation and its compilation included."""
     clock = Clock(6, compile=compile, every=every, step=step, batches=20 / step)
     clock.run()
     steps = np.diff(clock.rates[10:])

@@ -88,7 +88,7 @@ def test_the_real_command_reads_the_callers_file(tmp_path):
 
 @pytest.mark.parametrize("metadata, said", [
     ("numpy-2.1.0", "numpy 2.1.0: MindSpore is compiled against NumPy 1"),
-    ("opencv_python_headless-4.12.0.88", "OpenCV 4.12.0.88 wants NumPy 2"),
+    ("opencv_python_headless-4.12.0.88", "OpenCV 4.12.0.88 needs NumPy 2"),
     ("tqdm-4.0.0", "")])
 def test_a_python_that_is_taken_as_it_is_must_serve(tmp_path, metadata, said):
     name, _, version = metadata.partition("-")

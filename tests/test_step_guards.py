@@ -1,4 +1,4 @@
-"""The training step's guards and settings: bad numbers, loss scaling, accumulation, rates, freezing, noise."""
+"""The training step's guards and settings: bad numbers, loss scaling, accumulation, learning rates, freezing, noise."""
 
 from types import SimpleNamespace
 
@@ -188,7 +188,7 @@ def test_accumulated_micro_batches_equal_the_whole_batch(plain):
 
 
 def test_rates_of_the_parts_and_freezing():
-    """Adam's first move is as long as the rate: a part with a tenth of it moves a tenth as far, a frozen one stays."""
+    """Adam's first move is as long as the learning rate: a part with a tenth of it moves a tenth, frozen ones stay."""
     frozen = ("encoder.text.embed", "encoder.vision.stages.0")
     plain = new_step("train.ema=0.9")
     rated = new_step("train.image_lr_mult=0.1", "train.text_lr_mult=0.5", "train.head_lr_mult=2", "train.ema=0.9",

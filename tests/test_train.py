@@ -567,7 +567,7 @@ def test_evaluate_refuses(config, whole, root, tmp_path, capsys):
     assert f"{tmp_path}: a folder, not a checkpoint; it holds no best.safetensors" in said
     shutil.copyfile(best, tmp_path / "alone.safetensors")
     line = refused(tmp_path / "alone.safetensors", "--split", "val")
-    assert "does not say where the data lies" in line and "give data.root=FOLDER" in line
+    assert "names no data folder" in line and "give data.root=FOLDER" in line
     assert "no split 'vall'" in refused(tmp_path / "alone.safetensors", "--split", "vall", f"data.root={root}")
     assert f"{config}: not a checkpoint" in refused(config, "--split", "val")
     assert "no split 'vall'" in refused(best, "--split", "val", "vall")

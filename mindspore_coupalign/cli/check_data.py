@@ -20,7 +20,7 @@ from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer
 from mindspore_coupalign.errors import UserError
 
 _DEFAULT_TOKENIZER = "bert-base-uncased"
-_LISTED = 10  # problems of one kind that are spelt out
+_LISTED = 10  # problems under one heading that are spelt out
 _MISSING, _WRONG_SIZE = "missing images", "images of another size than instances.json says"
 _TURNED = "images with an EXIF orientation, which is not applied: do their masks lie on the pixels as stored?"
 
@@ -153,7 +153,7 @@ def _sentences(data: ReferData, tokenizer, counted_by: str, max_tokens: int, rep
         print(f"             {unknown:,} have a word that this vocabulary cannot spell")
     if data.kind_names:
         kinds = (f"{name} {(data.sentence_kind == code).sum():,}" for code, name in enumerate(data.kind_names))
-        print(f"kinds        {', '.join(kinds)}")
+        print(f"categories   {', '.join(kinds)}")
 
 
 def _leaks(data: ReferData, report: Report) -> None:

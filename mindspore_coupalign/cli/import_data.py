@@ -29,8 +29,8 @@ _BY_HAND = ("jsonl", "labelme", "coco")  # every picture is opened; without --im
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "formats:\n" + "\n".join(f"  {name:<11} {what}" for name, (_, _, what) in FORMATS.items())
+    parser.epilog = "\n".join(["formats:", *(f"  {name:<11} {what}" for name, (_, _, what) in FORMATS.items()), "",
+                               *filter(None, [parser.epilog])])
     parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder to read")
     parser.add_argument("--format", required=True, choices=FORMATS, metavar="NAME", help="one of those listed below")
     parser.add_argument("--images", type=Path, help="folder of the pictures, which stay there (not needed where they "
@@ -137,7 +137,7 @@ def _refuse_bad(job: Import, allowed: int):
             print(f"and {job.bad - LISTED:,} more")
         others = "" if job.bad == 1 else f" ({job.bad - 1:,} more record{'s' * (job.bad > 2)} cannot be placed either)"
         raise UserError(f"{job.problems[0]}{others}; nothing was written" + (
-            f"; mend the source, or leave them out with --skip-bad {job.bad}" if job.refs else ""))
+            f"; fix the source, or leave them out with --skip-bad {job.bad}" if job.refs else ""))
     for text in job.problems if job.bad else ():
         print(f"left out: {text}")
     if not job.refs:

@@ -1,4 +1,4 @@
-"""Command ``plot-run``: loss, rate, loss scale and oIoU of one or several runs in one picture, from their log.jsonl."""
+"""Command ``plot-run``: loss, learning rate, loss scale and oIoU of runs in one picture, from their log.jsonl."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mindspore_coupalign.errors import UserError
 
-PANELS = (("loss", "training loss"), ("oIoU", "validation oIoU"), ("lr", "rate"), ("scale", "loss scale"))
+PANELS = (("loss", "training loss"), ("oIoU", "validation oIoU"), ("lr", "learning rate"), ("scale", "loss scale"))
 SUFFIXES = (".png", ".svg", ".pdf")
 
 

@@ -59,7 +59,7 @@ class ImageConfig:
     heads: tuple[int, ...] = (4, 8, 16, 32)  # this and the rest: swin only
     window: int = 12  # side of the attention windows, in tokens
     mlp_ratio: float = 4.0  # width of a block's MLP, relative to the stage's channels
-    drop_path: float = 0.3  # stochastic depth: the rate of the last block, rising linearly from 0
+    drop_path: float = 0.3  # stochastic depth: the drop probability of the last block, rising linearly from 0
     activation: str = "gelu"  # gelu (the paper's) or relu (faster on CPU)
     absolute_position: bool = False  # add sine positions after the patch embedding (for training from scratch)
 

@@ -16,7 +16,7 @@ from mindspore_coupalign.errors import UserError
 
 cv2.setLogLevel(0)  # what cv2 says of a broken file stands in the error
 cv2.setNumThreads(1)  # the data pipeline has its own threads; nested ones only fight for the cores
-# Takes the place of a JPEG's end marker: more bits than libjpeg reads ahead, too few for what is missing of a picture.
+# Takes the place of a JPEG's end marker: more bits than libjpeg reads ahead, fewer than a missing part would have.
 _READ_AHEAD = bytes(10)
 
 

@@ -39,7 +39,7 @@ class ReferData:
     sentence_ref: np.ndarray  # (S,) int32, index of the ref
     sentence_ids: np.ndarray  # (S,)
     sentence_kind: np.ndarray  # (S,) int16, index into kind_names, -1 where the file names no kind
-    kind_names: tuple[str, ...]  # RefShapes' kinds of sentences; empty for other data sets
+    kind_names: tuple[str, ...]  # RefShapes' categories of sentences; empty for other data sets
     text: bytes  # all sentences ("sent"), UTF-8
     text_at: np.ndarray  # (S + 1,) int64, offsets into text
     raw: bytes  # the sentences as they were typed, where that differs from ``text``

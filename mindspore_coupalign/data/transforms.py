@@ -1,7 +1,8 @@
 """Image and mask -> network input, network output -> image, and the left-right flip of a sentence.
 
-h, w image size in pixels; ``size`` the side of the square network input. The image is squashed, not padded. Every
-resize uses the half-pixel convention (pixel i covers i to i + 1), so that ``inverse`` undoes ``image``'s geometry.
+h, w image size in pixels; ``size`` the side of the square network input. The image is resized without keeping its
+aspect ratio, not padded. Every resize uses the half-pixel convention (pixel i covers i to i + 1), so that ``inverse``
+undoes ``image``'s geometry.
 """
 
 import re
@@ -18,7 +19,10 @@ _SIDE = re.compile(r"(?<![\w'])(?:(left|right)(?!over|eous|ful)|(lft|rgt|lt|rt|l
 
 
 class ImageTransform:
-    """Squash to size × size and normalise; ``mean`` and ``std`` are per channel, RGB, of values in 0..1."""
+    """Resize to size × size without keeping the aspect ratio, and normalise.
+
+    ``mean`` and ``std`` are per channel, RGB, of values in 0..1.
+    """
 
     def __init__(self, size: int, mean, std):
         self.size = size

@@ -1,5 +1,5 @@
-"""What the ranks of one job compute together, outside of the compiled step. They meet before each collective: see
-Watch.barrier.
+"""What the ranks of one job compute together, outside of the compiled step. A barrier comes before each
+collective (Watch.barrier).
 """
 
 import mindspore as ms

@@ -83,9 +83,9 @@ def shorten(text: str) -> str:
 
 
 def next_command(items: list[Item], args: argparse.Namespace) -> str:
-    """What mends the first that is bad, or else makes the first better that could be, or else the work's next step."""
+    """What fixes the first that is bad, or else makes the first better that could be, or else the work's next step."""
     if bad := [item for item in items if item.status == BAD]:
-        return bad[0].remedy or f"mend '{bad[0].name}' above; where that is unclear, put this report into an issue"
+        return bad[0].remedy or f"fix '{bad[0].name}' above; where that is unclear, put this report into an issue"
     for item in items:
         if item.status == NOTE and item.remedy:
             return item.remedy

@@ -109,7 +109,7 @@ def disk() -> Iterator[Item]:
 def environment() -> Iterator[Item]:
     found = [f"{name}={os.environ[name]}" for name in SHOWN if os.environ.get(name, "") not in ("", OWN.get(name))]
     cache = os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1"
-    wrong = "MS_COMPILER_CACHE_ENABLE=1 gave wrong numbers (docs/mindspore.md); " if cache else ""
+    wrong = "MS_COMPILER_CACHE_ENABLE=1 gave wrong numbers (docs/notes/mindspore.md); " if cache else ""
     yield Item("environment", NOTE if cache else OK, wrong + (", ".join(found) or "nothing special"))
 
 

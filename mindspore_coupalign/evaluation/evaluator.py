@@ -117,7 +117,7 @@ def report_plan(data: ReferData, plan: Plan, chosen: list, counts: dict, max_tok
 
 
 def report(data: ReferData, scores: dict) -> dict:
-    """Metrics at both sizes, counts, and where the data names kinds of sentences, the metrics of each kind."""
+    """Metrics at both sizes, counts, and where the data has categories of sentences, the metrics of each."""
     samples = scores["sample"]
     refs = np.unique(data.sentence_ref[samples])
     result = {"sentences": len(samples), "refs": len(refs), "images": len(np.unique(data.ref_image[refs]))}

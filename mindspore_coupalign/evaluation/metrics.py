@@ -1,7 +1,7 @@
 """The field's metrics from per-sample intersections and unions (in pixels).
 
 oIoU = sum of I / sum of U; mIoU = mean of I/U; P@X = share of samples with I/U of at least X; all in percent.
-A sample whose prediction and truth are both empty (U = 0) counts as I/U = 1.
+A sample whose prediction and ground truth are both empty (U = 0) counts as I/U = 1.
 """
 
 import math

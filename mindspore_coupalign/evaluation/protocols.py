@@ -1,9 +1,9 @@
 """How referring segmentation is scored: one table of this project's and other projects' conventions.
 
 A protocol says what the network reads, where and how its logits become a mask, what the ground truth is, and how
-intersections I and unions U are counted. Only such conventions are taken over: the network, its input (squashed, not
-letterboxed), its tokenizer and its limit of word pieces (data.max_tokens) stay this project's. The rules were read in
-the code that ``origin`` names; docs/protocols.md is made from this table.
+intersections I and unions U are counted. Only such conventions are taken over: the network, its input (resized without
+keeping the aspect ratio, not letterboxed), its tokenizer and its limit of word pieces (data.max_tokens) stay this
+project's. The rules were read in the code that ``origin`` names; docs/protocols.md is made from this table.
 Shapes: logits (H, W) at the network's input size; masks (h, w) at the image's own size or (H, W).
 """
 

@@ -1,4 +1,4 @@
-"""What ``evaluate`` prints and writes: the table, its legend, the references of the data set."""
+"""What ``evaluate`` prints and writes: the table, its legend, the baselines of the data set."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from mindspore_coupalign.evaluation import protocols
 from mindspore_coupalign.evaluation.metrics import THRESHOLDS
 from mindspore_coupalign.evaluation.protocols import IMAGE, SIZE_NAMES, SIZES
 
-REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of perfect masks, as data/shapes.py writes them
+REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of guesses with perfect masks (data/refshapes)
 
 
 def read_references(data: ReferData, splits: list) -> dict:
-    """What the data set states about itself in references.json beside its annotations (RefShapes does), by split."""
+    """The data set's baselines, from references.json beside its annotations (RefShapes has one), by split."""
     path = data.source.parent / "references.json"
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))["splits"]
@@ -22,7 +22,7 @@ def read_references(data: ReferData, splits: list) -> dict:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, OSError) as exc:
-        raise UserError(f"{path}: damaged ({exc}); make the data set anew, or remove the file") from exc
+        raise UserError(f"{path}: damaged ({exc}); make the data set again, or remove the file") from exc
 
 
 def announce(label: str, results: dict, chosen: list, config: Config, references: dict):
@@ -37,8 +37,8 @@ def announce(label: str, results: dict, chosen: list, config: Config, references
         print(f"{name}: {cut['sentences']} of {result['sentences']} sentences were cut at "
               f"data.max_tokens={config.data.max_tokens} (the longest has {cut['longest']} word pieces)")
     for name, values in references.items():
-        print(f"{name}: with perfect masks, all objects score {values['all_objects']} oIoU, a random object "
-              f"{values['random_object']}, every object that fits the noun phrase {values['noun_phrase']}")
+        print(f"{name}: baselines with perfect masks: oIoU {values['all_objects']} for all objects, "
+              f"{values['random_object']} for a random one, {values['noun_phrase']} for all that fit the noun phrase")
 
 
 def format_table(label: str, results: dict) -> str:

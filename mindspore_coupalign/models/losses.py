@@ -16,8 +16,8 @@ class MaskLoss(nn.Cell):
     Args:
         class_weights: of background and foreground in the cross-entropy, whose mean is then the weighted one,
             Σ w·ce / Σ w over the whole (micro-)batch, as PyTorch's ``cross_entropy(weight=…)`` takes it for two
-            classes: one logit here is the difference of the two there. A pixel whose truth is a share t of foreground
-            counts as t pixels of foreground and 1 - t of background. Equal weights change nothing.
+            classes: one logit here is the difference of the two there. A pixel whose ground truth is a share t of
+            foreground counts as t pixels of foreground and 1 - t of background. Equal weights change nothing.
     """
 
     def __init__(self, class_weights: tuple = (1.0, 1.0)):
@@ -40,7 +40,7 @@ class MaskLoss(nn.Cell):
 
 
 class PixelContrast(nn.Cell):
-    """Pulls foreground pixels to the foreground's mean and away from background pixels (formula in method.md, 6).
+    """Pulls foreground pixels to the foreground's mean and away from background pixels (formula in docs/method.md, 6).
 
     Args:
         temperature: τ.

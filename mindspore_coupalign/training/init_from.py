@@ -21,14 +21,14 @@ UNSEEN = {"model.image.activation": VISION, "model.image.heads": VISION, "model.
           "model.wpa_stages": "encoder.wpa.", "model.wpa_heads": "encoder.wpa.", "model.query_heads": "generator.",
           "model.query_stage": "generator."}
 WORTH_SAYING = ("data.mean", "data.std", "data.flip", "data.max_tokens", "data.sentence_field", "model.image.window",
-                "model.image.norm", "model.upsample")
+                "model.image.freeze_batch_norm", "model.upsample")
 _SHOWN = 4  # names per line
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--init-from", metavar="FILE",
                         help="start a new run from the weights and tokenizer of another run's best.safetensors, with "
-                             "any recipe: another rate, input size, data set")
+                             "any recipe: another learning rate, input size, data set")
     parser.add_argument("--init-from-skip", nargs="+", default=[], metavar="PREFIX",
                         help="parameters whose names start so (encoder.vision, decoder, …) start fresh all the same")
 
@@ -111,7 +111,7 @@ class InitialWeights:
                 arrays[name] = resample_table(arrays[name], shape)
                 resampled.append(name)
             if arrays[name].shape != shape:
-                misfits.append(f"{name} (shape {arrays[name].shape}, the configuration's network wants {shape})")
+                misfits.append(f"{name} (shape {arrays[name].shape}, the configuration's network expects {shape})")
         if misfits:
             self._refuse(sorted(misfits))
         fresh = sorted(parameters.keys() - wanted.keys())
@@ -158,7 +158,7 @@ class InitialWeights:
                       "averaged": bool(before.section("ema")), "resampled": resampled, "fresh": fresh, "left_out": left}
         kind = "averaged weights" if self.facts["averaged"] else "weights"
         self.lines.insert(0, f"starts from the {kind} of {self.source} (step {self.facts['step']}): {loaded} arrays "
-                             f"loaded, {len(resampled)} of them resampled; optimizer, schedule and steps start anew")
+                             f"loaded, {len(resampled)} of them resampled; optimizer, schedule and steps start fresh")
         for title, names in (("resampled", resampled), ("fresh", fresh), ("left out of the file", left)):
             if names:
                 self.lines.append(f"  {title}: {_some(names)}")

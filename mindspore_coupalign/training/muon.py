@@ -1,8 +1,8 @@
 """Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon): the moves of matrices, made orthogonal.
 
 A matrix moves by the orthogonal factor of its averaged gradient: every direction that the gradient has, strong or
-weak, is followed by the same length. A network trained from scratch so learns what few samples show (the kind of a
-shape) together with what all of them show (where shapes are).
+weak, is followed by the same length. A network trained from scratch so learns what few samples show (which shape an
+object has) together with what all of them show (where objects are).
 
 Shapes: matrix (r, c), of a convolution (out, in·k·k); a bin (n, R, C), R ≤ C, holds n matrices of similar shape, lying
 matrices as they are and standing ones transposed, with zeros around them, which change no orthogonal factor.

@@ -2,7 +2,7 @@
 
 ``config.yaml``             the resolved configuration
 ``log.jsonl``               one line per logged step or validation
-``skipped.jsonl``           one line per step whose loss or gradient was no number: its samples and sentences
+``skipped.jsonl``           one line per step with a non-finite loss or gradient: its samples and sentences
 ``last.safetensors``        everything that --resume needs; the ones before it are last-1, last-2, …; those that a
                             resumed run has passed over, damaged, become aside-last, aside-1-last, …
 ``best.safetensors``        the weights that scored best

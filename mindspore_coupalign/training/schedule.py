@@ -15,7 +15,7 @@ FORWARD = 0.5  # a validation takes at most so much of a training step's time, p
 
 
 def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.0, refs: int = 0) -> float:
-    """The rate of one step: linear warm-up, then the decay to ``train.final_lr``.
+    """The learning rate of one step: linear warm-up, then the decay to ``train.final_lr``.
 
     Args:
         clock: share of the time budget's decay that is over, 0..1; the decay follows the steps or the clock, whichever
@@ -68,7 +68,7 @@ class Budget:
         progress, before, spent = state.progress, state.config.train.minutes, state.progress["seconds"]
         share = 0.0
         if "decay_share" in progress:
-            share = progress["decay_share"] * before / train.minutes  # more minutes raise the rate again
+            share = progress["decay_share"] * before / train.minutes  # more minutes raise the learning rate again
         elif progress["step"] > train.warmup_steps:  # of an older version, or of a run without a budget
             share = spent / (60 * train.minutes)
         return cls(train, spent, min(1.0, share), progress.get("finished_minutes", 0.0), batches)

@@ -47,8 +47,8 @@ def load_image_weights(vision, image: ImageConfig, path: str | Path) -> Loaded:
     """Fill a backbone from a foreign file or one of convert-weights.
 
     Raises:
-        UserError: unreadable file, other architecture, a parameter that stays unloaded, a shape that differs, a value
-            that is no number, or a file whose own config.json contradicts the configuration.
+        UserError: unreadable file, other architecture, a parameter that stays unloaded, a shape that differs, a
+            non-finite value, or a file whose own config.json contradicts the configuration.
     """
     file = weight_file(path)
     named_so = image.name == "darknet" and (file.suffix == ".weights" or ".conv." in file.name)
@@ -81,7 +81,9 @@ def load_text_weights(text, config: TextConfig, path: str | Path) -> Loaded:
 
 def unseen(architecture: str, config: ImageConfig | TextConfig) -> dict:
     """The settings that the weights depend on and that no array's shape shows; convert-weights writes them down."""
-    names = {"swin": ("activation",), "resnet": (), "darknet": ("slope",), "bert": ("heads", "activation")}
+    if architecture == "darknet":
+        return {"slope": config.negative_slope}  # under the name that converted files have had from the beginning
+    names = {"swin": ("activation",), "resnet": (), "bert": ("heads", "activation")}
     return {name: getattr(config, name) for name in names[architecture]}
 
 
@@ -90,7 +92,7 @@ def _read(file: Path, architecture: str, wanted: dict, groups: tuple = ()) -> Lo
     if metadata.get("format") == FORMAT:
         held, title, source = (metadata.get(key, "unknown") for key in ("architecture", "title", "source"))
         if held != architecture:
-            raise UserError(f"{file}: holds {held!r} weights, the configuration wants {architecture}")
+            raise UserError(f"{file}: holds {held!r} weights, the configuration expects {architecture}")
         if metadata.get("settings") != json.dumps(wanted):
             raise UserError(f"{file}: was converted for {metadata.get('settings', 'unknown settings')[:80]}, the "
                             f"configuration has {json.dumps(wanted)}; the weights would compute something else")
@@ -143,11 +145,12 @@ def _fill(cell, found: Loaded, fresh: tuple = ()) -> Loaded:
             array = resample_table(array, wanted)
             found.resampled.append(name)
         if array.shape != wanted:
-            raise UserError(f"{found.path}: {name} has shape {array.shape}, the configuration's network wants {wanted}")
+            raise UserError(f"{found.path}: {name} has shape {array.shape}, the configuration's network expects "
+                            f"{wanted}")
         with np.errstate(over="ignore"):  # what is too large for a float32 is reported here
             array = np.ascontiguousarray(array, np.float32)
         if not np.isfinite(array).all():
-            raise UserError(f"{found.path}: {name} holds values that are no numbers; the file is damaged")
+            raise UserError(f"{found.path}: {name} holds non-finite values; the file is damaged")
         found.arrays[name] = array
     for name, array in found.arrays.items():
         parameters[name].set_data(ms.Tensor(array))

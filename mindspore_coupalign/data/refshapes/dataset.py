@@ -1,21 +1,21 @@
 """RefShapes, the embedded data set: drawn scenes with sentences, written in REFER's own layout.
 
-    <output>/refshapes/refs(shapes).p      list of refs; each sentence also has ``kind`` and ``fits``
+    <output>/refshapes/refs(shapes).p      list of refs; each sentence also has ``kind``, its category, and ``fits``
     <output>/refshapes/instances.json      COCO annotations; each also has ``color`` and ``radius`` (px)
-    <output>/refshapes/references.json     what was made, and what a guess scores (below)
+    <output>/refshapes/references.json     what was made, and the baselines (below)
     <output>/images/refshapes/*.png        64×64 RGB
 
 Splits train, val and testA follow one distribution: 3 to 6 shapes, and no sentence names one of the six (colour, kind)
 pairs of `HELD_OUT` (such shapes are drawn, and may be the target when the sentence gives no colour). testB leaves it:
 in its even scenes every sentence names a held-out pair, of the target or of the anchor; its odd scenes hold 7 or 8
 shapes and name no such pair. Every scene has two refs, with two or three sentences each in train and one or two in the
-other splits; the sentences of a ref are of different kinds (sentences.py).
+other splits; the sentences of a ref are of different categories (sentences.py).
 
 A scene depends on (seed, split, index) alone, hence not on the number of workers.
 
 references.json: per split the oIoU in percent (sum of intersections over sum of unions, all sentences) of three
-guesses with perfect masks. ``all_objects``: every object; ``noun_phrase``: all that fit the noun phrase (``fits``);
-``random_object``: one object drawn evenly, as expected intersections over expected unions.
+baselines, guesses with perfect masks. ``all_objects``: every object; ``noun_phrase``: all that fit the noun phrase
+(``fits``); ``random_object``: one object drawn evenly, as expected intersections over expected unions.
 """
 
 import json
@@ -44,9 +44,9 @@ HELD_OUT = (("red", "circle"), ("green", "square"), ("blue", "triangle"), ("yell
 _CHUNK = 50  # scenes per task of a worker
 _COUNTS = (3,) + 3 * (4,) + 7 * (5,) + 9 * (6,)  # shapes in a scene, each number as often as it stands here
 _CROWDED = (7, 8)
-_NAMING_KINDS = ("attribute", "relation", "combination")  # the kinds of sentence that can name a pair
+_NAMING_KINDS = ("attribute", "relation", "combination")  # the categories of sentences that can name a pair
 _ANY_SHARE = 0.12  # of drawn scenes in which a sentence may say "object": makes it about a tenth of the spatial ones
-# How readily a ref's further sentences are of each kind: evens out that some kinds are true less often than others.
+# How readily a ref's further sentences are of each category: evens out that some are true less often than others.
 _FURTHER = {"attribute": 2.8, "side": 0.8, "ordinal": 0.6, "corner": 0.5, "size": 3.0, "relation": 2.5,
             "combination": 1.4}
 
@@ -213,7 +213,7 @@ def _compose(rng, split, index):
 
 
 def _choose_ref(rng, split, leading, open_claims):
-    """The claims of one ref: one of kind ``leading``, then of other kinds about the same target; None if too few."""
+    """The claims of one ref: one of category ``leading``, then of others about the same target; None if not enough."""
     first = _pick(rng, open_claims, leading)
     if first is None:
         return None
@@ -229,7 +229,7 @@ def _choose_ref(rng, split, leading, open_claims):
 
 
 def _pick(rng, open_claims, kind):
-    """One claim of the kind: first the sort of cue, evenly, then the claim; None when none is open."""
+    """One claim of the category: first the type of cue, evenly, then the claim; None when none is open."""
     of_kind = [claim for claim in open_claims if claim.kind == kind]
     if not of_kind:
         return None

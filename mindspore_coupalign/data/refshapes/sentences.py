@@ -12,8 +12,8 @@ A sentence is a noun phrase, ``[colour] (kind | "object")``, and a cue. With F t
 - combination: any of the last five with colour and kind both in the noun phrase, where at least two shapes fit it and
   the kind also stands there in another colour.
 
-Positions are centres of bounding boxes, in pixels. Every comparison has a margin, so that the answer does not hang on a
-pixel; and every one keeps its truth when the picture is mirrored and the words left and right (leftmost and rightmost)
+Positions are centres of bounding boxes, in pixels. Every comparison has a margin, so that the answer does not depend on
+a pixel; and every one stays true when the picture is mirrored and the words left and right (leftmost and rightmost)
 change places. A sentence never names its target by the kind alone: the target's kind stands there at least twice.
 """
 
