@@ -20,7 +20,7 @@ FIRST_FORMAT = "coupalign-mindir-1"  # a batch of one, float32 pixels; no lists 
 _FIELDS = {"sha256": str, "input_size": int, "mean": list, "std": list, "threshold": float, "max_tokens": int,
            "tokenizer": str}
 RESIZE = {
-    "image": "The picture (h, w), RGB, 8 bits, is squashed to S x S, S = input_size, without keeping its aspect ratio, "
+    "image": "The picture (h, w), RGB, 8 bits, is resized to S x S, S = input_size, without keeping its aspect ratio, "
              "in half-pixel coordinates, in two steps: first to (min(h, S), min(w, S)), if that is another size, by "
              "averaging areas (OpenCV's INTER_AREA); then to (S, S), if that is another size, bilinearly without "
              "antialiasing (OpenCV's INTER_LINEAR). Each step is rounded to 8 bits.",
