@@ -24,9 +24,10 @@ from mindspore_coupalign.config import load_config  # noqa: E402
 from mindspore_coupalign.data.transforms import ImageTransform  # noqa: E402
 from mindspore_coupalign.errors import UserError  # noqa: E402
 from mindspore_coupalign.inference import sidecar  # noqa: E402
-from mindspore_coupalign.inference.onnx import TOLERANCE, export, heads, load_onnx, session  # noqa: E402
+from mindspore_coupalign.inference.onnx import export, heads, load_onnx, session  # noqa: E402
 from mindspore_coupalign.inference.onnx.builder import Graph  # noqa: E402
 from mindspore_coupalign.inference.onnx.layers import emit  # noqa: E402
+from mindspore_coupalign.inference.onnx.session import TOLERANCE  # noqa: E402
 from mindspore_coupalign.weights.checkpoint import load_checkpoint  # noqa: E402
 
 RELU = ("model.image.activation=relu", "model.text.activation=relu", "model.image.absolute_position=true",
