@@ -21,5 +21,6 @@ coupalign make-shapes --output shapes --train 2 --val 1 --testA 1 --testB 1 > /d
 coupalign describe --config refshapes_tiny | tail -n 1
 coupalign predict --checkpoint "$checkpoint" --image "$(ls "$PWD"/shapes/images/refshapes/*.png | head -n 1)" \
   --text "the red circle" --output out
-ls out/*_mask.png > /dev/null
+coupalign predict --model refshapes --image shapes/images/refshapes --text "the red circle" --output shipped
+ls out/*_mask.png shipped/*_mask.png shipped/predictions.jsonl > /dev/null
 echo "package: $(cd ../dist && ls -x) installed and used"

@@ -1,8 +1,9 @@
 """This project and its twin in plain PyTorch side by side on the CPU: `python benchmarks/pytorch_twin.py --help`.
 
 The forward pass and the training step (forward, losses, backward, clipping, AdamW), each side in a process of its own;
-the two take turns, so that noise hits both. Random weights, random data, the configuration's drops and losses. Needs
-requirements-parity.txt; the twin is tests/torch_twin.
+they take turns, so that noise hits both. Random weights, random data, the configuration's drops and losses. Needs
+requirements-parity.txt; the twin is tests/torch_twin. With --onnx, for the forward pass, the exported ONNX file in
+onnxruntime takes its turn as well.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -83,6 +85,28 @@ def theirs(case: dict, batch: tuple, threads: int):
     return step, facts
 
 
+def onnx(case: dict, batch: tuple, threads: int):
+    """(call, facts) of the ONNX file, by the way that prediction takes."""
+    import onnxruntime
+
+    from mindspore_coupalign.inference.onnx import session
+    run = session.runner(case["onnx"])
+    facts = {"macs": None, "parameters": None, "settings": f"onnxruntime {onnxruntime.__version__}, {threads} threads, "
+             f"{os.path.getsize(case['onnx']) / 2**30:.2f} GiB"}
+    return lambda: run(*batch[:3]), facts
+
+
+def write_onnx(path: str):
+    """Reads a configuration from stdin and writes its network, with random weights, to a file."""
+    from mindspore_coupalign import build, runtime
+    from mindspore_coupalign.config import config_from_dict
+    from mindspore_coupalign.inference.onnx.heads import to_onnx
+    config = config_from_dict(json.load(sys.stdin), "case")
+    runtime.setup("CPU", 0)
+    model = build.build_model(config, VOCABULARY).set_train(False)
+    Path(path).write_bytes(to_onnx(model, config.data).SerializeToString())
+
+
 def child():
     """Reads a case, then a line per run from stdin; answers with a line of JSON each."""
     Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends, this process goes first
@@ -94,7 +118,7 @@ def child():
     side = max(1, min(int(case["config"]["loss"]["negatives"] ** 0.5), case["config"]["data"]["image_size"] // 16))
     batch = random_batch(case["config"], VOCABULARY, case["batch"], background=side)
     start = time.perf_counter()
-    call, facts = {"ours": ours, "theirs": theirs}[case["side"]](case, batch, case["threads"])
+    call, facts = SIDES[case["side"]][1](case, batch, case["threads"])
     built = time.perf_counter()
     call()
     facts |= {"build_s": built - start, "first_s": time.perf_counter() - built}
@@ -102,13 +126,16 @@ def child():
         call()
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         result = call()
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - busy
         if not np.isfinite(result).all():
             raise SystemExit("the result is not finite")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": seconds, "peak_GiB": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_GiB": peak}), flush=True)
+
+
+SIDES = {"ours": ("ours", ours), "theirs": ("PyTorch", theirs), "onnx": ("onnxruntime", onnx)}
 
 
 class Child:
@@ -117,7 +144,7 @@ class Child:
     def __init__(self, side: str, case: dict, environment: dict):
         self.process = subprocess.Popen([sys.executable, __file__, "--child"], stdin=subprocess.PIPE, text=True,
                                         stdout=subprocess.PIPE, env=environment)
-        self.peak, self.seconds = 0.0, []
+        self.peak, self.seconds, self.cpu = 0.0, [], []
         self.facts = self.ask(json.dumps(case | {"side": side}))
 
     def ask(self, line: str) -> dict:
@@ -136,6 +163,7 @@ class Child:
     def run(self):
         answer = self.ask("run")
         self.seconds.append(answer["seconds"])
+        self.cpu.append(answer["cpu_s"])
         self.peak = answer["peak_GiB"]
 
     def end(self):
@@ -144,10 +172,10 @@ class Child:
 
 
 def together(case: dict, rounds: int, environment: dict) -> dict:
-    """Both sides alive, taking turns; side -> Child."""
+    """All sides alive, taking turns; side -> Child."""
     children = {}
     try:
-        for side in ("ours", "theirs"):
+        for side in case["sides"]:
             children[side] = Child(side, case, environment)
         for turn in range(rounds):
             for side in sorted(children, reverse=turn % 2 == 1):
@@ -174,31 +202,35 @@ def alone(side: str, case: dict, rounds: int, environment: dict) -> Child | None
 
 
 def measure(case: dict, rounds: int, environment: dict) -> dict:
-    """A row: figures of both sides, taken in turn where the memory allows it, else one after the other."""
+    """A row: figures of all sides, taken in turn where the memory allows it, else one after the other."""
     row = {key: case[key] for key in ("model", "what", "batch", "threads")}
     try:
         children, row["in_turn"] = together(case, rounds, environment), True
     except MemoryError:
-        children = {side: alone(side, case, rounds, environment) for side in ("ours", "theirs")}
+        children = {side: alone(side, case, rounds, environment) for side in case["sides"]}
         row["in_turn"] = False
     for side, one in children.items():
         row[side] = None if one is None else one.facts | {
-            "seconds": one.seconds, "median_s": statistics.median(one.seconds), "peak_GiB": one.peak}
-    if row["ours"] and row["theirs"]:
-        row["ratio"] = row["ours"]["median_s"] / row["theirs"]["median_s"]
+            "seconds": one.seconds, "median_s": statistics.median(one.seconds), "cpu_s": one.cpu,
+            "peak_GiB": one.peak}
+    for side in case["sides"][1:]:
+        if row["ours"] and row[side]:
+            row[f"ratio_{side}"] = row["ours"]["median_s"] / row[side]["median_s"]
     return row | {"load_average": os.getloadavg()[0]}
 
 
-def table(row: dict) -> str:
+def table(row: dict, sides: list) -> str:
     cells = [f"{row['model']:<10}{row['what']:<8}{row['batch']:>5}"]
-    for side in ("ours", "theirs"):
-        one = row[side]
+    for side in sides:
+        one = row.get(side)
         if one is None:
-            cells.append(f"{'out of memory':>40}")
+            cells.append(f"{'' if side not in row else 'out of memory':>50}")
             continue
         span = f"({min(one['seconds']):.2f}-{max(one['seconds']):.2f})"
-        cells.append(f"{one['median_s']:>9.2f} {span:<15}{one['peak_GiB']:>7.1f}{one['macs'] / 1e9:>8.1f}")
-    cells.append(f"{row['ratio']:>7.2f}" if "ratio" in row else f"{'':>7}")
+        macs = "" if one["macs"] is None else f"{one['macs'] / 1e9:.1f}"
+        cpu = statistics.median(one["cpu_s"])
+        cells.append(f"{one['median_s']:>12.2f} {span:<15}{cpu:>7.2f}{one['peak_GiB']:>7.1f}{macs:>8}")
+    cells += [f"{row.get(f'ratio_{side}', float('nan')):>12.2f}" for side in sides[1:]]
     return "".join(cells) + ("" if row["in_turn"] else "  one after the other")
 
 
@@ -211,6 +243,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each side, after two that are not")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="and cores, of both sides")
+    parser.add_argument("--onnx", action="store_true", help="also time the ONNX file's forward pass")
     parser.add_argument("--json", help="write every figure to this file")
     return parser.parse_args()
 
@@ -219,25 +252,38 @@ def main():
     if sys.argv[1:] == ["--child"]:
         child()
         return
+    if sys.argv[1:2] == ["--write-onnx"]:
+        write_onnx(sys.argv[2])
+        return
     options, environment = arguments(), {"GLOG_v": "3"} | os.environ  # before the package adds MindSpore's
     from mindspore_coupalign.config import config_to_dict, load_config
     load = os.getloadavg()
+    sides = ["ours", "theirs", *(["onnx"] if options.onnx else [])]
+    names = [SIDES[side][0] for side in sides]
     print(f"{platform.machine()}, {os.cpu_count()} cores; load average {load[0]:.1f} before the start. Seconds are "
-          "medians (smallest-largest), GiB the process's peak, GMACs a sample's forward pass, ratio ours to PyTorch's.")
-    print(f"{'model':<10}{'what':<8}{'batch':>5}" + "".join(f"{side:>9} {'s':<15}{'GiB':>7}{'GMACs':>8}"
-                                                           for side in ("ours", "PyTorch")) + f"{'ratio':>7}")
+          "medians (smallest-largest), CPU s of the process's threads (where other programs run, --threads 1 and this "
+          "column compare), GiB the process's peak, GMACs a sample's forward pass, ratios ours to theirs.")
+    print(f"{'model':<10}{'what':<8}{'batch':>5}" + "".join(f"{name:>12} {'s':<15}{'CPU s':>7}{'GiB':>7}{'GMACs':>8}"
+                                                           for name in names)
+          + "".join(f"{f': {name}':>12}" for name in names[1:]))
     rows = []
     for model in options.models:
-        off = ["loss.proposal_mask=0", "model.proposal_head=false", f"model.name={model}"] if model == "lavt" else []
+        off = ["loss.proposals=0", f"model.name={model}"] if model == "lavt" else []
         config = config_to_dict(load_config(options.config, [*options.overrides, *off]))
-        for what in options.what:
-            for batch in options.batches:
-                case = {"model": model, "what": what, "batch": batch, "config": config, "threads": options.threads}
-                rows.append(measure(case, options.rounds, environment))
-                print(table(rows[-1]), flush=True)
-    for side in ("ours", "theirs"):
-        found = sorted({row[side]["settings"] for row in rows if row[side]})
-        print(f"{side}: {'; '.join(found)}")
+        with tempfile.TemporaryDirectory() as folder:
+            file = f"{folder}/model.onnx"
+            if options.onnx:
+                subprocess.run([sys.executable, __file__, "--write-onnx", file], input=json.dumps(config), text=True,
+                               check=True, env=environment)
+            for what in options.what:
+                for batch in options.batches:
+                    case = {"model": model, "what": what, "batch": batch, "config": config, "onnx": file,
+                            "threads": options.threads, "sides": sides[:3 if what == "forward" else 2]}
+                    rows.append(measure(case, options.rounds, environment))
+                    print(table(rows[-1], sides), flush=True)
+    for side in sides:
+        found = sorted({row[side]["settings"] for row in rows if row.get(side)})
+        print(f"{SIDES[side][0]}: {'; '.join(found)}")
     if options.json:
         Path(options.json).write_text(json.dumps({"load_average_before": load, "rows": rows}, indent=1))
 

@@ -10,7 +10,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - the rest of the package does not
 
 from mindspore_coupalign import cuda
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # oneDNN 3.10, which MindSpore's CPU back end calls, answers plain-layout convolutions with its reference code when it
 # may use AVX-512: 70 times slower than its AVX2 code (docs/notes/mindspore.md). It reads this at its first kernel.

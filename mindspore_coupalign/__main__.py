@@ -17,8 +17,8 @@ from mindspore_coupalign.cli.examples import epilog
 from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.distributed.process import is_scheduler
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.interrupts import watch_interrupts
 from mindspore_coupalign.outputs import silence
-from mindspore_coupalign.training.interrupts import watch_interrupts
 
 COMMANDS = {
     "doctor": "report what this machine has and lacks; paste its output into every issue",
@@ -32,6 +32,7 @@ COMMANDS = {
     "plot-run": "draw the curves of runs into one picture",
     "evaluate": "score a checkpoint on whole splits: oIoU, mIoU, P@X",
     "predict": "segment what sentences name in images",
+    "web": "a page in the browser to try a model with one's own pictures",
     "show": "draw a split's best, worst and random predictions beside the ground truth",
     "export": "write a checkpoint as MINDIR and prove that it gives the same answers",
 }

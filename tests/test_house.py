@@ -23,7 +23,7 @@ DEPRECATED = re.compile(r"assign(_add|_sub)?|expand_dims|slice|unstack|[sg]et_co
 ENVIRONMENT = {  # who reads or sets environment variables
     "__init__.py": "MindSpore's own, before it is imported", "cuda.py": "where CUDA lies, for the plugin",
     "data/tokenizer.py": "transformers' advice", "doctor/": "shows them, and probes without the job's",
-    "distributed/": "the launcher's", "runtime.py": "the launcher's"}
+    "distributed/": "the launcher's", "runtime.py": "the launcher's", "web/": "Gradio's folder, and no calls home"}
 FIELD = re.compile(r"(data|model|loss|train|eval)(\.(?!pkl|mindir|safetensors)[a-z_0-9]+)+")  # and no file
 LAUNCHER = re.compile(r"MS_(ROLE|NODE_ID|WORKER_NUM|SERVER_NUM|SCHED\w*)|RANK_\w+|DEVICE_ID|COUPALIGN_\w+")
 LAUNCHER_READERS = ("distributed/", "runtime.py", "doctor/")
@@ -34,6 +34,7 @@ CATCH_ALL = {  # handlers of Exception or BaseException per file, and why; whoev
     "data/tokenizer.py": (5, "tokenizers raises plain Exception, transformers and the HTTP library many kinds"),
     "doctor/__init__.py": (1, "a report with a hole is better than none"),
     "doctor/probe.py": (1, "what a device says when it is tried"),
+    "inference/onnx/session.py": (1, "onnxruntime's own errors have no common base"),
     "weights/torch_files.py": (1, "damaged pickles raise nearly anything"),
 }
 

@@ -26,6 +26,7 @@ EXAMPLES = {  # command -> (arguments, what they need)
     "show": ("show --checkpoint runs/first/best.safetensors --split val --output runs/first/pictures", RUN),
     "predict": (f'predict --checkpoint runs/first/best.safetensors --image {IMAGE} --text "bottom left circle" '
                 "--output runs/first/prediction", RUN),
+    "web": ("web --model refshapes --port 7860", "with the extra [web]"),
     "export": ("export --checkpoint runs/first/best.safetensors --output runs/first/coupalign.mindir", RUN),
 }
 

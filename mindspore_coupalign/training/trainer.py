@@ -20,12 +20,12 @@ from mindspore_coupalign.distributed import collectives as ranks
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
+from mindspore_coupalign.interrupts import StopRequest
 from mindspore_coupalign.mindspore_calls import assign
 from mindspore_coupalign.models.noise import draw_keys
 from mindspore_coupalign.portable import without_absolute_paths
 from mindspore_coupalign.training import init_from, setup
 from mindspore_coupalign.training.console import Bar, Console
-from mindspore_coupalign.training.interrupts import StopRequest
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.run_folder import RunFolder
 from mindspore_coupalign.training.schedule import Budget, learning_rate

@@ -1,0 +1,54 @@
+"""Command ``web``: a page in the browser to try a model with one's own pictures (web/)."""
+
+import argparse
+from pathlib import Path
+
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.web import server
+
+TARGETS, LEVELS = ("auto", "CPU", "GPU", "Ascend"), ("auto", "O0", "O1", "O2", "O3")
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--model", default="refshapes", metavar="FILE|NAME",
+                        help="a checkpoint, .mindir or .onnx file, or a shipped model's name (default: refshapes)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 opens the page to the "
+                        "network, to whoever can reach it (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    parser.add_argument("--examples", metavar="DIR", help="folder of pictures to choose from, with sentences in its "
+                        "examples.jsonl, a line {\"image\": …, \"sentence\": …} each (default: RefShapes' scenes)")
+    parser.add_argument("--max-megabytes", type=int, default=20, help="largest upload (default: 20)")
+    parser.add_argument("--max-megapixels", type=int, default=50, help="largest picture (default: 50)")
+    parser.add_argument("--device-target", choices=TARGETS, default="auto",
+                        help="where to compute (default: auto, an Ascend NPU, else a GPU, else the CPU)")
+    parser.add_argument("--amp", choices=LEVELS, help="precision of a checkpoint (default: its training's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    server.check_gradio()
+    server.check_port(args.host, args.port)
+    if min(args.max_megabytes, args.max_megapixels) < 1:
+        raise UserError("--max-megabytes and --max-megapixels must be at least 1")
+    from mindspore_coupalign.inference.loading import load
+    from mindspore_coupalign.inference.shipped import find_model, shipped_models
+    from mindspore_coupalign.web.answers import Limits
+    from mindspore_coupalign.web.examples import folder_examples, shapes_examples
+
+    path = find_model(args.model)
+    explains = path.suffix.lower() not in (".mindir", ".onnx")  # graphs hold the mask alone
+    print(f"loading and compiling {args.model} (seconds for a small network, up to two minutes for the full recipe)",
+          flush=True)
+    with server.scratch() as folder:
+        examples = folder_examples(Path(args.examples)) if args.examples else shapes_examples(folder)
+        model = load(path, args.device_target, args.amp, details=explains)
+        model.warm_up()
+        title = f"The model is **{args.model if args.model in shipped_models() else path.name}**."
+        if args.model == "refshapes":
+            title += " It knows simple coloured shapes and where they are, not photographs."
+        from mindspore_coupalign.web.page import build
+
+        limits = Limits(args.max_megabytes, args.max_megapixels)
+        page = build(model, title, examples, limits, folder, explains)
+        server.serve(page, args.host, args.port, folder, args.max_megabytes)
+    return 0

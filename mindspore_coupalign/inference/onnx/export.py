@@ -1,0 +1,133 @@
+"""Writing ONNX files: from a checkpoint, compared with it before the file appears; and the same in 8 bits.
+
+Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) float32.
+"""
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from mindspore_coupalign import build
+from mindspore_coupalign.config import DataConfig
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.inference import sidecar
+from mindspore_coupalign.inference.mindir import NotEqual, normalised, random_inputs, scratch
+from mindspore_coupalign.inference.onnx import session
+from mindspore_coupalign.inference.onnx.session import BATCHES, TOLERANCE
+from mindspore_coupalign.weights.checkpoint import Checkpoint
+
+_LARGEST = 2**31 - 2**26  # bytes of weights; an ONNX file is a protobuf, which ends at 2 GiB
+
+
+def export_onnx(checkpoint: Checkpoint, output: Path, uint8: bool = False) -> list[float]:
+    """Write the ONNX file, in float32 whatever the checkpoint was trained in, and its sidecar.
+
+    Args:
+        uint8: the graph takes pixels (B, H, W, 3) uint8 and normalises them.
+
+    Returns:
+        The largest difference from the network, per batch of ``BATCHES``, relative to the scale.
+
+    Raises:
+        UserError: a package is missing, the output cannot be written, or the weights are too large for one file.
+        NotEqual: onnxruntime gives other logits.
+    """
+    session.require("onnx", "onnxruntime")
+    from mindspore_coupalign.inference.onnx.heads import to_onnx
+    model, tokenizer = build.restore_model(checkpoint, amp="O0")
+    weights = sum(p.nbytes for p in model.get_parameters())
+    if weights > _LARGEST:
+        raise UserError(f"{checkpoint.path}: {weights / 2**30:.2f} GiB of weights, but an ONNX file ends at 2 GiB; "
+                        "export a .mindir, which may be of any size")
+    facts = sidecar.describe("onnx", checkpoint.config, tokenizer, uint8=uint8)
+    with _replacing(output) as file:
+        file.write_bytes(to_onnx(model, checkpoint.config.data, uint8).SerializeToString())
+        facts["differences"] = _compare(model, session.runner(file), checkpoint.config.data, tokenizer, uint8)
+        facts |= {"step": checkpoint.progress.get("step"), **model.precision._asdict()}
+        sidecar.write(sidecar.sidecar_path(file), file, facts)
+    return facts["differences"]
+
+
+def _compare(model, run, data: DataConfig, tokenizer, uint8: bool) -> list[float]:
+    """The largest difference per batch from the network, which reads one sample at a time."""
+    differences = []
+    for seed, batch in enumerate(BATCHES):
+        pixels, *words = random_inputs(data, tokenizer, batch, seed)
+        image = normalised(pixels, data)
+        rows = zip(image, *words, strict=True)
+        expected = np.concatenate([model(*(ms.Tensor(part[None]) for part in row)).asnumpy() for row in rows])
+        differences.append(_difference(run(pixels if uint8 else image, *words), expected))
+        if not differences[-1] <= TOLERANCE:  # also when it is not a number
+            raise NotEqual(f"the exported graph differs from the checkpoint by {differences[-1]:.1e} of the logits' "
+                           f"scale (allowed: {TOLERANCE:.0e})")
+    return differences
+
+
+def export_int8(source: Path, output: Path) -> list[float]:
+    """Write an ONNX file of this package once more, with the linear layers' products in 8 bits: their weights are
+    stored so, every output channel with a scale of its own, and onnxruntime rounds what they are multiplied with as it
+    runs ("dynamic quantisation"). Weights take 7 of the 8 bits: the sums of 8 overflow on processors without VNNI.
+    Other products with constants, the guided filter's statistics, stay as they are.
+
+    Returns:
+        The largest difference from the source, per batch of ``BATCHES``, relative to the scale.
+
+    Raises:
+        UserError: the source is no such file, or the output cannot be written.
+    """
+    session.require("onnx", "onnxruntime")
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    run, facts = session.load_onnx(source)
+    data = DataConfig(image_size=facts["input_size"], mean=facts["mean"], std=facts["std"],
+                      max_tokens=facts["max_tokens"])
+    tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], data.max_tokens, str(source))
+    linear = "Gemm"  # onnxruntime makes them MatMul and Add
+    others = [node.name for node in onnx.load(source).graph.node if node.op_type != linear]
+    with _replacing(output) as file:
+        with _quiet():
+            quantize_dynamic(source, file, op_types_to_quantize=["MatMul"], nodes_to_exclude=others, per_channel=True,
+                             reduce_range=True, weight_type=QuantType.QInt8)
+        run_int8, differences = session.runner(file), []
+        for seed, batch in enumerate(BATCHES):
+            pixels, *words = random_inputs(data, tokenizer, batch, seed)
+            image = pixels if sidecar.takes_uint8(facts) else normalised(pixels, data)
+            differences.append(_difference(run_int8(image, *words), run(image, *words)))
+        facts |= {"amp_dtype": "int8", "differences": differences}
+        sidecar.write(sidecar.sidecar_path(file), file, facts)
+    return differences
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the advice that onnxruntime logs, on the root logger, about its own preprocessing."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _replacing(output: Path):
+    """A file beside the output to write to; it and its sidecar take their names when the block ends well."""
+    session.check_utf8(output, "choose another --output")
+    try:
+        with scratch(output.parent) as folder:  # the same file system, and gone afterwards
+            file = folder / output.name
+            yield file
+            for written in (file, sidecar.sidecar_path(file)):
+                os.replace(written, output.with_name(written.name))
+    except OSError as exc:
+        raise UserError(f"{output}: cannot be written ({exc.strerror or exc}); choose another --output") from exc
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -1,0 +1,71 @@
+"""Running an ONNX file by onnxruntime on the CPU: NumPy arrays in and out, no MindSpore.
+
+Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) float32.
+"""
+
+import importlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.inference import sidecar
+
+INPUTS = ("image", "ids", "word_mask")
+TOLERANCE = 1e-4  # largest difference from the checkpoint, relative to the logits' largest absolute value
+BATCHES = (1, 3)  # that are compared
+
+
+def require(*packages: str):
+    """Raises UserError where one of the extra's packages is missing."""
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError as exc:
+            raise UserError(f"ONNX files need the package {name}, which cannot be imported ({exc}); "
+                            'pip install "mindspore_coupalign[onnx]"') from exc
+
+
+def open_session(path: Path):
+    """An onnxruntime session with a thread for each core that this process may use."""
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.log_severity_level = 3  # errors: its warnings are about its own optimisations
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def runner(path: Path):
+    """``run(image, ids, word_mask)`` -> logits."""
+    session = open_session(path)
+
+    def run(image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> np.ndarray:
+        return session.run(["logits"], dict(zip(INPUTS, (image, ids, word_mask), strict=True)))[0]
+
+    return run
+
+
+def check_utf8(path: Path, remedy: str):
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as exc:
+        raise UserError(f"{path}: onnxruntime reads no file whose path is not UTF-8; {remedy}") from exc
+
+
+def load_onnx(path: str | Path) -> tuple:
+    """``run`` and the sidecar's facts.
+
+    Raises:
+        UserError: the file or its sidecar is missing, damaged, or they do not belong together; no onnxruntime.
+    """
+    path = Path(path)
+    require("onnxruntime")
+    check_utf8(path, "rename it")
+    facts = sidecar.read(path, "onnx")
+    try:
+        return runner(path), facts
+    except Exception as exc:  # onnxruntime's own have no common base
+        import onnxruntime
+        raise UserError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it "
+                        f"({' '.join(str(exc).split())[:120]}); export the checkpoint again") from exc

@@ -1,0 +1,71 @@
+"""The page itself, drawn with Gradio: what is asked on the left, the answer on the right."""
+
+from pathlib import Path
+
+import gradio as gr
+
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.inference.model import Model
+from mindspore_coupalign.web.answers import KEPT, Limits, answer
+
+AT_ONCE = 2  # questions that are prepared side by side; the network runs for one after the other
+FONTS = ["ui-sans-serif", "system-ui", "Helvetica", "Arial", "sans-serif"]  # no font comes from the net
+STYLE = ".gradio-container {max-width: 1180px !important; margin: auto;}"
+HEADERS = ["sentence", "score", "x, y, width, height", "pixels", "notes"]
+WIDTHS = ["28%", "11%", "24%", "13%", "24%"]
+
+
+def build(model: Model, title: str, examples: list[tuple[str, str]], limits: Limits, folder: Path,
+          explains: bool) -> gr.Blocks:
+    """The page over a model.
+
+    Args:
+        title: what model it is.
+        examples: (path of a picture, sentences).
+        folder: for the answers' files.
+        explains: whether the model can say what each word looked at.
+    """
+    theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
+
+    def segment(image: str, sentences: str, threshold: float, attention: bool):
+        try:
+            found = answer(model, image, sentences, threshold, attention, limits, folder)
+        except UserError as exc:
+            raise gr.Error(str(exc), duration=None, print_exception=False) from exc
+        rows = [[r["sentence"], f"{r['score']:.2f}", "" if r["box"] is None else ", ".join(map(str, r["box"])),
+                 r["area"], "; ".join(r["notes"])] for r in found.records]
+        return (found.overlays, rows, found.records, found.files,
+                gr.Image(found.attention, visible=found.attention is not None))
+
+    with gr.Blocks(title="CoupAlign", analytics_enabled=False, delete_cache=(KEPT // 4, KEPT)) as page:
+        gr.Markdown(f"# CoupAlign\nA picture and a sentence in, the mask of what the sentence names out. {title}")
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture",
+                                 elem_id="picture", height=340)
+                # the file as it came: the reader knows more forms and says better what is wrong with them
+                image.preprocess = lambda payload: payload.path if payload else None
+                text = gr.Textbox(label="sentences, one per line", lines=3, max_length=limits.characters,
+                                  placeholder="the red circle", elem_id="sentences")
+                with gr.Accordion("options", open=False):
+                    threshold = gr.Slider(0.05, 0.95, model.threshold, step=0.05, label="threshold",
+                                          info="probability from which a pixel is in the mask")
+                    attention = gr.Checkbox(False, label="show what each word looked at (first sentence)",
+                                            visible=explains)
+                button = gr.Button("segment", variant="primary", elem_id="segment")
+            with gr.Column():
+                overlays = gr.Gallery(label="masks", columns=2, object_fit="contain", height=380, elem_id="overlays",
+                                      format="png")
+                table = gr.Dataframe(headers=HEADERS, label="score and box", interactive=False, wrap=True,
+                                     column_widths=WIDTHS, elem_id="table")
+                files = gr.Files(label="download: masks and answer.json", interactive=False)
+                sheet = gr.Image(label="what each word looked at", visible=False, interactive=False)
+                with gr.Accordion("answer as JSON", open=False):
+                    records = gr.JSON(label="answer", elem_id="records")
+        if examples:
+            gr.Examples([list(example) for example in examples], [image, text], label="examples")
+        asked = [image, text, threshold, attention]
+        gr.on([button.click], segment, asked, [overlays, table, records, files, sheet], api_name="segment",
+              concurrency_limit=AT_ONCE)
+    page.theme, page.css = theme, STYLE
+    return page
