@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {output}: {exc}; nothing was written", file=sys.stderr)
         return 1
     _report(output)
-    compared = batches(checkpoint.config.data.image_size)
-    what = f"batch {args.batch}" if args.batch else f"batches {', '.join(map(str, compared))}"
+    compared = [args.batch] if args.batch else batches(checkpoint.config.data.image_size)
+    what = f"batch{'es' if len(compared) > 1 else ''} {', '.join(map(str, compared))}"
     print(f"against the checkpoint on {len(differences)} random inputs ({what}), both in {precision.amp} "
           f"{precision.amp_dtype}: largest difference {max(differences):.1e} of the logits' scale (allowed: "
           f"{TOLERANCES[precision.amp_dtype]:.0e})")
