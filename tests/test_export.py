@@ -271,7 +271,7 @@ def test_a_graph_scores_as_its_checkpoint(exported, tiny_checkpoint, tiny_restor
 
 
 def test_a_graph_is_scored_on_data_that_it_fits(exported, scored_data, tmp_path, capsys):
-    for arguments, match in (((), "does not say where the data lies"),
+    for arguments, match in (((), "names no data folder"),
                              ((*scored_data, "data.image_size=96"), "data.image_size=96: .* was exported with 64"),
                              ((*scored_data, "data.max_tokens=9"), "data.max_tokens=9: .* was exported with 8"),
                              ((*scored_data, "train.amp=O1"), "train.amp=O1: a checkpoint is computed"),

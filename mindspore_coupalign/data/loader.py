@@ -11,7 +11,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
 
 import mindspore.dataset as ds
 import numpy as np
@@ -111,25 +110,27 @@ class Pictures:
 
     def __init__(self, data: ReferData, prepare: Callable, kept: int = 16):
         self._data, self._prepare, self._kept = data, prepare, kept
-        self._futures: OrderedDict[int, Future] = OrderedDict()
+        self._places: OrderedDict[int, _Place] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of_ref(self, r: int):
+    def of_ref(self, r: int) -> np.ndarray:
         i = int(self._data.ref_image[r])
         with self._lock:
-            future, mine = self._futures.get(i), False
-            if future is None:
-                future, mine = Future(), True
-                self._futures[i] = future
-                if len(self._futures) > self._kept:
-                    self._futures.popitem(last=False)
-            self._futures.move_to_end(i)
-        if mine:
-            try:
-                future.set_result(self._prepare(self._data.read_image(r)))
-            except BaseException as exc:  # whoever waits must not wait for ever
-                future.set_exception(exc)
-        return future.result()
+            place = self._places.setdefault(i, _Place())
+            self._places.move_to_end(i)
+            if len(self._places) > self._kept:
+                self._places.popitem(last=False)
+        with place.lock:
+            if place.picture is None:
+                place.picture = self._prepare(self._data.read_image(r))
+            return place.picture
+
+
+class _Place:
+    """Of one picture; who holds the lock may decode it."""
+
+    def __init__(self):
+        self.lock, self.picture = threading.Lock(), None
 
 
 class EvalSource(_Source):

@@ -59,9 +59,9 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
         return truth, transform.mask(truth)
 
     def score(sample: int, logits: np.ndarray):
-        truth, resized = truths(int(data.sentence_ref[sample]))
+        truth, small = truths(int(data.sentence_ref[sample]))
         found[place[sample]] = (overlap(transform.inverse(logits, truth.shape) > cut, truth),
-                                overlap(logits > cut, resized))
+                                overlap(logits > cut, small))
 
     with tqdm(total=int((source.samples >= 0).sum()), desc=progress, unit="sentence", leave=False,
               disable=None if progress else True) as bar, Pool(4 * batch) as pool:  # None: off without a terminal

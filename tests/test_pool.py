@@ -1,0 +1,133 @@
+"""What keeps evaluation from waiting: each picture is decoded once, and scores are counted in threads, all of them."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from refer_files import write_refer
+from tiny_network import tiny_config
+
+from mindspore_coupalign.data.images import MissingImage
+from mindspore_coupalign.data.loader import Pictures, PromptSource, batches
+from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluation import evaluator, protocols, scoring
+from mindspore_coupalign.evaluation.metrics import overlap
+from mindspore_coupalign.evaluation.pool import Pool
+from mindspore_coupalign.evaluation.prompts import make_plan
+
+
+@pytest.fixture
+def data(tmp_path):
+    return read_refer(write_refer(tmp_path), "tiny", "unc")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The images that were decoded, in that order."""
+    from mindspore_coupalign.data.refer import ReferData
+
+    seen, read = [], ReferData.read_image
+    monkeypatch.setattr(ReferData, "read_image", lambda self, r: seen.append(int(self.ref_image[r])) or read(self, r))
+    return seen
+
+
+class Answers:
+    """A network that sees red, whatever the words."""
+
+    uint8 = False
+
+    def __call__(self, length):
+        return length, lambda image, ids, word_mask: image[:, :1] - image[:, 2:]
+
+
+class Tensors:
+    """The same, as a cell."""
+
+    def set_train(self, _):
+        pass
+
+    def __call__(self, image, ids, word_mask):
+        return image[:, :1] - image[:, 2:]
+
+
+def test_each_picture_is_decoded_once(data, decoded):
+    """Eleven sentences of six refs on four pictures; two refs of a picture, batches of two."""
+    config = tiny_config("eval.batch_size=2")
+    tokenizer = SentenceTokenizer.from_name("refshapes", 8)
+    chosen = [protocols.resolve(protocol, config) for protocol in protocols.choose(["sentence"])]
+    samples = np.arange(len(data.sentence_ref))
+    plan = make_plan(data, samples, tokenizer, chosen)
+    counts = scoring.score_plan(Answers(), plan, chosen, data, tokenizer, config)
+    assert sorted(decoded) == [0, 1, 2, 3]
+    decoded.clear()
+    found = evaluator.evaluate_samples(Tensors(), data, samples[::-1], tokenizer, config)
+    assert sorted(decoded) == [0, 1, 2, 3] and found["sample"].tolist() == samples[::-1].tolist()
+    for size in ("image", "input"):
+        np.testing.assert_array_equal(found[size][::-1], counts["sentence", size][:, :2])
+    assert 0 < counts["sentence", "image"][:, 0].sum() < counts["sentence", "image"][:, 1].sum()
+
+
+def test_threads_that_want_one_picture_wait_for_the_first(data, decoded):
+    def prepare(rgb):
+        time.sleep(0.02)
+        return rgb
+
+    pictures = Pictures(data, prepare, kept=2)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(pictures.of_ref, [0, 1, 0, 1, 2, 2, 0, 1]))
+    assert sorted(decoded) == [0, 1]
+    np.testing.assert_array_equal(found[0], found[1])
+    pictures.of_ref(3), pictures.of_ref(5), pictures.of_ref(0)  # two are kept
+    assert sorted(decoded) == [0, 0, 1, 2, 3]
+
+
+def test_a_missing_picture_is_named_for_each_that_asks(data):
+    data.image_path(0).unlink()
+    pictures = Pictures(data, lambda rgb: rgb)
+    for _ in range(2):
+        with pytest.raises(MissingImage, match="im0.jpg"):
+            pictures.of_ref(0)
+    prompts = [(0, 0, np.array([1], np.int32), np.array([1], np.int32))]
+    with pytest.raises(UserError, match="im0.jpg"):
+        list(batches(PromptSource(data, prompts, 4, 0, lambda rgb: rgb, 2), 2, 2))
+
+
+def test_a_pool_finishes_everything_and_bounds_what_waits():
+    done, most = [], [0]
+    lock = threading.Lock()
+
+    def work(k):
+        time.sleep(0.002)
+        with lock:
+            done.append(k)
+
+    with Pool(5, threads=2) as pool:
+        for k in range(40):
+            pool.submit(work, k)
+            most[0] = max(most[0], k + 1 - len(done))
+    assert sorted(done) == list(range(40)) and most[0] <= 5 + 2
+
+
+def test_what_a_call_raises_comes_out():
+    def fail():
+        raise UserError("bad mask")
+
+    with pytest.raises(UserError, match="bad mask"), Pool(3) as pool:
+        pool.submit(fail)
+    with pytest.raises(UserError, match="bad mask"), Pool(3) as pool:
+        for _ in range(20):
+            pool.submit(fail)
+    with pytest.raises(KeyError), Pool(3) as pool:
+        pool.submit(fail)
+        raise KeyError  # what ended the block counts
+
+
+def test_overlap_counts_pixels():
+    random = np.random.default_rng(0)
+    a, b = random.random((2, 33, 47)) > 0.6
+    assert overlap(a, b) == (int((a & b).sum()), int((a | b).sum())) == overlap(a.astype(np.uint8), b)
+    assert overlap(a & False, b & False) == (0, 0)
