@@ -30,7 +30,6 @@ LAUNCHER_READERS = ("distributed/", "runtime.py", "doctor/")
 CATCH_ALL = {  # handlers of Exception or BaseException per file, and why; whoever adds one says which errors it means
     "__main__.py": (1, "a rank's last message, whatever ends it"),
     "data/inputs.py": (2, "conversions of foreign objects; PIL's decoders"),
-    "data/loader.py": (1, "handed on to whoever waits for the picture"),
     "data/pickles.py": (1, "damaged pickles raise nearly anything"),
     "data/tokenizer.py": (5, "tokenizers raises plain Exception, transformers and the HTTP library many kinds"),
     "doctor/__init__.py": (1, "a report with a hole is better than none"),
