@@ -91,7 +91,7 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
         print(line, file=sys.stderr)
     results, records = {}, []
     for label, plan in plans.items():
-        keep = [] if args.details and label in args.split else None
+        keep: list | None = [] if args.details and label in args.split else None
         counts = score_plan(networks, plan, resolved, data, tokenizer, config, keep=keep, runtime=runtime,
                             progress=label if runtime.rank == 0 else "")
         results[label] = report_plan(data, plan, resolved, counts, config.data.max_tokens)

@@ -59,9 +59,9 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
         return truth, transform.mask(truth)
 
     def score(sample: int, logits: np.ndarray):
-        truth, resized = truths(int(data.sentence_ref[sample]))
+        truth, small = truths(int(data.sentence_ref[sample]))
         found[place[sample]] = (overlap(transform.inverse(logits, truth.shape) > cut, truth),
-                                overlap(logits > cut, resized))
+                                overlap(logits > cut, small))
 
     with tqdm(total=int((source.samples >= 0).sum()), desc=progress, unit="sentence", leave=False,
               disable=None if progress else True) as bar, Pool(4 * batch) as pool:  # None: off without a terminal
@@ -86,7 +86,7 @@ def derange(data: ReferData, samples: np.ndarray) -> np.ndarray:
 def report_plan(data: ReferData, plan: Plan, chosen: list, counts: dict, max_tokens: int) -> dict:
     """Of a split: what ``report`` gives where protocol ``sentence`` was asked for, and ``protocols``: the scores of
     every other one by its name; ``cut``: sentences longer than ``max_tokens``, and the longest."""
-    result = {}
+    result: dict = {}
     for protocol in chosen:
         units = plan.units[protocol.name]
         if protocol.name == "sentence":
@@ -108,7 +108,7 @@ def report(data: ReferData, scores: dict) -> dict:
     """Metrics at both sizes, counts, and where the data has categories of sentences, the metrics of each."""
     samples = scores["sample"]
     refs = np.unique(data.sentence_ref[samples])
-    result = {"sentences": len(samples), "refs": len(refs), "images": len(np.unique(data.ref_image[refs]))}
+    result: dict = {"sentences": len(samples), "refs": len(refs), "images": len(np.unique(data.ref_image[refs]))}
     result |= {size: summarize(*scores[size].T) for size in SIZES}
     kinds = data.sentence_kind[samples]
     if (kinds >= 0).any():

@@ -60,7 +60,8 @@ def make_plan(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer
     if (field, False) not in spelt:
         spelt[field, False] = _pieces(data, texts, tokenizer, field, False)
     first = np.flatnonzero(np.r_[True, np.diff(data.sentence_ref[samples]) != 0])
-    prompts, units = [], {p.name: [] for p in protocols}
+    prompts: list[Prompt] = []
+    units: dict[str, list[Unit]] = {p.name: [] for p in protocols}
     for start, stop in zip(first, [*first[1:], len(samples)], strict=True):
         ref, known = int(data.sentence_ref[samples[start]]), {}
         for protocol in protocols:

@@ -9,6 +9,7 @@ Shapes: logits (H, W) at the network's input size; masks (h, w) at the image's o
 
 import dataclasses
 import difflib
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -119,13 +120,16 @@ def conventions(protocol: Protocol, config: Config) -> dict:
 def predicted_mask(protocol: Protocol, logits: np.ndarray, transform: ImageTransform, shape: tuple[int, int],
                    size: str) -> np.ndarray:
     """The mask that a (resolved) protocol sees in logits (H, W): bool, of ``shape`` = (h, w), or (H, W) for INPUT."""
+    threshold = protocol.threshold
+    if threshold is None:
+        raise ValueError(f"protocol {protocol.name} has no threshold of its own: resolve it first")
     if size == INPUT:
-        return logits > logit(protocol.threshold)
+        return logits > logit(threshold)
     if protocol.resize == BICUBIC:
         probability = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
-        return cv2.resize(probability, shape[::-1], interpolation=cv2.INTER_CUBIC) > protocol.threshold
+        return cv2.resize(probability, shape[::-1], interpolation=cv2.INTER_CUBIC) > threshold
     resized = resize_aligned(logits, shape) if protocol.resize == ALIGNED else transform.inverse(logits, shape)
-    return resized > logit(protocol.threshold)
+    return resized > logit(threshold)
 
 
 def count(protocol: Protocol, inter: np.ndarray, union: np.ndarray, refs: np.ndarray, targets: np.ndarray) -> dict:
@@ -136,15 +140,16 @@ def count(protocol: Protocol, inter: np.ndarray, union: np.ndarray, refs: np.nda
         refs: (n,) ref of each unit; units of a ref are neighbours.
         targets: (n,) bool, whether the ground truth has any pixel at the image's own size.
     """
-    rules = {"thresholds": protocol.thresholds, "strict": protocol.comparison == ">", "epsilon": protocol.epsilon,
-             "running": protocol.running, "group": refs if protocol.mean == "refs" else None}
+    score = functools.partial(
+        summarize, inter, union, thresholds=protocol.thresholds, strict=protocol.comparison == ">",
+        epsilon=protocol.epsilon, running=protocol.running, group=refs if protocol.mean == "refs" else None)
     if protocol.empty == NO_TARGET:
         # A network without a head for it says that there is no target by an empty mask.
-        scores = summarize(inter, union, empty=np.where(targets, 0.0, 1.0), asked=targets, **rules)
+        scores = score(empty=np.where(targets, 0.0, 1.0), asked=targets)
         if not targets.all():
             scores["N_acc"] = round(100 * float((union[~targets] == 0).mean()), 4)
     else:
-        scores = summarize(inter, union, empty=EMPTY[protocol.empty], **rules)
+        scores = score(empty=EMPTY[protocol.empty])
     kept = ("samples", *protocol.reports, "N_acc")
     return {key: value for key, value in scores.items() if key in kept or key.startswith("P@")}
 

@@ -78,7 +78,7 @@ def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData,
 
 def _units_by_ref(plan: Plan, protocols: list[Protocol], prompts: set) -> dict:
     """{ref: [(protocol, index, unit)]} of the units whose prompts are all in a pass; no unit has prompts in both."""
-    waiting = {}
+    waiting: dict[int, list] = {}
     for protocol in protocols:
         for u, unit in enumerate(plan.units[protocol.name]):
             if unit.prompts[0] in prompts:
@@ -89,7 +89,8 @@ def _units_by_ref(plan: Plan, protocols: list[Protocol], prompts: set) -> dict:
 def _refs(model, source: PromptSource, config: Config, runtime: Runtime, bar):
     """Yields (ref, {prompt: logits (H, W)}) as soon as a ref's prompts, which are neighbours, have been computed."""
     ref_of = {prompt[0]: prompt[1] for prompt in source.prompts}
-    logits, current = {}, None
+    logits: dict[int, np.ndarray] = {}
+    current = None
     for image, ids, word_mask, index in batches(source, config.eval.batch_size, config.data.workers):
         answers = model(image, ids, word_mask)[:, 0]
         runtime.watch.compiled()
@@ -111,7 +112,7 @@ class _Ref:
     def __init__(self, data: ReferData, ref: int, logits: dict, transform: ImageTransform):
         self.data, self.ref, self.logits, self.transform = data, ref, logits, transform
         self.shape = tuple(data.image_sizes[data.ref_image[ref]].tolist())
-        self.made = {}
+        self.made: dict[tuple, np.ndarray] = {}
 
     def _once(self, key: tuple, make):
         if key not in self.made:

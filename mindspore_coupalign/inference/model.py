@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -87,8 +87,15 @@ class Model:
         self._ready: set[int] = set()
         self._lock = threading.RLock()
 
-    def predict(self, image, sentences: str | list[str], *, threshold: float | None = None, strict: bool = True,
-                ) -> Prediction | list[Prediction]:
+    @overload
+    def predict(self, image, sentences: str, *, threshold: float | None = ..., strict: bool = ...) -> Prediction: ...
+
+    @overload
+    def predict(self, image, sentences: list[str], *, threshold: float | None = ...,
+                strict: bool = ...) -> list[Prediction]: ...
+
+    def predict(self, image, sentences: str | list[str], *, threshold: float | None = None,
+                strict: bool = True) -> Prediction | list[Prediction]:
         """What each sentence names in one picture, at the picture's own size.
 
         Args:
@@ -109,13 +116,14 @@ class Model:
         encoded = [self._encode(text, strict) for text in texts]  # all, before the first is computed
         pixels = self._prepare(rgb)
         jobs = [Job(rgb, pixels, source, sentence) for sentence in encoded]
-        found, most = [], self._shape.batch or self.batch_size
+        most = self._shape.batch or self.batch_size
+        found: list[Prediction] = []
         for start in range(0, len(jobs), most):
             part = jobs[start : start + most]
-            found += self._answer(part, self._batch(len(part), most), cut)
-        for result in found:
-            if isinstance(result, UserError):
-                raise result
+            for result in self._answer(part, self._batch(len(part), most), cut):
+                if isinstance(result, UserError):
+                    raise result
+                found.append(result)
         return found[0] if isinstance(sentences, str) else found
 
     def predict_many(self, pairs: Iterable[tuple], batch_size: int | None = None, *, threshold: float | None = None,
@@ -191,7 +199,7 @@ class Model:
         return _Encoded(text, ids[0], word_mask[0], unknown)
 
     def _pieces(self, ids, word_mask) -> list[str]:
-        return [self._vocabulary.id_to_token(int(i)) for i in ids[word_mask > 0]]
+        return [self._vocabulary.id_to_token(int(i)) or "" for i in ids[word_mask > 0]]
 
     def _prepare(self, rgb: np.ndarray) -> np.ndarray:
         return self._transform.resize(rgb) if self._shape.uint8 else self._transform.image(rgb)

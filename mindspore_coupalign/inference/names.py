@@ -24,7 +24,8 @@ def image_stems(paths: list[str]) -> list[str]:
 
 def distinct(names: list[str]) -> list[str]:
     """The names, a later one of two alike with a number behind it; capitals do not tell names apart."""
-    names, seen, numbers = list(names), set(), Counter()
+    names, seen = list(names), set()
+    numbers: Counter[str] = Counter()
     taken = {name.casefold() for name in names}
     for i, name in enumerate(names):
         key = name.casefold()

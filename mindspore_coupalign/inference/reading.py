@@ -41,7 +41,7 @@ def read_ahead(pairs: Iterable, prepare: Callable, encode: Callable, ahead: int)
         encode: sentence -> encoded; raises UserError.
         ahead: pairs that may be read before they are asked for.
     """
-    waiting: deque = deque()
+    waiting: deque[tuple[Future, str, str]] = deque()
     with ThreadPoolExecutor(_THREADS, "coupalign-reader") as pool:
         reader = _Reader(pool, prepare)
         try:
@@ -49,9 +49,9 @@ def read_ahead(pairs: Iterable, prepare: Callable, encode: Callable, ahead: int)
                 image, text = _checked(pair)
                 waiting.append((reader(image), source_of(image), text))
                 if len(waiting) > ahead:
-                    yield _job(*waiting.popleft(), encode)
+                    yield _job(encode, *waiting.popleft())
             while waiting:
-                yield _job(*waiting.popleft(), encode)
+                yield _job(encode, *waiting.popleft())
         finally:  # also when nobody asks for more
             for future, *_ in waiting:
                 future.cancel()
@@ -63,7 +63,8 @@ class _Reader:
 
     def __init__(self, pool: ThreadPoolExecutor, prepare: Callable):
         self._pool, self._prepare = pool, prepare
-        self._last, self._future = None, None
+        self._last: str | np.ndarray | None = None
+        self._future: Future = Future()
 
     def __call__(self, image) -> Future:
         if isinstance(image, (str, os.PathLike)):
@@ -71,7 +72,7 @@ class _Reader:
             if not (isinstance(self._last, str) and self._last == path):
                 self._last, self._future = path, self._pool.submit(self._read, path)
             return self._future
-        future = Future()
+        future: Future = Future()
         try:
             rgb = to_rgb(image)
         except UserError as exc:
@@ -99,7 +100,7 @@ def _checked(pair) -> tuple:
     return image, text
 
 
-def _job(future: Future, source: str, text: str, encode: Callable) -> Job | UserError:
+def _job(encode: Callable, future: Future, source: str, text: str) -> Job | UserError:
     try:
         sentence = encode(to_sentences(text)[0])
         rgb, pixels = future.result()
@@ -110,7 +111,8 @@ def _job(future: Future, source: str, text: str, encode: Callable) -> Job | User
 
 def in_batches(jobs: Iterable, size: int) -> Iterator[tuple[list, bool]]:
     """Lists of ``size`` jobs, and of each whether it is all that there is."""
-    batch, first = [], True
+    batch: list = []
+    first = True
     for job in jobs:
         if len(batch) == size:
             yield batch, False

@@ -34,7 +34,7 @@ def of_options(images: list[str], sentences: list[str]) -> list[Request]:
     texts = to_sentences(sentences)
     if blank := [text for text in texts if not text.strip()]:
         raise UserError(f"--text {blank[0]!r}: empty; write what the mask shall cover, for example 'the red cup'")
-    paths = {}
+    paths: dict = {}
     for path in (path for image in images for path in _files(image)):
         paths.setdefault(os.path.abspath(path), path)
     return _named([Request(path, text, number) for path in paths.values() for number, text in enumerate(texts, 1)])
@@ -53,7 +53,8 @@ def of_list(path: str | Path) -> list[Request]:
         raise UserError(f"{path}: cannot be read ({exc.strerror})") from exc
     except UnicodeDecodeError as exc:
         raise UserError(f"{path}: not UTF-8 at byte {exc.start}; save the list as UTF-8") from exc
-    found, counts = [], {}
+    found: list = []
+    counts: dict = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
             image, sentence = _record(line, f"{path}: line {number}")

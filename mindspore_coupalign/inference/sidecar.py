@@ -9,6 +9,7 @@ a shape is a batch of any size. It names no folder of the machine that wrote it.
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from mindspore_coupalign.config import Config
@@ -62,7 +63,7 @@ def describe(kind: str, config: Config, tokenizer, *, batch: int | None = None, 
         "tokenizer": tokenizer.to_json(), "config": without_paths(config)}
 
 
-def write(path: Path, graph: Path, facts: dict, weights: list[Path] = ()):
+def write(path: Path, graph: Path, facts: dict, weights: Sequence[Path] = ()):
     """Write the sidecar of a finished graph.
 
     Args:

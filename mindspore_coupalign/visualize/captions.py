@@ -67,14 +67,20 @@ def _shape(font: ImageFont.FreeTypeFont, character: str) -> tuple:
 
 @functools.lru_cache(64)
 def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+    if path:
+        return ImageFont.truetype(path, size)
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow without FreeType"
+    return font
 
 
 @functools.lru_cache(1)
 def _default_font() -> str:
     """Its path; empty for Pillow's own."""
     place = importlib.util.find_spec("matplotlib")  # found, not imported: its import takes a second
-    return "" if place is None else str(Path(place.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
+    if place is None or place.origin is None:
+        return ""
+    return str(Path(place.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
 
 
 @functools.lru_cache(1)

@@ -52,7 +52,7 @@ def heat(rgb: np.ndarray, values: np.ndarray, short: int = 192, scale: tuple[flo
     low, high = scale or (float(values.min()), float(values.max()))
     values = cv2.resize(values.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
     share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros((h, w))
-    return cv2.addWeighted(picture, 0.45, _colours(np.uint8(255 * share)), 0.55, 0)
+    return cv2.addWeighted(picture, 0.45, _colours((255 * share).astype(np.uint8)), 0.55, 0)
 
 
 def scale_bar(width: int, title: str, low: float | None = None, high: float | None = None) -> np.ndarray:

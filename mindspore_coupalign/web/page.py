@@ -12,7 +12,7 @@ AT_ONCE = 2  # questions that are prepared side by side; the network runs for on
 FONTS = ["ui-sans-serif", "system-ui", "Helvetica", "Arial", "sans-serif"]  # no font comes from the net
 STYLE = ".gradio-container {max-width: 1180px !important; margin: auto;}"
 HEADERS = ["sentence", "score", "x, y, width, height", "pixels", "notes"]
-WIDTHS = ["28%", "11%", "24%", "13%", "24%"]
+WIDTHS: list[str | int] = ["28%", "11%", "24%", "13%", "24%"]
 
 
 def build(model: Model, title: str, examples: list[tuple[str, str]], limits: Limits, folder: Path,
@@ -44,7 +44,7 @@ def build(model: Model, title: str, examples: list[tuple[str, str]], limits: Lim
                 image = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture",
                                  elem_id="picture", height=340)
                 # the file as it came: the reader knows more forms and says better what is wrong with them
-                image.preprocess = lambda payload: payload.path if payload else None
+                setattr(image, "preprocess", lambda payload: payload.path if payload else None)  # noqa: B010 - a method
                 text = gr.Textbox(label="sentences, one per line", lines=3, max_length=limits.characters,
                                   placeholder="the red circle", elem_id="sentences")
                 with gr.Accordion("options", open=False):

@@ -114,7 +114,7 @@ class Graph:
         array = source.asnumpy() if hasattr(source, "asnumpy") else np.asarray(source)
         if array.dtype == np.float64 or isinstance(source, int | float):
             array = array.astype(np.float32)
-        content = (array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array)).digest())
+        content = (array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array).data).digest())
         if content not in self._constants:
             self._constants[content] = numpy_helper.from_array(array, self._unused(name))
         return Value(self, self._constants[content].name, array.shape)
