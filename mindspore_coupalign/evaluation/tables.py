@@ -34,6 +34,8 @@ def announce(label: str, results: dict, chosen: list, config: Config, references
             print(protocols.describe(protocol))
     for name, result in results.items():
         cut = result["cut"]
+        if not cut["sentences"]:
+            continue
         print(f"{name}: {cut['sentences']} of {result['sentences']} sentences were cut at "
               f"data.max_tokens={config.data.max_tokens} (the longest has {cut['longest']} word pieces)")
     for name, values in references.items():
