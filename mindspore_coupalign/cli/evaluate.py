@@ -91,8 +91,8 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
         print(line, file=sys.stderr)
     if runtime.rank == 0:
         count = sum(len(plan.lengths) for plan in plans.values())
-        print(f"scoring {'; '.join(plans)}: {count:,} sentences; compiling comes first (seconds for a small network, up "
-              "to two minutes for the full recipe)", file=sys.stderr)
+        print(f"scoring {'; '.join(plans)}: {count:,} sentences; compiling comes first (seconds for a small network, "
+              "up to two minutes for the full recipe)", file=sys.stderr)
     results, records = {}, []
     for label, plan in plans.items():
         keep: list | None = [] if args.details and label in args.split else None
