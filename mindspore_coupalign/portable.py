@@ -13,6 +13,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.weights.checkpoint import Checkpoint
 
 PATHS = {"data": ("root", "images", "tokenizer"), "model": ("image_weights", "text_weights")}
+PATHS_OF_SET = ("root", "images")  # of each entry of data.sets
 
 
 def without_absolute_paths(config: Config) -> Config:
@@ -23,6 +24,9 @@ def without_absolute_paths(config: Config) -> Config:
         absolute = [name for name in names if _is_absolute(getattr(values, name))]
         absolute += ["root"] if "images" in absolute else []
         changed[section] = replace(values, **dict.fromkeys(absolute, ""))
+    sets = tuple(replace(entry, **{name: "" for name in PATHS_OF_SET if _is_absolute(getattr(entry, name))})
+                 for entry in config.data.sets)
+    changed["data"] = replace(changed["data"], sets=sets)
     return replace(config, **changed)
 
 
@@ -31,6 +35,8 @@ def without_paths(config: Config) -> dict:
     values = config_to_dict(config)
     for section, names in PATHS.items():
         values[section] = {key: value for key, value in values[section].items() if key not in names}
+    values["data"]["sets"] = [{key: value for key, value in entry.items() if key not in PATHS_OF_SET}
+                              for entry in values["data"]["sets"]]
     return values
 
 

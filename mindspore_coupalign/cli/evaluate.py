@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 from mindspore_coupalign.config import Config, load_config, with_overrides
+from mindspore_coupalign.data.configured import open_data
 from mindspore_coupalign.data.notices import doubts, turned_pictures
-from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.seen import seen_images, warnings_of
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chosen: list,
           runtime: Runtime) -> int:
-    data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
+    data = open_data(config.data)
     references = read_references(data, args.split)
     resolved = [protocols.resolve(protocol, config) for protocol in chosen]
     tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))
@@ -76,6 +77,9 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
         check_positions(plans[label], resolved, data, config.model.text.max_positions)
     networks = Networks(checkpoint, config, args.amp, runtime, max(plan.longest for plan in plans.values()))
     for line in doubts(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
+        print(line, file=sys.stderr)
+    seen = seen_images(checkpoint.progress, str(checkpoint.path), data, args.split)
+    for line in warnings_of(seen) if runtime.rank == 0 else ():
         print(line, file=sys.stderr)
     results, records = {}, []
     for label, plan in plans.items():
@@ -99,7 +103,7 @@ def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chos
                     "protocols": {p.name: protocols.conventions(p, config) for p in chosen},
                     "splits": {name: results[name] for name in args.split},
                     "shuffled": {name: results[f"{name}, shuffled"] for name in args.shuffled},
-                    "references": references}
+                    "references": references, **({"seen_images": seen} if seen is not None else {})}
         write_file(args.output, (json.dumps(without_nan(document), indent=1) + "\n").encode())
         print(f"wrote {args.output}")
     if args.details:

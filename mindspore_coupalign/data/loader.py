@@ -62,7 +62,7 @@ class TrainSource(_Source):
         self.overlap = overlap
         self.tokens = [Tokens(data, samples, tokenizer, flipped, field)
                        for flipped in ((False, True) if flip else (False,))]
-        self.per_epoch = len(data.refs_to_train(split))
+        self.per_epoch = data.epoch_size(split)
         self.batch_size, self.local, self.rank = batch_size, batch_size // ranks, rank
         self.start, self.stop = steps
         self.order = (-1, None)
