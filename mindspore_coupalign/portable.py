@@ -12,12 +12,13 @@ from mindspore_coupalign.config import Config, config_to_dict, load_config
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.weights.checkpoint import Checkpoint
 
-PATHS = {"data": ("root", "images", "tokenizer"), "model": ("image_weights", "text_weights")}
+PATHS = {"data": ("root", "images", "tokenizer", "cache"), "model": ("image_weights", "text_weights")}
 PATHS_OF_SET = ("root", "images")  # of each entry of data.sets
 
 
 def without_absolute_paths(config: Config) -> Config:
-    """A copy whose absolute paths are empty; with data.images data.root is, so that nothing is looked for elsewhere."""
+    """A copy whose absolute paths are empty, and data.cache; with data.images data.root is, so that nothing is looked
+    for elsewhere."""
     changed = {}
     for section, names in PATHS.items():
         values = getattr(config, section)
@@ -26,7 +27,7 @@ def without_absolute_paths(config: Config) -> Config:
         changed[section] = replace(values, **dict.fromkeys(absolute, ""))
     sets = tuple(replace(entry, **{name: "" for name in PATHS_OF_SET if _is_absolute(getattr(entry, name))})
                  for entry in config.data.sets)
-    changed["data"] = replace(changed["data"], sets=sets)
+    changed["data"] = replace(changed["data"], sets=sets, cache="")
     return replace(config, **changed)
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from mindspore_coupalign.config import Config, load_config, with_overrides
-from mindspore_coupalign.data.configured import open_data
+from mindspore_coupalign.data.configured import open_data, with_cache
 from mindspore_coupalign.data.notices import doubts, turned_pictures
 from mindspore_coupalign.data.seen import seen_images, warnings_of
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def score(args: argparse.Namespace, checkpoint: Checkpoint, config: Config, chosen: list,
           runtime: Runtime) -> int:
-    data = open_data(config.data)
+    data = with_cache(open_data(config.data), config.data)
     references = read_references(data, args.split)
     resolved = [protocols.resolve(protocol, config) for protocol in chosen]
     tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, config.data.max_tokens, str(checkpoint.path))

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from mindspore_coupalign.config import Config, load_config, with_overrides
-from mindspore_coupalign.data.configured import open_data
+from mindspore_coupalign.data.configured import open_data, with_cache
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.union import open_union
 from mindspore_coupalign.distributed.process import Runtime
@@ -65,7 +65,7 @@ def start(config: Config, state: Checkpoint | None, output: Path, runtime: Runti
         raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
                         f"{runtime.ranks} ranks times train.accumulate={config.train.accumulate}")
     check_device(runtime.target)
-    data = open_data(config.data)
+    data = with_cache(open_data(config.data), config.data)
     if state:  # its words keep their numbers, wherever its files have gone
         tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))
     elif initial:

@@ -53,6 +53,8 @@ class DataConfig:
     max_tokens: int = 20  # with [CLS] and [SEP]
     flip: float = 0.0  # probability of a left-right flip with the words left and right swapped
     workers: int = 8  # threads of the data pipeline
+    cache: str = ""  # folder in which pictures are kept at image_size, so that they are decoded once; empty: none
+    cache_gb: float = 20.0  # bound of that folder; RefCOCO at 480 takes 14
 
     def rules(self) -> Iterator[Rule]:
         size = self.image_size
@@ -64,6 +66,7 @@ class DataConfig:
         yield one_of("data.sentence_field", self.sentence_field, ("sent", "raw"))
         yield one_of("data.overlap", self.overlap, ("union", "single"))
         yield self.workers >= 1, "data.workers must be at least 1"
+        yield self.cache_gb > 0, "data.cache_gb must be positive; data.cache= keeps nothing"
         for i, entry in enumerate(self.sets):
             yield from entry.rules(f"data.sets[{i}]")
         named = [(entry.root, entry.dataset, entry.split_by, entry.train_split) for entry in self.sets]

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 
+import cv2
 import mindspore.dataset as ds
 import numpy as np
 
@@ -83,13 +84,13 @@ class TrainSource(_Source):
         position = (self.start + step) * self.batch_size + self.rank * self.local + j
         s = self.sample_at(position)
         r = int(self.data.sentence_ref[s])
-        image, mask = self.data.read_image(r), self.data.mask(r, self.overlap)
+        image, mask = self.data.resized_image(r, self.transform), self.data.mask(r, self.overlap)
         flip = self.flip and np.random.default_rng((self.seed, position)).random() < self.flip
         if flip:
-            image, mask = image[:, ::-1], mask[:, ::-1]
+            image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
         ids, word_mask = self.tokens[1 if flip else 0][s]
-        target = self.transform.mask(np.ascontiguousarray(mask))[None].astype(np.float32)
-        return self.transform.image(np.ascontiguousarray(image)), ids, word_mask, target, np.int32(s)
+        target = self.transform.mask(mask)[None].astype(np.float32)
+        return self.transform.normalise(image), ids, word_mask, target, np.int32(s)
 
 
 class EvalSource(_Source):
@@ -113,7 +114,8 @@ class EvalSource(_Source):
             word_mask[0] = 1
             return np.zeros((3, size, size), np.float32), np.zeros(tokens, np.int32), word_mask, s
         ids, word_mask = self.tokens[s]
-        return self.transform.image(self.data.read_image(int(self.data.sentence_ref[s]))), ids, word_mask, s
+        image = self.data.resized_image(int(self.data.sentence_ref[s]), self.transform)
+        return self.transform.normalise(image), ids, word_mask, s
 
 
 class PromptSource(_Source):
@@ -137,7 +139,7 @@ class PromptSource(_Source):
             return np.zeros((3, self.transform.size, self.transform.size), np.float32), ids, word_mask, np.int32(-1)
         index, ref, pieces, mask = self.prompts[k]
         ids[: len(pieces)], word_mask[: len(mask)] = pieces, mask
-        return self.transform.image(self.data.read_image(ref)), ids, word_mask, np.int32(index)
+        return self.transform.normalise(self.data.resized_image(ref, self.transform)), ids, word_mask, np.int32(index)
 
 
 def batches(source: _Source, batch_size: int, workers: int):

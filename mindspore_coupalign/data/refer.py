@@ -16,6 +16,8 @@ from mindspore_coupalign.data.annotations import read_annotations
 from mindspore_coupalign.data.folders import elsewhere, find_dataset, find_images
 from mindspore_coupalign.data.images import MissingImage, read_annotated
 from mindspore_coupalign.data.masks import rle_area, rle_to_mask
+from mindspore_coupalign.data.picture_cache import PictureCache
+from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 
 SENTENCE_FIELDS = ("sent", "raw")
@@ -50,6 +52,7 @@ class ReferData:
     single_at: np.ndarray  # (R + 1,) int64, offsets into single; an empty stretch where they do not
     annotations: int = 0  # in instances.json, each id once
     unnamed: int = 0  # of these, those that no ref names
+    cache: PictureCache | None = None  # data.cache
     notes: tuple[str, ...] = ()  # what a run says of the data when it starts
     turned: set = field(default_factory=set)  # images read so far whose EXIF orientation says to turn them
 
@@ -150,6 +153,22 @@ class ReferData:
         """
         i = int(self.ref_image[r])
         rgb, orientation = self.read_image_file(i)
+        if orientation != 1:
+            self.turned.add(i)
+        return rgb
+
+    def resized_image(self, r: int, transform: ImageTransform) -> np.ndarray:
+        """(size, size, 3) uint8: ``transform.resize`` of ``read_image``, or the same from ``cache``; its errors."""
+        if self.cache is None:
+            return transform.resize(self.read_image(r))
+        i = int(self.ref_image[r])
+        folder, name = self.image_place(i)
+
+        def make() -> tuple[np.ndarray, int]:
+            rgb, orientation = self.read_image_file(i)
+            return transform.resize(rgb), orientation
+
+        rgb, orientation = self.cache.get(folder / name, tuple(self.image_sizes[i].tolist()), make)
         if orientation != 1:
             self.turned.add(i)
         return rgb

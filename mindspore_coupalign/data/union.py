@@ -132,7 +132,9 @@ def open_union(names: DataConfig, validation: ReferData) -> UnionData:
     lines.append(f"data.sets: an epoch has {data.epoch_size('train'):,} samples: " + ", ".join(
         f"{part.label} {part.stop - part.start:,} refs" + (f" x {part.weight:g}" if part.weight != 1 else "")
         for part in parts))
-    return replace(data, notes=tuple(lines))
+    if validation.cache is not None:
+        lines.append(validation.cache.note(len(validation.image_files) + len(data.image_files)))
+    return replace(data, cache=validation.cache, notes=tuple(lines))
 
 
 def held_out(data: ReferData, train_split: str) -> list[Path]:

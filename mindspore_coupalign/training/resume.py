@@ -8,7 +8,7 @@ from mindspore_coupalign.weights.checkpoint import Checkpoint
 
 # Everything else decides what is learned: a run that changes it is another run.
 MAY_CHANGE = ("data.root", "data.images", "data.workers", "data.val_split", "data.tokenizer",  # the state holds it
-              "data.sets.root", "data.sets.images",
+              "data.cache", "data.cache_gb", "data.sets.root", "data.sets.images",
               "model.image_weights", "model.text_weights",
               "train.epochs", "train.steps", "train.minutes", "train.val_every", "train.val_samples",
               "train.save_every", "train.keep", "train.max_nonfinite_steps", "train.step_timeout",
