@@ -2,10 +2,11 @@
 
 The set has RefCOCO's size (42,404 refs, 120,624 sentences, 16,994 pictures; 197,000 annotations), made by repetition
 from a source in REFER's layout with photographs (refcoco_mini): every picture is a link to one of the source's, so that
-reading them from the disk costs nobody anything. Both sides make the same samples: 480 x 480, normalised, with a mask and
-a sentence's word pieces, in the order of a shuffled epoch. Each runs in a process of its own, on as many cores as
---workers says (threads here, processes in PyTorch's DataLoader there); memory is what the process and its children hold
-at the end, pages that they share counted once (Pss).
+reading them from the disk costs nobody anything. Both sides make the same samples: 480 x 480, normalised, with a mask
+and a sentence's word pieces, in the order of a shuffled epoch. Each runs in a process of its own, on as many cores as
+--workers says (threads here, processes in PyTorch's DataLoader there). Samples per second and core are samples per
+second of processor time, of the process and its children, so that other work on the machine changes little. Memory is
+what they hold at the end, pages that they share counted once (Pss).
 
 LAVT's code is not part of this project: --lavt names a clone of github.com/yz93/LAVT-RIS, --python a Python that has
 torch and torchvision. Modules that its data set imports without using (h5py, skimage, matplotlib) may be missing.
@@ -54,10 +55,10 @@ def main():
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLOG_v": "3"}
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             found = json.loads(done.stdout.splitlines()[-1])
-            rates[side] = found["rate"] / args.workers
+            rates[side] = found["rate"]
             ratio = f", {rates[side] / rates['lavt']:.1f} times LAVT's" if "lavt" in rates and side != "lavt" else ""
-            print(f"{side:<15} {rates[side]:6.0f} samples/s and core{ratio}; ready after {found['ready']:.1f} s; memory "
-                  f"{found['imported']:,.0f} MiB after imports, {found['index']:,.0f} MiB more with the index, "
+            print(f"{side:<15} {rates[side]:6.0f} samples/s and core{ratio}; ready after {found['ready']:.1f} s; "
+                  f"memory {found['imported']:,.0f} MiB after imports, {found['index']:,.0f} MiB more with the index, "
                   f"{found['running']:,.0f} MiB more with {args.workers} worker{'s' * (args.workers != 1)} running",
                   flush=True)
 
@@ -148,11 +149,10 @@ def finish(stream, samples: int, imported: float, index: float, ready: float):
     """Time batches after a first one; the last line of the output is the result."""
     for _ in range(2):
         next(stream)
-    started = time.perf_counter()
+    before = processor_time()
     for _ in range(samples // BATCH):
         next(stream)
-    seconds = time.perf_counter() - started
-    running = held()
+    seconds, running = processor_time() - before, held()
     print(json.dumps({"rate": samples / seconds, "ready": ready, "imported": imported, "index": index - imported,
                       "running": running - index}), flush=True)
     os._exit(0)  # no waiting for workers that prepare more
@@ -162,10 +162,20 @@ def pin(cores: int):
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
 
 
+def processes() -> list[int]:
+    """This one and its children."""
+    return [os.getpid(), *map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())]
+
+
+def processor_time() -> float:
+    """Seconds of all processes."""
+    fields = (Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split() for process in processes())
+    return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
+
+
 def held() -> float:
-    """MiB of this process and its children; what they share is counted once."""
-    processes = [os.getpid(), *map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())]
-    return sum(int(line.split()[1]) for process in processes
+    """MiB of all processes; what they share is counted once."""
+    return sum(int(line.split()[1]) for process in processes()
                for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
                if line.startswith("Pss:")) / 1024
 
