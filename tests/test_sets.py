@@ -29,6 +29,7 @@ from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.data.union import open_union, picture_paths
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.portable import without_absolute_paths, without_paths
+from mindspore_coupalign.training.dry_run import check_images
 from mindspore_coupalign.training.resume import check_resumable
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
@@ -200,9 +201,12 @@ def test_ids_as_text_beside_numbers(tmp_path, root):
 def test_a_missing_picture_is_named_with_its_folder(tmp_path, root):
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     union = union_of(tmp_path, "own")
+    assert check_images(union) == 4
     (tmp_path / "images/own/x.png").rename(tmp_path / "images/x.png")
     with pytest.raises(UserError, match="own/x.png: no such image file, but .*images/x.png exists"):
         union.read_image(0)
+    with pytest.raises(UserError, match="own/x.png: missing or empty, but .*images/x.png exists"):
+        check_images(union)
 
 
 @pytest.mark.parametrize("sets, words", [

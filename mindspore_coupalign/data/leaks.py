@@ -17,7 +17,7 @@ import numpy as np
 from mindspore_coupalign.errors import UserError
 
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})(?:_\d+)?", re.IGNORECASE)
-_START = 1 << 16  # bytes of a file that stand for its content, with its size, in a hash
+_START = 1 << 14  # bytes of a file that stand for its content, with its size, in a hash
 
 
 def coco_id(name: str | PurePath) -> int:
@@ -64,7 +64,7 @@ def _digest(path: Path, known: dict[Path, bytes]) -> bytes:
 
 def picture_hashes(paths: Iterable[Path]) -> np.ndarray:
     """The distinct 64-bit hashes of pictures, (n,) uint64, sorted: of COCO's number, else of the file's size and its
-    first 64 KiB. Files that cannot be read have none."""
+    first 16 KiB. Files that cannot be read have none."""
     found = {_hash(path) for path in paths} - {None}
     return np.array(sorted(found), "<u8")
 

@@ -95,9 +95,9 @@ def without_images(data: ReferData, names: Sequence[str]) -> tuple[ReferData, st
     unknown = [name for name in names if name not in by_name]
     if unknown:
         near = difflib.get_close_matches(unknown[0], by_name, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else (
-            f"they are called like {data.image_files[0]}; data.skip_images=[] leaves out none")
-        raise UserError(f"data.skip_images: {unknown[0]} is no picture of a ref of {data.source}; {hint}")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"they are called like {data.image_files[0]};"
+        raise UserError(f"data.skip_images: {unknown[0]} is no picture of a ref of {data.source}; {hint} "
+                        "data.skip_images=[] leaves out none")
     skipped = np.isin(data.ref_image, sorted(set().union(*(by_name[name] for name in names))))
     if skipped.all():
         raise UserError(f"data.skip_images leaves no ref of {data.source}; name fewer pictures")
