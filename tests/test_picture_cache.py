@@ -6,11 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from refer_files import refcoco_mini, with_exif, write_refer
+from tiny_network import tiny_config
 
+from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_from_dict
 from mindspore_coupalign.data.configured import open_data, with_cache
 from mindspore_coupalign.data.loader import EvalSource, Tokens, TrainSource, batches
@@ -18,8 +21,10 @@ from mindspore_coupalign.data.picture_cache import PictureCache
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.data.union import open_union
+from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.portable import without_absolute_paths
+from mindspore_coupalign.training import dry_run
 
 TRANSFORM = ImageTransform(32, (0.5,) * 3, (0.25,) * 3)
 
@@ -203,6 +208,18 @@ def test_a_union_shares_the_cache_and_a_checkpoint_does_not_name_it(root):
     assert validation.cache.hits == 1
     whole = config_from_dict({"data": {"cache": "pictures"}}, "test")
     assert without_absolute_paths(whole).data.cache == ""
+
+
+def test_a_dry_run_leaves_the_folder_alone(root, monkeypatch):
+    """It opens the data without the cache; a training opens it with it."""
+    opened_data = []
+    monkeypatch.setattr(train, "Trainer", lambda config, data, *_: opened_data.append(data) or SimpleNamespace(
+        train=lambda: None, code=0))
+    monkeypatch.setattr(dry_run, "dry_run", lambda trainer: 0)
+    config = tiny_config(f"data.root={root}", "data.dataset=tiny", "data.split_by=unc", f"data.cache={root / 'cache'}")
+    for dry in (True, False):
+        assert train.start(config, None, root / "run", Runtime("CPU", 0, 1), dry) == 0
+        assert (root / "cache").exists() != dry and (opened_data[-1].cache is None) == dry
 
 
 @pytest.mark.skipif(refcoco_mini() is None, reason="no sample of the real RefCOCO (COUPALIGN_REFCOCO_MINI)")

@@ -92,7 +92,7 @@ def test_the_union_holds_every_set_as_it_is(root):
     for name, left_out in (("a", [2]), ("b", [3, 4]), ("own", [])):
         data = read_refer(root, name, "unc")
         expected += [(data, r) for r in data.refs_to_train("train") if r not in left_out]
-    assert len(union.ref_ids) == len(expected) == 2 + 3 + 6
+    assert len(union.ref_ids) == len(expected) == 2 + 3 + 6 and str(union.source) == "data.sets"
     for r, (data, s) in enumerate(expected):
         assert union.ref_ids[r] == data.ref_ids[s] and union.part_of(r).split()[0] == data.source.parent.name
         for overlap in ("union", "single"):

@@ -65,7 +65,9 @@ def start(config: Config, state: Checkpoint | None, output: Path, runtime: Runti
         raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
                         f"{runtime.ranks} ranks times train.accumulate={config.train.accumulate}")
     check_device(runtime.target)
-    data = with_cache(open_data(config.data), config.data)
+    data = open_data(config.data)
+    if not dry:  # which writes nothing
+        data = with_cache(data, config.data)
     if state:  # its words keep their numbers, wherever its files have gone
         tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))
     elif initial:

@@ -68,7 +68,7 @@ def joined(parts: Sequence[ReferData]) -> dict:
                                              for part, end in zip(parts, ends[:-1], strict=True))])
     paths = [str(part.image_dir / str(name)) for part in parts for name in part.image_files]
     return columns | {
-        "source": parts[0].source, "image_dir": Path(), "image_files": np.array(paths),
+        "source": Path("data.sets"), "image_dir": Path(), "image_files": np.array(paths),
         "ref_image": column("ref_image", images), "sentence_ref": column("sentence_ref", refs),
         "ref_split": np.zeros(refs[-1], np.int16), "split_names": ("train",),
         "ref_sentences": np.concatenate([[0], *(part.ref_sentences[1:] + before
