@@ -41,7 +41,7 @@ def comments(cls) -> dict[str, str]:
 def kind(hint) -> str:
     names = {int: "integer", float: "number", str: "text", bool: "true/false"}
     if typing.get_origin(hint) is tuple:
-        return f"list of {names[typing.get_args(hint)[0]]}s"
+        return f"list of {names.get(typing.get_args(hint)[0], 'section')}s"
     return names[hint]
 
 
@@ -62,6 +62,8 @@ def section(cls, name: str) -> list[str]:
     for inner in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[inner.name]):
             lines += section(hints[inner.name], f"{name}.{inner.name}")
+        elif dataclasses.is_dataclass(entry := next(iter(typing.get_args(hints[inner.name])), None)):
+            lines += section(entry, f"{name}.{inner.name}[]")
     return lines
 
 

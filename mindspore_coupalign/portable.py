@@ -15,17 +15,21 @@ from mindspore_coupalign.errors import UserError
 if TYPE_CHECKING:  # its import takes MindSpore's seconds
     from mindspore_coupalign.weights.checkpoint import Checkpoint
 
-PATHS = {"data": ("root", "images", "tokenizer"), "model": ("image_weights", "text_weights")}
+PATHS = {"data": ("root", "images", "tokenizer", "cache"), "model": ("image_weights", "text_weights")}
+PATHS_OF_SET = ("root", "images")  # of each entry of data.sets
 
 
 def without_absolute_paths(config: Config) -> Config:
-    """A copy whose absolute paths are empty; with data.images data.root is, so that nothing is looked for elsewhere."""
+    """A copy whose absolute paths are empty, and data.cache; with data.images data.root is, so that nothing is looked
+    for elsewhere."""
     changed = {}
     for section, names in PATHS.items():
         values = getattr(config, section)
         absolute = [name for name in names if _is_absolute(getattr(values, name))]
         absolute += ["root"] if "images" in absolute else []
         changed[section] = replace(values, **dict.fromkeys(absolute, ""))
+    sets = tuple(_without(entry, PATHS_OF_SET) for entry in config.data.sets)
+    changed["data"] = replace(changed["data"], sets=sets, cache="")
     return replace(config, **changed)
 
 
@@ -34,6 +38,8 @@ def without_paths(config: Config) -> dict:
     values = config_to_dict(config)
     for section, names in PATHS.items():
         values[section] = {key: value for key, value in values[section].items() if key not in names}
+    values["data"]["sets"] = [{key: value for key, value in entry.items() if key not in PATHS_OF_SET}
+                              for entry in values["data"]["sets"]]
     return values
 
 
@@ -57,6 +63,11 @@ def check_data_root(config: Config, source: str):
     if not config.data.root:
         raise UserError(f"{source}: names no data folder (absolute paths of the machine that trained are "
                         "left out); give data.root=FOLDER, and data.images=FOLDER where the images lie elsewhere")
+
+
+def _without(section, names):
+    """The section with its absolute paths empty."""
+    return replace(section, **dict.fromkeys([name for name in names if _is_absolute(getattr(section, name))], ""))
 
 
 def _is_absolute(value: str) -> bool:

@@ -184,6 +184,7 @@ def fields(cls, prefix: str = "") -> set:
     """The configuration's sections and fields, dotted."""
     found = set()
     for name, kind in typing.get_type_hints(cls).items():
+        kind = next((part for part in typing.get_args(kind) if dataclasses.is_dataclass(part)), kind)  # a list of them
         found |= {prefix + name} | (fields(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else set())
     return found
 

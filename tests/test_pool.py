@@ -72,9 +72,9 @@ def test_each_picture_is_decoded_once(data, decoded):
 
 
 def test_threads_that_want_one_picture_wait_for_the_first(data, decoded):
-    def prepare(rgb):
+    def prepare(r):
         time.sleep(0.02)
-        return rgb
+        return data.read_image(r)
 
     pictures = Pictures(data, prepare, kept=2)
     with ThreadPoolExecutor(8) as pool:
@@ -87,13 +87,13 @@ def test_threads_that_want_one_picture_wait_for_the_first(data, decoded):
 
 def test_a_missing_picture_is_named_for_each_that_asks(data):
     data.image_path(0).unlink()
-    pictures = Pictures(data, lambda rgb: rgb)
+    pictures = Pictures(data, data.read_image)
     for _ in range(2):
         with pytest.raises(MissingImage, match="im0.jpg"):
             pictures.of_ref(0)
     prompts = [(0, 0, np.array([1], np.int32), np.array([1], np.int32))]
     with pytest.raises(UserError, match="im0.jpg"):
-        list(batches(PromptSource(data, prompts, 4, 0, lambda rgb: rgb, 2), 2, 2))
+        list(batches(PromptSource(data, prompts, 4, 0, data.read_image, 2), 2, 2))
 
 
 def test_a_pool_finishes_everything_and_bounds_what_waits():

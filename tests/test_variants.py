@@ -122,7 +122,7 @@ def test_pixel_word_attention_is_that_of_lavts_paper():
 @pytest.mark.parametrize("opening", [0.0, 1.0])
 def test_the_language_gate_is_that_of_lavts_paper(opening):
     """Its section 3.2, and the opening that training from scratch gives it."""
-    cell = Gate(8, False, opening, bias=True)
+    cell = Gate(8, opening, bias=True)
     assert (cell.w2.bias.asnumpy() == opening).all()
     randomize(cell)
     w, x = weights(cell), np.random.default_rng(0).normal(size=(1, 5, 8))

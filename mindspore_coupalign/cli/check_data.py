@@ -2,21 +2,25 @@
 
 Counts every split beside the published numbers, opens every image that a ref uses, and looks for what spoils training
 in silence: empty masks, images of another size than their masks or with an EXIF orientation, empty or truncated
-sentences, refs of one id, images shared between training and another split.
+sentences, refs of one id, images shared between training and another split, also across several data sets.
 """
 
 import argparse
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
 
+from mindspore_coupalign.config import DataConfig, load_config
+from mindspore_coupalign.data.configured import open_data
 from mindspore_coupalign.data.images import MissingImage, WrongSize
+from mindspore_coupalign.data.leaks import shared
 from mindspore_coupalign.data.published import HEADS, PUBLISHED, count_table
-from mindspore_coupalign.data.refer import ReferData, read_refer
+from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer
+from mindspore_coupalign.data.union import label_of, picture_paths, set_config
 from mindspore_coupalign.errors import UserError
 
 _DEFAULT_TOKENIZER = "bert-base-uncased"
@@ -36,15 +40,22 @@ class Report:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", required=True, help="folder that holds DATASET/refs(SPLIT_BY).p and the images")
-    parser.add_argument("--dataset", required=True, help="refcoco, refcoco+, refcocog, refclef, refshapes or another")
-    parser.add_argument("--split-by", required=True, help="unc, umd, google, berkeley, shapes: the X of refs(X).p")
+    parser.add_argument("--root", help="folder that holds DATASET/refs(SPLIT_BY).p and the images")
+    parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME",
+                        help="refcoco, refcoco+, refcocog, refclef, refshapes or another; several are also compared")
+    parser.add_argument("--split-by", nargs="+", default=[], metavar="NAME",
+                        help="unc, umd, google, berkeley, shapes: the X of refs(X).p, one for each data set")
     parser.add_argument("--images", default="", help="image folder, if not in the usual place below root")
+    parser.add_argument("--config", metavar="FILE",
+                        help="in place of these: a configuration that names the data, data.sets included")
+    parser.add_argument("--skip-images", nargs="+", default=[], metavar="NAME",
+                        help="pictures to leave out, as data.skip_images does")
     parser.add_argument("--tokenizer", default="", help="folder or name of the tokenizer that counts word pieces "
                         f"(default: {_DEFAULT_TOKENIZER} if it is on this machine)")
     parser.add_argument("--max-tokens", type=int, default=20, help="length at which sentences are cut (default 20)")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that open images")
     parser.add_argument("--strict", action="store_true", help="fail where the counts differ from the published ones")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of --config, for example data.root=/data")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,11 +67,50 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("max_tokens", 3), ("workers", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, found {getattr(args, name)}")
-    tokenizer, counted_by = _tokenizer(args)
-    data = read_refer(args.root, args.dataset, args.split_by, args.images)
-    published = PUBLISHED.get((args.dataset, args.split_by), {})
+    code = 0
+    opened: list = []
+    for names in _sets(args):
+        if opened:
+            print()
+        opened.append((names, open_data(names)))
+        code = max(code, _check(args, *opened[-1]))
+    if len(opened) > 1:
+        print("\n" + "\n".join(across(opened)))
+    return code
+
+
+def _sets(args: argparse.Namespace) -> list[DataConfig]:
+    """The data sets that the options name, each once, as ``data`` sections."""
+    for option in ("dataset", "split_by", "skip_images"):  # argparse gives an option of several values all that follows
+        args.overrides += [name for name in getattr(args, option) if "=" in name]
+        setattr(args, option, [name for name in getattr(args, option) if "=" not in name])
+    if args.config:
+        if args.root or args.dataset or args.split_by or args.images or args.skip_images:
+            raise UserError("check-data: --config names the data; change its keys as data.root=FOLDER, without --root, "
+                            "--dataset, --split-by, --images and --skip-images")
+        names = load_config(args.config, args.overrides).data
+        args.max_tokens, args.tokenizer = names.max_tokens, args.tokenizer or _local(names.tokenizer)
+        sets = [replace(names, sets=()), *(set_config(names, entry) for entry in names.sets)]
+        return list({(entry.root, entry.dataset, entry.split_by): entry for entry in sets}.values())
+    if args.overrides:
+        raise UserError(f"check-data: {args.overrides[0]} changes a configuration; give --config FILE")
+    if not (args.root and args.dataset and args.split_by):
+        raise UserError("check-data: give --root, --dataset and --split-by, or --config FILE")
+    if len(args.split_by) != len(args.dataset):
+        raise UserError(f"check-data: {len(args.dataset)} data sets and {len(args.split_by)} values of --split-by; "
+                        "give one for each")
+    return [DataConfig(root=args.root, dataset=dataset, split_by=split_by, images=args.images,
+                       skip_images=tuple(args.skip_images))
+            for dataset, split_by in zip(args.dataset, args.split_by, strict=True)]
+
+
+def _check(args: argparse.Namespace, names: DataConfig, data: ReferData) -> int:
+    """The report on one data set."""
+    tokenizer, counted_by = _tokenizer(args, names.dataset)
+    published = PUBLISHED.get((names.dataset, names.split_by), {})
     report = Report(published=bool(published))
-    print(f"annotations  {data.source}\nimages       {data.image_dir}\n")
+    print(f"annotations  {data.source}\nimages       {data.image_dir}")
+    print("".join(f"             {line}\n" for line in data.notes))
     _counts(data, published, report)
     print()
     _images(data, args.workers, report)
@@ -76,6 +126,26 @@ def run(args: argparse.Namespace) -> int:
     return _result(report, args.strict)
 
 
+def across(opened: list[tuple[DataConfig, ReferData]]) -> list[str]:
+    """Lines about pictures that one set's training split shares with other splits of any other set."""
+    lines = []
+    for names, data in opened:
+        if not data.splits_meant(names.train_split):
+            continue
+        train = picture_paths(data, names.train_split)
+        for other_names, other in opened:
+            for split in other.split_names if other is not data else ():
+                if split in other.splits_meant(other_names.train_split):
+                    continue
+                if count := int(shared(train, picture_paths(other, split)).sum()):
+                    lines.append(f"  {label_of(names, names.train_split)} has {count:,} picture{'s' * (count != 1)} of "
+                                 f"{label_of(other_names, split)}")
+    if not lines:
+        return ["across sets  no training split has a picture of another set's validation or test split"]
+    return ["Pictures that a training split shares with a validation or test split of another set; a training on "
+            "data.sets keeps them out:", *lines]
+
+
 def _counts(data: ReferData, published: dict, report: Report) -> None:
     counts, notes = {}, {}
     for code, split in enumerate(data.split_names):
@@ -87,6 +157,9 @@ def _counts(data: ReferData, published: dict, report: Report) -> None:
             notes[split] = f"differs: {', '.join(wrong)}"
     report.differs = bool(notes)
     print(count_table(counts, published, notes))
+    for name in ("test", "testA", "testB", "testC"):
+        if (meant := data.splits_meant(name)) not in ((), (name,)):
+            print(f"Split {name} stands for {' and '.join(meant)} here.")
 
 
 def _images(data: ReferData, workers: int, report: Report) -> None:
@@ -127,6 +200,7 @@ def _masks(data: ReferData, report: Report) -> None:
     if (counts > 1).any():
         report.warnings["refs that share their ref_id"] = [
             _ref(data, r) for r in np.flatnonzero(np.isin(data.ref_ids, ids[counts > 1]))]
+    print(f"objects      {data.annotations:,} annotations in instances.json, {data.unnamed:,} of which no ref names")
     print(f"masks        median {np.median(share):.1%} of the image; {data.ref_outside.sum():,} of {len(share):,} have "
           "a polygon that reaches outside the image (clipped)")
 
@@ -186,9 +260,14 @@ def _ref(data: ReferData, r: int) -> str:
     return f"ref {data.ref_ids[r]} (annotation {data.ann_ids[r]}, split {data.split_names[data.ref_split[r]]})"
 
 
-def _tokenizer(args: argparse.Namespace) -> tuple[SentenceTokenizer | None, str]:
+def _local(tokenizer: str) -> str:
+    """A configuration's tokenizer where it is a folder or shipped; one of the hub's names is not asked for there."""
+    return tokenizer if tokenizer in SHIPPED or os.path.isdir(tokenizer) else ""
+
+
+def _tokenizer(args: argparse.Namespace, dataset: str) -> tuple[SentenceTokenizer | None, str]:
     """The tokenizer, or None, and how lengths are counted with it."""
-    name = args.tokenizer or (args.dataset if args.dataset in SHIPPED else _DEFAULT_TOKENIZER)
+    name = args.tokenizer or (dataset if dataset in SHIPPED else _DEFAULT_TOKENIZER)
     try:
         tokenizer = SentenceTokenizer.from_name(name, args.max_tokens, download=bool(args.tokenizer))
     except UserError:

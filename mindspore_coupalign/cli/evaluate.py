@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mindspore_coupalign.cli.subjects import CheckpointSubject, GraphSubject
 from mindspore_coupalign.config import Config
+from mindspore_coupalign.data.configured import open_data, with_cache
 from mindspore_coupalign.data.notices import doubts, turned_pictures
-from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.seen import seen_images, warnings_of
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
@@ -75,7 +76,7 @@ def _subject(args: argparse.Namespace):
 
 
 def score(args: argparse.Namespace, subject, config: Config, chosen: list, runtime: Runtime) -> int:
-    data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
+    data = with_cache(open_data(config.data), config.data)
     references = read_references(data, args.split)
     resolved = [protocols.resolve(protocol, config) for protocol in chosen]
     tokenizer = subject.tokenizer(config)
@@ -88,6 +89,9 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
     subject.check_prompts(list(plans.values()), resolved, data, config)
     networks = subject.networks(config, runtime, list(plans.values()))
     for line in doubts(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
+        print(line, file=sys.stderr)
+    seen = seen_images(subject.origin, str(subject.path), data, args.split)
+    for line in warnings_of(seen) if runtime.rank == 0 else ():
         print(line, file=sys.stderr)
     if runtime.rank == 0:
         count = sum(len(plan.lengths) for plan in plans.values())
@@ -114,7 +118,7 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
                     "protocols": {p.name: protocols.conventions(p, config) for p in chosen},
                     "splits": {name: results[name] for name in args.split},
                     "shuffled": {name: results[f"{name}, shuffled"] for name in args.shuffled},
-                    "references": references}
+                    "references": references, **({"seen_images": seen} if seen is not None else {})}
         write_file(args.output, (json.dumps(without_nan(document), indent=1) + "\n").encode())
         print(f"wrote {args.output}")
     if args.details:

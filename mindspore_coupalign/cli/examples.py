@@ -33,5 +33,7 @@ EXAMPLES = {  # command -> (arguments, what they need)
 
 def epilog(command: str) -> str:
     """The lines below a command's help."""
+    if command not in EXAMPLES:  # tests add commands of their own
+        return ""
     arguments, needs = EXAMPLES[command]
     return f"example{f' ({needs})' if needs else ''}:\n  python -m mindspore_coupalign {arguments}"

@@ -11,7 +11,8 @@ import numpy as np
 from mindspore_coupalign import build
 from mindspore_coupalign.cli.subjects import configuration
 from mindspore_coupalign.config import DataConfig
-from mindspore_coupalign.data.refer import ReferData, read_refer
+from mindspore_coupalign.data.configured import open_data
+from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.evaluator import evaluate_samples, samples_of
 from mindspore_coupalign.evaluation.metrics import iou, overlap
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.overwrite:
         check_absent(output / f"{name}.png" for name in _SHEETS)
     runtime = setup(args.device_target, args.seed)
-    data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
+    data = open_data(config.data)
     random = np.random.default_rng(args.seed)
     samples = random.permutation(samples_of(data, args.split))[: args.samples or None]
     model, tokenizer = build.restore_model(checkpoint, config, args.amp, runtime.target)

@@ -31,7 +31,8 @@ class CheckpointSubject:
     def __init__(self, path: str, amp: str | None):
         self.path, self._amp = Path(path), amp
         self._checkpoint = load_checkpoint(path)
-        self.step = self._checkpoint.progress.get("step")
+        self.origin = self._checkpoint.progress  # what is known of its training
+        self.step = self.origin.get("step")
 
     def configuration(self, path: str | None, overrides: list) -> Config:
         return configuration(path, overrides, self._checkpoint)
@@ -54,6 +55,7 @@ class GraphSubject:
     def __init__(self, kind: str, path: str):
         self.kind, self.path = kind, Path(path)
         self._facts = sidecar.read(self.path, kind)
+        self.origin = self._facts
         self.step = self._facts.get("step")
 
     def configuration(self, path: str | None, overrides: list) -> Config:

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from mindspore_coupalign.config import Config, load_config, with_overrides
-from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.configured import open_data, with_cache
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.data.union import open_union
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
@@ -64,14 +65,17 @@ def start(config: Config, state: Checkpoint | None, output: Path, runtime: Runti
         raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
                         f"{runtime.ranks} ranks times train.accumulate={config.train.accumulate}")
     check_device(runtime.target)
-    data = read_refer(config.data.root, config.data.dataset, config.data.split_by, config.data.images)
+    data = open_data(config.data)
+    if not dry:  # which writes nothing
+        data = with_cache(data, config.data)
     if state:  # its words keep their numbers, wherever its files have gone
         tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))
     elif initial:
         tokenizer = initial.tokenizer(config)
     else:
         tokenizer = SentenceTokenizer.from_name(config.data.tokenizer, config.data.max_tokens)
-    trainer = Trainer(config, data, tokenizer, output, runtime, state, initial)
+    union = open_union(config.data, data) if config.data.sets else None
+    trainer = Trainer(config, data, tokenizer, output, runtime, state, initial, union)
     if dry:
         from mindspore_coupalign.training.dry_run import dry_run
         return dry_run(trainer)

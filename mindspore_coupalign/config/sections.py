@@ -20,12 +20,29 @@ def one_of(name: str, value, choices) -> Rule:
 
 
 @dataclass(frozen=True)
+class DataSet:
+    root: str = ""  # folder that holds <dataset>/; empty: data.root
+    dataset: str = ""  # as data.dataset
+    split_by: str = ""  # as data.split_by
+    images: str = ""  # image folder; empty: data.images where root is empty too, else the usual places below root
+    train_split: str = "train"  # split to train on; the pictures of all its other splits are kept out of training
+    skip_images: tuple[str, ...] = ()  # as data.skip_images
+    weight: float = 1.0  # how many times each ref is seen per epoch, on average
+
+    def rules(self, name: str) -> Iterator[Rule]:
+        yield self.dataset != "" and self.split_by != "", f"{name} needs dataset and split_by"
+        yield self.weight > 0, f"{name}.weight must be positive; leave the set out instead"
+
+
+@dataclass(frozen=True)
 class DataConfig:
     root: str = "data/refer"  # folder that holds <dataset>/ and the images
     dataset: str = "refcoco"  # refcoco, refcoco+, refcocog, refclef, refshapes or any folder of that layout
     split_by: str = "unc"  # the X of refs(X).p
     images: str = ""  # image folder; empty: images/train2014 and the other usual places below root
+    skip_images: tuple[str, ...] = ()  # file names of pictures to leave out, with their refs (broken ones)
     train_split: str = "train"  # split to train on
+    sets: tuple[DataSet, ...] = ()  # train on these sets together; the keys above are then of the validation alone
     val_split: str = "val"  # split to validate on, and to choose the best checkpoint by
     sentence_field: str = "sent"  # sent: as REFER cleaned it; raw: as it was typed (LAVT's choice)
     overlap: str = "union"  # an object's pixels under two of its parts: union keeps them, single does not (LAVT's rule)
@@ -36,6 +53,8 @@ class DataConfig:
     max_tokens: int = 20  # with [CLS] and [SEP]
     flip: float = 0.0  # probability of a left-right flip with the words left and right swapped
     workers: int = 8  # threads of the data pipeline
+    cache: str = ""  # folder in which pictures are kept at image_size, so that they are decoded once; empty: none
+    cache_gb: float = 20.0  # bound of that folder; RefCOCO at 480 takes 14
 
     def rules(self) -> Iterator[Rule]:
         size = self.image_size
@@ -47,6 +66,12 @@ class DataConfig:
         yield one_of("data.sentence_field", self.sentence_field, ("sent", "raw"))
         yield one_of("data.overlap", self.overlap, ("union", "single"))
         yield self.workers >= 1, "data.workers must be at least 1"
+        yield self.cache_gb > 0, "data.cache_gb must be positive; data.cache= keeps nothing"
+        for i, entry in enumerate(self.sets):
+            yield from entry.rules(f"data.sets[{i}]")
+        named = [(entry.root, entry.dataset, entry.split_by, entry.train_split) for entry in self.sets]
+        twice = next((f"{name[1]} ({name[2]}), {name[3]}" for name in named if named.count(name) > 1), "")
+        yield not twice, f"data.sets names {twice} twice; give it a weight instead"
 
 
 @dataclass(frozen=True)

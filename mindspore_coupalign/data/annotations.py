@@ -96,7 +96,8 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
         "ref_image": np.array(ref_image, np.int32), "ref_outside": np.array(outside, bool),
         "ref_left_out": np.array(left_out, np.int32),
         "rle": b"".join(unions), "rle_at": _offsets(unions),
-        "single": b"".join(singles), "single_at": _offsets(singles),
+        "single": b"".join(singles), "single_at": _offsets(singles), "annotations": len(annotations.found),
+        "unnamed": len(annotations.found) - len({ann_id for _, ann_id, _ in keys}),
     }
 
 

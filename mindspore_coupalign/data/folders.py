@@ -36,6 +36,9 @@ def find_dataset(root: Path, dataset: str, split_by: str) -> Path:
     if split_by in here:
         raise UserError(f"{folder}: no such folder, but {root / split_by} exists: are data.dataset and data.split_by "
                         "swapped?")
+    if form := "" if here else foreign_form(root):
+        raise UserError(f"{folder}: no such data set; {root} holds data of another form; bring it into REFER's layout "
+                        f"with `import-data --format {form} {root} --images IMAGES --output ROOT`")
     known = ", ".join(f"{name} (split by {by})" for name, by in KNOWN.items())
     raise UserError(f"{folder}: no such data set; {root} holds {', '.join(here) or 'none'}; known are {known}")
 

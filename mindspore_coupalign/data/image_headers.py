@@ -45,8 +45,12 @@ class Jpeg:
         return sum(bits == 0 for bits in sent.values()) < 64 * self.components
 
 
-def read_jpeg_header(data: bytes) -> Jpeg:
-    """Walk over the segments: an embedded thumbnail has markers of its own, which are not this file's."""
+def read_jpeg_header(data: bytes, pixels: bool = True) -> Jpeg:
+    """Walk over the segments: an embedded thumbnail has markers of its own, which are not this file's.
+
+    Args:
+        pixels: look for the scans and their end as well, which takes as long as all the rest.
+    """
     found, at = Jpeg(), 2
     while at + 4 <= len(data):
         marker = data[at + 1]
@@ -61,6 +65,8 @@ def read_jpeg_header(data: bytes) -> Jpeg:
             found.orientation = _orientation(content[6:])
         elif marker == 0xDA:
             found.scan = at
+            if not pixels:
+                return found
             found.end = data.find(b"\xff\xd9", at)
             found.scans = _scans(data, at, found)
             return found
@@ -80,7 +86,7 @@ def _scans(data: bytes, at: int, found: Jpeg) -> list:
 def exif_orientation(data: bytes) -> int:
     """1 to 8 of a JPEG or PNG; 1 where nothing is said."""
     if data.startswith(b"\xff\xd8"):
-        return read_jpeg_header(data).orientation
+        return read_jpeg_header(data, pixels=False).orientation
     if data.startswith(PNG):
         return _orientation(png_chunks(data).get(b"eXIf", b""))
     return 1

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 
+import cv2
 import mindspore.dataset as ds
 import numpy as np
 
@@ -69,7 +70,7 @@ class TrainSource(_Source):
         self.overlap = overlap
         self.tokens = [Tokens(data, samples, tokenizer, flipped, field)
                        for flipped in ((False, True) if flip else (False,))]
-        self.per_epoch = len(data.refs_to_train(split))
+        self.per_epoch = data.epoch_size(split)
         self.batch_size, self.local, self.rank = batch_size, batch_size // ranks, rank
         self.start, self.stop = steps
         self.order = (-1, np.empty(0, np.int64))  # epoch, its samples
@@ -90,13 +91,13 @@ class TrainSource(_Source):
         position = (self.start + step) * self.batch_size + self.rank * self.local + j
         s = self.sample_at(position)
         r = int(self.data.sentence_ref[s])
-        image, mask = self.data.read_image(r), self.data.mask(r, self.overlap)
+        image, mask = self.data.resized_image(r, self.transform), self.data.mask(r, self.overlap)
         flip = self.flip and np.random.default_rng((self.seed, position)).random() < self.flip
         if flip:
-            image, mask = image[:, ::-1], mask[:, ::-1]
+            image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
         ids, word_mask = self.tokens[1 if flip else 0][s]
-        target = self.transform.mask(np.ascontiguousarray(mask))[None].astype(np.float32)
-        return self.transform.image(np.ascontiguousarray(image)), ids, word_mask, target, np.int32(s)
+        target = self.transform.mask(mask)[None].astype(np.float32)
+        return self.transform.normalise(image), ids, word_mask, target, np.int32(s)
 
 
 class Pictures:
@@ -104,7 +105,7 @@ class Pictures:
     decoded again, and one that two threads want is decoded by the first.
 
     Args:
-        prepare: (h, w, 3) uint8 -> what is kept.
+        prepare: ref -> what is kept of its picture.
         kept: so many.
     """
 
@@ -122,7 +123,7 @@ class Pictures:
                 self._places.popitem(last=False)
         with place.lock:
             if place.picture is None:
-                place.picture = self._prepare(self._data.read_image(r))
+                place.picture = self._prepare(r)
             return place.picture
 
 
@@ -142,7 +143,7 @@ class EvalSource(_Source):
         self.samples = np.full(batches * batch_size, -1, np.int32)
         self.samples[:len(share)] = share
         self.data, self.tokens, self.transform = data, tokens, transform
-        self.pictures = Pictures(data, transform.image)
+        self.pictures = Pictures(data, lambda r: transform.normalise(data.resized_image(r, transform)))
 
     def __len__(self):
         return len(self.samples)
@@ -163,7 +164,7 @@ class PromptSource(_Source):
 
     Args:
         prompts: (index, ref, ids (n,), word_mask (n,)) with n <= tokens, T = tokens after padding.
-        prepare: picture (h, w, 3) uint8 -> image.
+        prepare: ref -> image, as the network takes it.
     """
 
     def __init__(self, data, prompts: list, tokens: int, pad_id: int, prepare: Callable, batch_size: int):

@@ -11,10 +11,10 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 
 
 def doubts(data: ReferData, splits: dict, tokenizer: SentenceTokenizer, names: DataConfig) -> list[str]:
-    """A line for each split, name -> samples (S,), of which there is something to say: empty masks, blank and truncated
-    sentences, refs of one id."""
+    """What reading left out, and a line for each split, name -> samples (S,), of which there is something to say: empty
+    masks, blank and truncated sentences, refs of one id."""
     texts = {name: _doubts(data, samples, tokenizer, names) for name, samples in splits.items()}
-    return [f"warning: {name}: {text}" for name, text in texts.items() if text]
+    return [*data.notes, *(f"warning: {name}: {text}" for name, text in texts.items() if text)]
 
 
 def _doubts(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, names: DataConfig) -> str:

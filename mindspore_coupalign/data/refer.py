@@ -16,6 +16,8 @@ from mindspore_coupalign.data.annotations import read_annotations
 from mindspore_coupalign.data.folders import elsewhere, find_dataset, find_images
 from mindspore_coupalign.data.images import MissingImage, read_annotated
 from mindspore_coupalign.data.masks import rle_area, rle_to_mask
+from mindspore_coupalign.data.picture_cache import PictureCache
+from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 
 SENTENCE_FIELDS = ("sent", "raw")
@@ -48,6 +50,10 @@ class ReferData:
     rle_at: np.ndarray  # (R + 1,) int64, offsets into rle
     single: bytes  # the pixels under exactly one part, where a mask's parts overlap
     single_at: np.ndarray  # (R + 1,) int64, offsets into single; an empty stretch where they do not
+    annotations: int = 0  # in instances.json, each id once
+    unnamed: int = 0  # of these, those that no ref names
+    cache: PictureCache | None = None  # data.cache
+    notes: tuple[str, ...] = ()  # what a run says of the data when it starts
     turned: set = field(default_factory=set)  # images read so far whose EXIF orientation says to turn them
 
     def sentence(self, s: int, field: str = "sent") -> str:
@@ -70,17 +76,20 @@ class ReferData:
         Raises:
             UserError: the file has no such split.
         """
-        tests = [name for name in self.split_names if name.startswith("test")]
-        if split in ("testA", "testB", "testC"):
-            wanted = {name for name in tests if split[-1] in name[4:]}
-        elif split == "test" and "test" not in self.split_names:
-            wanted = set(tests)
-        else:
-            wanted = {split} & set(self.split_names)
+        wanted = self.splits_meant(split)
         if not wanted:
             raise UserError(f"{self.source}: no split {split!r}; the splits here are {', '.join(self.split_names)}")
         codes = [code for code, name in enumerate(self.split_names) if name in wanted]
         return np.flatnonzero(np.isin(self.ref_split, codes))
+
+    def splits_meant(self, split: str) -> tuple[str, ...]:
+        """The file's splits that a name stands for (``refs_of``'s rule), in the file's order; () where it has none."""
+        tests = [name for name in self.split_names if name.startswith("test")]
+        if split in ("testA", "testB", "testC"):
+            return tuple(name for name in tests if split[-1] in name[4:])
+        if split == "test" and "test" not in self.split_names:
+            return tuple(tests)
+        return (split,) if split in self.split_names else ()
 
     def split(self, name: str) -> np.ndarray:
         """Indices of all sentences of a split, (n,) int64, in file order; names and errors as for ``refs_of``."""
@@ -92,6 +101,10 @@ class ReferData:
         """The refs of a split that have a sentence, (n,) int64, in file order."""
         refs = self.refs_of(split)
         return refs[self.ref_sentences[refs + 1] > self.ref_sentences[refs]]
+
+    def epoch_size(self, split: str) -> int:
+        """Samples of a training epoch."""
+        return len(self.refs_to_train(split))
 
     def epoch_samples(self, split: str, seed: int, epoch: int) -> np.ndarray:
         """The samples of one training epoch: one random sentence per ref, shuffled; (n,) int64 sentence indices.
@@ -128,6 +141,10 @@ class ReferData:
     def image_path(self, r: int) -> Path:
         return self.image_dir / str(self.image_files[self.ref_image[r]])
 
+    def image_place(self, i: int) -> tuple[Path, str]:
+        """The folder in which image i is looked for, and its name there."""
+        return self.image_dir, str(self.image_files[i])
+
     def read_image(self, r: int) -> np.ndarray:
         """(h, w, 3) uint8 RGB of ref r, the pixels as stored: EXIF's orientation is not applied (data/images.py).
 
@@ -140,14 +157,30 @@ class ReferData:
             self.turned.add(i)
         return rgb
 
+    def resized_image(self, r: int, transform: ImageTransform) -> np.ndarray:
+        """(size, size, 3) uint8: ``transform.resize`` of ``read_image``, or the same from ``cache``; its errors."""
+        if self.cache is None:
+            return transform.resize(self.read_image(r))
+        i = int(self.ref_image[r])
+        folder, name = self.image_place(i)
+
+        def make() -> tuple[np.ndarray, int]:
+            rgb, orientation = self.read_image_file(i)
+            return transform.resize(rgb), orientation
+
+        rgb, orientation = self.cache.get(folder / name, tuple(self.image_sizes[i].tolist()), make)
+        if orientation != 1:
+            self.turned.add(i)
+        return rgb
+
     def read_image_file(self, i: int) -> tuple[np.ndarray, int]:
         """Image i as stored, and its EXIF orientation; errors as ``read_image``."""
-        path = self.image_dir / str(self.image_files[i])
+        folder, name = self.image_place(i)
+        path = folder / name
         try:
             return read_annotated(path, tuple(self.image_sizes[i].tolist()))
         except MissingImage as exc:
-            raise MissingImage(f"{path}: no such image file{elsewhere(self.image_dir, str(self.image_files[i]))}") \
-                from exc
+            raise MissingImage(f"{path}: no such image file{elsewhere(folder, name)}") from exc
 
 
 def read_refer(root: str | Path, dataset: str, split_by: str, images: str = "") -> ReferData:

@@ -27,11 +27,16 @@ class ImageTransform:
     def __init__(self, size: int, mean, std):
         self.size = size
         mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-        self._scale = 1 / (255 * std)
-        self._shift = -mean / std
+        levels = np.arange(256, dtype=np.float32)[:, None]
+        self._values = np.ascontiguousarray((levels * (1 / (255 * std)) - mean / std).T)  # (3, 256), of each level
+
+    def image(self, rgb: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8 RGB -> (3, size, size) float32, normalised."""
+        return self.normalise(self.resize(rgb))
 
     def resize(self, rgb: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 RGB -> (size, size, 3) uint8."""
+        """(h, w, 3) uint8 -> (size, size, 3) uint8; data/picture_cache.py keeps what it gives, so that a change here
+        needs another ``RULE`` there."""
         h, w = rgb.shape[:2]
         # cv2's area averaging is exact only where both sides shrink; elsewhere it shifts the picture. So each side is
         # first shrunk if it must be, and then stretched if it must be.
@@ -42,13 +47,11 @@ class ImageTransform:
             rgb = cv2.resize(rgb, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
         return rgb
 
-    def image(self, rgb: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 RGB -> (3, size, size) float32, normalised."""
-        rgb = self.resize(rgb)
+    def normalise(self, rgb: np.ndarray) -> np.ndarray:
+        """(size, size, 3) uint8 -> (3, size, size) float32."""
         planes = np.empty((3, self.size, self.size), np.float32)
-        for channel, plane in enumerate(planes):  # a plane at a time is three times faster than one broadcast
-            np.multiply(rgb[..., channel], self._scale[channel], out=plane)
-            plane += self._shift[channel]
+        for channel, plane in enumerate(cv2.split(rgb)):
+            cv2.LUT(plane, self._values[channel], dst=planes[channel])  # eight times faster than arithmetic
         return planes
 
     def mask(self, mask: np.ndarray) -> np.ndarray:

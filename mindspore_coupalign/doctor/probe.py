@@ -68,9 +68,9 @@ def config(path: str, *overrides: str):
         return f"{data.tokenizer}, {loaded.vocab_size} word pieces"
 
     def refs():
-        from mindspore_coupalign.data.refer import read_refer
+        from mindspore_coupalign.data.configured import open_data
 
-        refer = read_refer(data.root, data.dataset, data.split_by, data.images)
+        refer = open_data(data)
         missing = [name for name in refer.image_files[:100] if not (refer.image_dir / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{refer.image_dir / missing[0]} is missing; see `check-data`")

@@ -54,7 +54,10 @@ def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData,
     mine = [(k, *prompt) for k, prompt in enumerate(plan.prompts) if prompt.ref in own]
     mine.sort(key=lambda prompt: data.ref_image[prompt[1]])  # each picture is decoded once; a ref's stay neighbours
     passes = [[prompt for prompt in mine if (len(prompt[2]) > limit) == long] for long in (False, True)]
-    prepare = transform.resize if networks.uint8 else transform.image
+
+    def prepare(r: int) -> np.ndarray:
+        resized = data.resized_image(r, transform)
+        return resized if networks.uint8 else transform.normalise(resized)
 
     def score(ref: int, logits: dict, units: list):
         scored = _Ref(data, ref, logits, transform)

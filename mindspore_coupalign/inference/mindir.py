@@ -61,7 +61,7 @@ def export_mindir(checkpoint: Checkpoint, output: Path, amp: str | None = None, 
             file = folder / output.name
             weights = _export(FromPixels(model, data.mean, data.std) if uint8 else model, facts, file)
             differences = _compare(model, nn.GraphCell(ms.load(str(file))), trials, data, uint8)
-            facts |= {"step": checkpoint.progress.get("step"), **model.precision._asdict(), "differences": differences}
+            facts |= {**sidecar.origin(checkpoint.progress), **model.precision._asdict(), "differences": differences}
             sidecar.write(sidecar.sidecar_path(file), file, facts, weights)
             if weights:
                 shutil.rmtree(_weights_folder(output), ignore_errors=True)

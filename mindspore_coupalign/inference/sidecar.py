@@ -17,6 +17,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.portable import without_paths
 
 FORMAT = "coupalign-graph-2"
+SEEN = "seen_images"  # KEY of data/seen.py, which would import what only training needs
 FIRST_FORMAT = "coupalign-mindir-1"  # a batch of one, float32 pixels; no lists of inputs and outputs
 _FIELDS = {"sha256": str, "input_size": int, "mean": list, "std": list, "threshold": float, "max_tokens": int,
            "tokenizer": str}
@@ -107,6 +108,11 @@ def model_of(network, facts: dict, path: str | Path):
     transform = ImageTransform(facts["input_size"], facts["mean"], facts["std"])
     shape = Shape(facts["batch"] or ANY, takes_uint8(facts), compiles=facts["kind"] == "mindir")
     return Model(network, tokenizer, transform, facts["threshold"], shape)
+
+
+def origin(progress: dict) -> dict:
+    """What a graph's file keeps of the checkpoint's progress: the step, and the pictures that it was trained on."""
+    return {"step": progress.get("step"), **{key: progress[key] for key in (SEEN,) if key in progress}}
 
 
 def takes_uint8(facts: dict) -> bool:

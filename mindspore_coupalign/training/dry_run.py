@@ -28,7 +28,8 @@ def dry_run(trainer) -> int:
     if trainer.is_over():
         log("nothing is left to train: this run has come to its end")
         return 0
-    log(f"data: {trainer.data.source}, {check_images(trainer.data)} images are there")
+    for data in dict.fromkeys((trainer.train_data, trainer.data)):
+        log(f"data: {data.source}, {check_images(data)} images are there")
     wanted, free = disk_needs(trainer), free_disk(trainer.run.path)
     log(f"disk: up to {wanted / 1e9:.2f} GB for {config.train.keep + 1} training states and the best weights, "
         f"{free / 1e9:.1f} GB free")
@@ -67,10 +68,11 @@ def is_enough(seconds: list, runtime: Runtime) -> bool:
 
 def check_images(data: ReferData) -> int:
     """Number of images; the first missing or empty one is an error."""
-    for name in data.image_files:
-        path = data.image_dir / name
+    for i in range(len(data.image_files)):
+        folder, name = data.image_place(i)
+        path = folder / name
         if not path.is_file() or path.stat().st_size == 0:
-            raise UserError(f"{path}: missing or empty{elsewhere(data.image_dir, str(name))}; see `coupalign "
+            raise UserError(f"{path}: missing or empty{elsewhere(folder, name)}; see `coupalign "
                             "check-data` for all of them")
     return len(data.image_files)
 

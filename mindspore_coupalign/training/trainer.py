@@ -14,8 +14,10 @@ from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.loader import TrainSource, batches
 from mindspore_coupalign.data.notices import doubts, turned_pictures
 from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.data.seen import seen_with
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
+from mindspore_coupalign.data.union import UnionData, picture_paths
 from mindspore_coupalign.distributed import collectives as ranks
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
@@ -35,12 +37,16 @@ from mindspore_coupalign.weights.checkpoint import Checkpoint, load_parameters, 
 
 
 class Trainer:
-    """Holds what the loop needs; ``train`` runs it to the end and returns the last validation's report."""
+    """Holds what the loop needs; ``train`` runs it to the end and returns the last validation's report.
+
+    ``data`` is validated on, and trained on as well unless there is a ``union``.
+    """
 
     def __init__(self, config: Config, data: ReferData, tokenizer: SentenceTokenizer, output: Path,
                  runtime: Runtime, state: Checkpoint | None = None,
-                 initial: init_from.InitialWeights | None = None):
+                 initial: init_from.InitialWeights | None = None, union: UnionData | None = None):
         self.config, self.data, self.tokenizer, self.runtime, self.state = config, data, tokenizer, runtime, state
+        self.train_data, self.train_split = (union, "train") if union else (data, config.data.train_split)
         self.initial, train = initial, config.train
         self.run = RunFolder(output, train.keep, runtime.rank == 0)
         self.console = Console(runtime.rank == 0)
@@ -50,6 +56,7 @@ class Trainer:
         self.model = self._build_model()
         self.step = setup.build_train_step(self.model, config, runtime.ranks, runtime.target)
         self.done, self.best, self.spent = 0, -1.0, 0.0  # steps, score, seconds of earlier runs that this one resumes
+        self.seen = ""  # what _seen_images has found
         self.validated = 0  # step of the last validation
         self.validations = 0  # of this process
         self.stop, self.code = StopRequest(patient=runtime.watch.folder is not None), 0  # of the process, at its end
@@ -65,7 +72,7 @@ class Trainer:
             UserError: nothing to train on.
         """
         train, names, data = self.config.train, self.config.data, self.data
-        self.refs = refs = len(data.refs_to_train(names.train_split))
+        self.refs = refs = self.train_data.epoch_size(self.train_split)
         if refs == 0:
             raise UserError(f"{data.source}: split '{names.train_split}' has no refs with sentences to train on")
         self.total = train.steps or math.ceil(train.epochs * refs / train.batch_size)
@@ -75,8 +82,12 @@ class Trainer:
             self.val_samples = self.val_samples[:train.val_samples]
         self.turned_said = False  # whether EXIF orientations were mentioned
         if self.runtime.rank == 0:
-            splits = {names.train_split: data.split(names.train_split), names.val_split: self.val_samples}
-            for line in doubts(data, splits, self.tokenizer, names):
+            splits = {} if self.train_data is not data else {names.train_split: data.split(names.train_split)}
+            lines = doubts(data, {**splits, names.val_split: self.val_samples}, self.tokenizer, names)
+            if isinstance(self.train_data, UnionData):
+                parts = {part.label: self.train_data.part_samples(part) for part in self.train_data.parts}
+                lines = doubts(self.train_data, parts, self.tokenizer, names) + lines
+            for line in lines:
                 self.log(line)
 
     def _build_model(self):
@@ -181,9 +192,9 @@ class Trainer:
         """Endless from the next step on: image, ids, word_mask, mask, sample of this rank's share of a micro-batch."""
         names, train = self.config.data, self.config.train
         transform = ImageTransform(names.image_size, names.mean, names.std)
-        self.source = TrainSource(self.data, names.train_split, self.tokenizer, transform, train.seed, train.batch_size,
-                                  names.flip, (self.done, self.total), self.runtime.rank, self.runtime.ranks,
-                                  names.sentence_field, names.overlap)
+        self.source = TrainSource(self.train_data, self.train_split, self.tokenizer, transform, train.seed,
+                                  train.batch_size, names.flip, (self.done, self.total), self.runtime.rank,
+                                  self.runtime.ranks, names.sentence_field, names.overlap)
         return batches(self.source, self.source.local // train.accumulate, names.workers)
 
     def one_step(self, stream, lr: float) -> dict:
@@ -209,10 +220,12 @@ class Trainer:
 
     def _samples_of_step(self) -> dict:
         """The samples of the step just done, with their refs and sentences."""
-        batch, data = self.config.train.batch_size, self.data
+        batch, data = self.config.train.batch_size, self.train_data
         samples = [self.source.sample_at((self.done - 1) * batch + i) for i in range(batch)]
-        return {"samples": samples, "refs": [int(data.ref_ids[data.sentence_ref[s]]) for s in samples],
-                "sentences": [data.sentence(s, self.config.data.sentence_field) for s in samples]}
+        refs = data.sentence_ref[samples]
+        found = {"samples": samples, "refs": data.ref_ids[refs].tolist(),
+                 "sentences": [data.sentence(s, self.config.data.sentence_field) for s in samples]}
+        return found | ({"sets": [data.part_of(r) for r in refs]} if isinstance(data, UnionData) else {})
 
     def _seconds(self) -> float:
         return self.spent + time.perf_counter() - self.started
@@ -247,11 +260,20 @@ class Trainer:
 
     def _about(self, counters: dict | None = None) -> tuple[Config, str, dict]:
         """Configuration, tokenizer and progress, as checkpoints keep them."""
-        progress = {"step": self.done, "best": self.best, "seconds": round(self._seconds(), 1)}
+        progress = {"step": self.done, "best": self.best, "seconds": round(self._seconds(), 1),
+                    "seen_images": self._seen_images()}
         if self.config.train.minutes:
             progress |= {"decay_share": self.budget.share,
                          "finished_minutes": self.config.train.minutes if self.budget.over else 0.0}
         return self.config, self.tokenizer.to_json(), progress | (counters or {})
+
+    def _seen_images(self) -> str:
+        """The hashes of the pictures that the weights have been trained on, an earlier run's included."""
+        if self.runtime.rank == 0 and not self.seen:
+            started = self.state or (self.initial.checkpoint if self.initial else None)
+            before = (started.progress, str(started.path)) if started else ()
+            self.seen = seen_with(picture_paths(self.train_data, self.train_split), *before)
+        return self.seen
 
     def _open(self):
         self.run.open(self.config, self.done, self.validated, self.state.path if self.state else None)
@@ -262,7 +284,8 @@ class Trainer:
         parameters = sum(p.size for p in self.model.trainable_params())
         length = f"{train.minutes:g} minutes, at most " if train.minutes else ""
         shared = f", {self.runtime.ranks} ranks" if self.runtime.ranks > 1 else ""
-        self.log(f"{self.config.data.dataset}: {length}{self.total - self.done} steps of {train.batch_size} samples on "
+        trained = " + ".join(names.dataset for names in self.config.data.sets or (self.config.data,))
+        self.log(f"{trained}: {length}{self.total - self.done} steps of {train.batch_size} samples on "
                  f"{self.runtime.target}{shared}, {parameters / 1e6:.2f} M parameters, output {self.run.path} "
                  "(the first step compiles the network)")
 
@@ -270,9 +293,9 @@ class Trainer:
         scale = self.step.counters()["scale"] if self.step.scaler is not None else None
         text, budget = self.step_log.write(self.done, lr, speed, scale), 60 * self.config.train.minutes
         bar.note(text + (f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""))
-        if self.data.turned and not self.turned_said:
+        if self.train_data.turned and not self.turned_said:
             self.turned_said = True
-            self.log(turned_pictures(self.data))
+            self.log(turned_pictures(self.train_data))
 
 
 def _judged_by(config: Config) -> tuple:

@@ -48,7 +48,7 @@ def export_onnx(checkpoint: Checkpoint, output: Path, uint8: bool = False) -> li
     with _replacing(output) as file:
         file.write_bytes(to_onnx(model, checkpoint.config.data, uint8).SerializeToString())
         facts["differences"] = _compare(model, session.runner(file), checkpoint.config.data, tokenizer, uint8)
-        facts |= {"step": checkpoint.progress.get("step"), **model.precision._asdict()}
+        facts |= {**sidecar.origin(checkpoint.progress), **model.precision._asdict()}
         sidecar.write(sidecar.sidecar_path(file), file, facts)
     return facts["differences"]
 
