@@ -63,6 +63,9 @@ def main(argv: list | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        for name, value in vars(args).items():
+            if value == "" or name == "image" and isinstance(value, list) and "" in value:
+                raise UserError(f"--{name.replace('_', '-')}: empty; give a name, or leave the option out")
         return args.run(args) or 0
     except UserError as exc:
         return refuse(str(exc))

@@ -51,17 +51,19 @@ def write_file(path: str | Path, content: bytes):
         raise UserError(f"{path}: cannot be written ({exc.strerror}); choose another --output") from exc
 
 
-def make_folder(path: str | Path) -> Path:
+def make_folder(path: str | Path, remedy: str = "choose another --output") -> Path:
     """The output folder, made where it is missing.
 
     Raises:
         UserError: it cannot be made or written.
     """
+    if not os.fspath(path):
+        raise UserError(f"the output folder's name is empty; {remedy}")
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise UserError(f"{path}: not a folder that can be made ({exc.strerror}); choose another --output") from exc
+        raise UserError(f"{path}: not a folder that can be made ({exc.strerror}); {remedy}") from exc
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: not writable; choose another --output")
+        raise UserError(f"{path}: not writable; {remedy}")
     return path

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -290,3 +291,20 @@ except coupalign.UserError as exc:
     assert "pip install pycocotools" in done.stdout
     written = cv2.imread(str(tmp_path / "shapes_the-red-circle_mask.png"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(written > 0, tiny_restored.predictor.predict(picture.rgb, SENTENCES[0])[0].mask)
+
+
+def test_models_are_loaded_and_used_in_several_threads(tiny_checkpoint, picture):
+    """MindSpore compiles for one thread at a time."""
+    def work(_):
+        return coupalign.load(tiny_checkpoint).predict(picture.path, SENTENCES[0]).mask
+
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(work, range(3))
+    assert first.any() and all(np.array_equal(first, mask) for mask in others)
+
+
+@pytest.mark.parametrize("source, words", [
+    (None, "found None"), (3, "found 3"), ("", "found ''"), ("no_such", "shipped: refshapes")])
+def test_what_is_no_model(source, words):
+    with pytest.raises(coupalign.UserError, match=words):
+        coupalign.load(source)

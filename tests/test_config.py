@@ -219,7 +219,7 @@ def test_keys_of_an_earlier_version_go_on_working(old, new, value, tmp_path, cap
                          (lambda: config_from_dict(nested, "a checkpoint"), "a checkpoint")):
         assert load() == expected
         line = capsys.readouterr().err
-        assert line == f"warning: {source}: keys of an earlier version: {old} is {field} now\n"
+        assert line == f"warning: {source}: keys of an earlier version: {old} is {new} now\n"
 
 
 def test_old_keys_are_refused_where_they_mean_two_things():

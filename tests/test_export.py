@@ -119,16 +119,23 @@ def test_missing_and_damaged_files_are_refused(copy, tmp_path):
     refused(tmp_path / "none.mindir", "none.mindir: no such file")
     for changed, match in (({"format": "x"}, "field 'format'"), ({"threshold": "high"}, "field 'threshold'"),
                            ({"threshold": 1.0}, "field 'threshold' must lie between 0 and 1"),
-                           ({"mean": ["a", 0, 0]}, "field 'mean' must be three numbers"),
-                           ({"std": [1, 0.0, 1]}, "field 'std' must be three numbers above 0"),
+                           ({"mean": ["a", 0, 0]}, "field 'mean' must be three finite numbers"),
+                           ({"std": [1, 0.0, 1]}, "field 'std' must be three positive numbers"),
                            ({"tokenizer": None}, "field 'tokenizer'"), ({"input_size": 0}, "field 'input_size'"),
-                           ({"kind": "onnx"}, "describes a graph of kind 'onnx', not 'mindir'"),
+                           ({"kind": "onnx"}, "is a graph of kind onnx, not mindir; give it as --onnx"),
                            ({"kind": 1}, "field 'kind' must be"), ({"batch": 0}, "field 'batch'"),
+                           ({"threshold": 5}, "must lie between 0 and 1"), ({"max_tokens": 1}, "at least 3"),
+                           ({"input_size": True}, "'input_size' is missing or mistyped"),
+                           ({"input_size": 32}, "input image has shape .*64, 64.*32, 32"),
+                           ({"max_tokens": 4}, "input ids has shape"), ({"batch": 3}, "input image has shape .*'B'"),
+                           ({"inputs": [facts["inputs"][0] | {"type": "uint8"}, *facts["inputs"][1:]]}, "its type"),
                            ({"inputs": facts["inputs"][::-1]}, "field 'inputs' must list image"),
                            ({"weights": {"../data_0": "x"}}, "field 'weights'"),
                            ({"weights": {"w/data_0": "x"}}, "w/data_0: cannot be read")):
         beside.write_text(json.dumps(facts | changed))
         refused(copy, match)
+    beside.write_text(json.dumps({key: value for key, value in facts.items() if key != "batch"}))
+    refused(copy, "field 'batch'")
     for text, match in (("{", "not valid JSON"), ("[]", "field 'format'")):
         beside.write_text(text)
         refused(copy, match)
@@ -155,7 +162,7 @@ def test_a_sidecar_of_the_first_format(copy):
     beside.write_text(json.dumps({"format": "coupalign-mindir-1", **old}))
     read = sidecar.read(copy, "mindir")
     assert read["batch"] == 1 and not sidecar.takes_uint8(read)
-    with pytest.raises(UserError, match="of kind 'mindir', not 'onnx'"):
+    with pytest.raises(UserError, match="of kind mindir, not onnx; give it as --mindir"):
         sidecar.read(copy, "onnx")
 
 
@@ -263,7 +270,8 @@ def test_a_graph_scores_as_its_checkpoint(exported, tiny_checkpoint, tiny_restor
     facts = json.loads(sidecar.sidecar_path(exported[0]).read_text())
     onnx = tmp_path / "a.onnx"
     onnx.write_bytes(b"")
-    sidecar.write(sidecar.sidecar_path(onnx), onnx, facts | {"kind": "onnx", "batch": 1})
+    inputs = [entry | {"shape": [1, *entry["shape"][1:]]} for entry in facts["inputs"]]
+    sidecar.write(sidecar.sidecar_path(onnx), onnx, facts | {"kind": "onnx", "batch": 1, "inputs": inputs})
     facts = sidecar.read(onnx, "onnx")
     monkeypatch.setattr(subjects, "open_onnx", lambda *_: (networks.CellNetwork(tiny_restored.model), facts))
     found = scores(tmp_path / "a.json", "--onnx", onnx, *scored_data)

@@ -233,6 +233,37 @@ def test_folders_and_patterns(call, unloaded, picture, monkeypatch, tmp_path, mo
     assert call([literal], SENTENCES[:1])[0] == 0 and records(tmp_path / "out")[-1]["image"] == str(literal)
 
 
+def test_what_a_folder_holds_beside_pictures(call, unloaded, picture, monkeypatch, tmp_path, model):
+    """A broken link and a pipe are named, and the masks of an earlier call into the same folder are no pictures."""
+    folder = tmp_path / "out"
+    write(folder / "a.png", picture.rgb)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    code, _, err = call([folder / "pipe.png"], SENTENCES)
+    assert code == 2 and "pipe.png: not a regular file" in err and not (folder / "predictions.jsonl").exists()
+    monkeypatch.setattr(loading, "open_model", lambda *_: model)
+    for images in ([folder], [folder / "*.png"]):
+        code, _, err = call(images, SENTENCES, "--overwrite")
+        assert code == 1 and "gone.png: no such image file" in err and "pipe.png: not a regular file" in err
+        assert {os.path.basename(r["image"]) for r in records(folder)} == {"a.png"}
+
+
+def test_nothing_is_left_where_nothing_was_predicted(call, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr("mindspore_coupalign.cli.predict._predict", lambda *_: 0)
+    assert call([picture.path], SENTENCES)[0] == 2
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+
+
+def test_names_that_are_none(call, unloaded, picture, tmp_path, capsys):
+    for arguments in (["--output", ""], ["--image", ""], ["--list", ""]):
+        options = {"--output": str(tmp_path / "out"), "--image": str(picture.path), "--text": SENTENCES[0]}
+        options |= dict([arguments])
+        assert main(["predict", "--model", "refshapes", *(part for pair in options.items() for part in pair)]) == 2
+        assert capsys.readouterr().err == f"error: {arguments[0]}: empty; give a name, or leave the option out\n"
+    (tmp_path / "out").write_text("")
+    assert "a file, not a folder" in call([picture.path], SENTENCES)[2]
+
+
 def test_a_list_of_pairs(call, picture, model, tmp_path):
     write(tmp_path / "pictures" / "a.png", picture.rgb)
     other = write(tmp_path / "b.png", picture.rgb[::-1].copy())

@@ -7,6 +7,7 @@ from pathlib import Path
 from mindspore_coupalign import runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference.mindir import TOLERANCES, NotEqual, batches, check_utf8, export_mindir
+from mindspore_coupalign.inference.shipped import find_model
 from mindspore_coupalign.inference.sidecar import sidecar_path
 from mindspore_coupalign.outputs import check_writable
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
@@ -14,7 +15,7 @@ from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--checkpoint", required=True, metavar="FILE",
-                        help="best.safetensors or last.safetensors of a run")
+                        help="best.safetensors or last.safetensors of a run, or a shipped model's name")
     parser.add_argument("--output", required=True, metavar="FILE",
                         help="its end, .mindir or .onnx, chooses the kind; written together with FILE.json; older ones "
                              "are replaced")
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     check_utf8(output, "choose another --output")
     for path in (output, sidecar_path(output)):
         check_writable(path)
-    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint = load_checkpoint(find_model(args.checkpoint))
     runtime.setup(args.device_target, checkpoint.config.train.seed)
     try:
         differences, precision = export_mindir(checkpoint, output, args.amp, args.batch, args.uint8)
@@ -70,7 +71,7 @@ def _onnx(args: argparse.Namespace, output: Path) -> int:
     for path in outputs:
         for file in (path, sidecar_path(path)):
             check_writable(file)
-    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint = load_checkpoint(find_model(args.checkpoint))
     runtime.setup(args.device_target, checkpoint.config.train.seed)
     try:
         differences = onnx.export_onnx(checkpoint, output, args.uint8)

@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     _take_settings(args)
     asked = _requests(args)
     output = Path(args.output)
+    if os.path.lexists(output) and not output.is_dir():
+        raise UserError(f"--output {output}: a file, not a folder; choose another")
     kinds = ("mask", "overlay", "attention") if args.attention else ("mask", "overlay")
     if not args.overwrite:
         check_absent(output / f"{request.stem}_{name}.png" for request in asked for name in kinds)

@@ -17,6 +17,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.evaluator import evaluate_samples, samples_of
 from mindspore_coupalign.evaluation.metrics import iou, overlap
 from mindspore_coupalign.inference.predictor import Predictor
+from mindspore_coupalign.inference.shipped import find_model
 from mindspore_coupalign.outputs import check_absent, make_folder
 from mindspore_coupalign.runtime import add_amp_argument, add_device_argument, setup
 from mindspore_coupalign.visualize import figures
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     for name, least, most in (("count", 1, 1000), ("samples", 0, 2**31), ("seed", 0, 2**32 - 1)):
         if not least <= getattr(args, name) <= most:
             raise UserError(f"--{name} must be between {least} and {most}, found {getattr(args, name)}")
-    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint = load_checkpoint(find_model(args.checkpoint))
     config = configuration(None, args.overrides, checkpoint)
     output = make_folder(args.output)
     if not args.overwrite:

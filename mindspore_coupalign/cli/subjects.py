@@ -19,6 +19,7 @@ from mindspore_coupalign.inference.loading import (
     open_onnx,
     overridden,
 )
+from mindspore_coupalign.inference.shipped import find_model
 from mindspore_coupalign.portable import check_data_root, with_data_paths
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
@@ -29,8 +30,8 @@ class CheckpointSubject:
     kind = CHECKPOINT
 
     def __init__(self, path: str, amp: str | None):
-        self.path, self._amp = Path(path), amp
-        self._checkpoint = load_checkpoint(path)
+        self.path, self._amp = find_model(path), amp
+        self._checkpoint = load_checkpoint(self.path)
         self.origin = self._checkpoint.progress  # what is known of its training
         self.step = self.origin.get("step")
 

@@ -1,6 +1,8 @@
 """Command ``web``: a page in the browser to try a model with one's own pictures (web/)."""
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from mindspore_coupalign.errors import UserError
@@ -39,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     explains = path.suffix.lower() not in (".mindir", ".onnx")  # graphs hold the mask alone
     print(f"loading and compiling {args.model} (seconds for a small network, up to two minutes for the full recipe)",
           flush=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # until the page listens; its folder goes with it
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with server.scratch() as folder:
         examples = folder_examples(Path(args.examples)) if args.examples else shapes_examples(folder)
         model = load(path, args.device_target, args.amp, details=explains)

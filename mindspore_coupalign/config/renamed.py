@@ -48,7 +48,7 @@ def translate(values: dict, source: str) -> dict:
     if _take(values, GATE_ZERO, []):
         raise UserError(f"{source}: {GATE_ZERO}=true is no longer known; leave it out, or use version 0.2")
     if old:
-        shown = [f"{name} is {RENAMED.get(name, 'model.image.freeze_batch_norm').split('.', 1)[1]} now"
+        shown = [f"{name} is {RENAMED.get(name, 'model.image.freeze_batch_norm')} now"
                  for name in old[:MOST_NAMED]]
         more = f" and {len(old) - MOST_NAMED} more; docs/configuration.md lists them" if len(old) > MOST_NAMED else ""
         print(f"warning: {source}: keys of an earlier version: {', '.join(shown)}{more}", file=sys.stderr)

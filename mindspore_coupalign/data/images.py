@@ -5,6 +5,8 @@ One rule for EXIF's orientation: a data set's masks lie on the stored pixels, so
 (``check-data``, ``train``, ``evaluate``, ``show``); ``predict`` has no masks and turns a photograph upright.
 """
 
+import os
+import stat
 from pathlib import Path
 
 import cv2
@@ -35,6 +37,9 @@ def read_rgb(path: str | Path, upright: bool = False) -> np.ndarray:
 def read_bytes(path: str | Path) -> bytes:
     """Raises UserError when the file cannot be read, of kind MissingImage when there is none."""
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would be waited for without an end
+            raise UserError(f"{str(path)[:300]}: not a regular file; give an image file")
         return Path(path).read_bytes()
     except FileNotFoundError as exc:
         raise MissingImage(f"{path}: no such image file; check the image folder") from exc

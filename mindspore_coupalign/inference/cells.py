@@ -3,6 +3,7 @@
 Shapes: pixels, ids (B, T) and word_mask (B, T) as ``Model`` gives them; logits (B, 1, H, W) float32.
 """
 
+import threading
 from collections.abc import Callable
 
 import mindspore as ms
@@ -13,7 +14,8 @@ from mindspore_coupalign.evaluation.networks import CellNetwork
 from mindspore_coupalign.inference.model import square
 from mindspore_coupalign.inference.prediction import Details
 
-__all__ = ["CellNetwork", "Explainer", "WithOutputs"]
+__all__ = ["LOCK", "CellNetwork", "Explainer", "WithOutputs"]
+LOCK = threading.RLock()  # of all models of a process: MindSpore compiles and runs for one thread at a time
 
 
 class Explainer:

@@ -35,7 +35,7 @@ def load(source: str | os.PathLike, device: str = "auto", amp: str | None = None
         UserError: no such file or name, a damaged file, a graph without its .json, a device that is not there, or
             ``amp`` or ``details`` of a graph.
     """
-    path = find_model(os.fspath(source))
+    path = find_model(source)
     kind = kind_of(path)
     for name, given in (("amp", amp), ("details", details)):
         if given and kind != CHECKPOINT:
@@ -60,22 +60,28 @@ def open_model(path: Path, kind: str, device: str = "auto", amp: str | None = No
     if kind == ONNX:
         network, facts = open_onnx(path, device, option)
         return model_of(network, _threshold(facts, overrides, path), path)
+    from mindspore_coupalign.inference.cells import LOCK
+
+    with LOCK:
+        return _open_on_mindspore(path, kind, device, amp, details, overrides, option)
+
+
+def _open_on_mindspore(path: Path, kind: str, device: str, amp: str | None, details: bool, overrides: Sequence[str],
+                       option: str) -> Model:
     from mindspore_coupalign import runtime
+    from mindspore_coupalign.inference.cells import LOCK
+    from mindspore_coupalign.inference.predictor import model_of_checkpoint
+    from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
     if kind == MINDIR:
         target = runtime.choose_device(device, option)
         network, facts = open_mindir(path)
-        return _on(target, model_of(network, _threshold(facts, overrides, path), path))
-    from mindspore_coupalign.inference.predictor import model_of_checkpoint
-    from mindspore_coupalign.weights.checkpoint import load_checkpoint
-
-    checkpoint = load_checkpoint(path)
-    config = overridden(checkpoint.config, overrides, f"{path}'s configuration with the overrides")
-    target = runtime.choose_device(device, option)
-    return _on(target, model_of_checkpoint(checkpoint, details, amp, config))
-
-
-def _on(target: str, model: Model) -> Model:
+        model = model_of(network, _threshold(facts, overrides, path), path, LOCK)
+    else:
+        checkpoint = load_checkpoint(path)
+        config = overridden(checkpoint.config, overrides, f"{path}'s configuration with the overrides")
+        target = runtime.choose_device(device, option)
+        model = model_of_checkpoint(checkpoint, details, amp, config)
     if target != "CPU":
         model.batch_size = BATCH_SIZE
     return model

@@ -64,6 +64,7 @@ class Model:
         network: see ``Network``.
         threshold: probability from which a pixel is in the mask.
         explain: (pixels, ids, word_mask) -> logits and a function (row, pieces) -> Details; None: no details.
+        lock: held while the network runs; None: one of its own.
 
     Attributes:
         size: side of the network's square input.
@@ -75,7 +76,7 @@ class Model:
     """
 
     def __init__(self, network: Network, tokenizer: SentenceTokenizer, transform: ImageTransform, threshold: float,
-                 shape: Shape = COMPILED, explain: Callable | None = None):
+                 shape: Shape = COMPILED, explain: Callable | None = None, lock=None):
         self.threshold = threshold
         self.size, self.max_tokens = transform.size, tokenizer.max_tokens
         self.batch_size = max(1, min(BATCH_SIZE, _PIXELS // self.size**2))
@@ -85,7 +86,7 @@ class Model:
         self._tokenizer, self._transform = tokenizer, transform
         self._vocabulary = Tokenizer.from_str(tokenizer.to_json())
         self._ready: set[int] = set()
-        self._lock = threading.RLock()
+        self._lock = lock or threading.RLock()
 
     @overload
     def predict(self, image, sentences: str, *, threshold: float | None = ..., strict: bool = ...) -> Prediction: ...

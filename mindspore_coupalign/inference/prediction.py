@@ -110,7 +110,7 @@ class Prediction:
         """
         from mindspore_coupalign.outputs import make_folder
 
-        folder = make_folder(Path(folder))
+        folder = make_folder(os.fspath(folder), "choose another folder")
         image = names.image_stems([self.source])[0] if self.source else "image"
         return self.write(_free_stem(folder, f"{image}_{names.slug(self.sentence)}"))
 

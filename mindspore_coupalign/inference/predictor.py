@@ -9,7 +9,7 @@ from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.inference.cells import CellNetwork, Explainer, WithOutputs
+from mindspore_coupalign.inference.cells import LOCK, CellNetwork, Explainer, WithOutputs
 from mindspore_coupalign.inference.mindir import load_mindir
 from mindspore_coupalign.inference.model import Model, list_words
 from mindspore_coupalign.inference.prediction import Details, Prediction
@@ -58,7 +58,7 @@ class Predictor:
             UserError: one of the two is missing or damaged, or they do not belong together.
         """
         graph, facts = load_mindir(path)
-        return cls._of(model_of(CellNetwork(graph), facts, path))
+        return cls._of(model_of(CellNetwork(graph), facts, path, LOCK))
 
     @classmethod
     def _of(cls, model: Model) -> "Predictor":
@@ -83,4 +83,4 @@ def model_of_checkpoint(checkpoint: Checkpoint, details: bool = False, amp: str 
     network, tokenizer = build.restore_model(checkpoint, config, amp)
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
     explain = Explainer(WithOutputs(network), config.model.wpa_stages) if details else None
-    return Model(CellNetwork(network), tokenizer, transform, config.eval.threshold, explain=explain)
+    return Model(CellNetwork(network), tokenizer, transform, config.eval.threshold, explain=explain, lock=LOCK)

@@ -81,6 +81,22 @@ class Records:
 
     def __exit__(self, *_):
         self._file.close()
+        if self.path.stat().st_size == 0:  # nothing was predicted
+            self.path.unlink()
+
+
+def results_in(folder: Path) -> set[str]:
+    """Names of the files that the folder's records list."""
+    try:
+        lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return set()
+    found = set()
+    for line in lines:
+        if _mask_of(line) is not None:
+            record = json.loads(line)
+            found |= {record[key] for key in ("mask", "overlay", "attention") if isinstance(record.get(key), str)}
+    return found
 
 
 def _mask_of(line: str) -> str | None:

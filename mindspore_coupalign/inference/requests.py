@@ -11,6 +11,7 @@ from pathlib import Path
 from mindspore_coupalign.data.inputs import to_sentences
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference import names
+from mindspore_coupalign.inference.records import results_in
 
 ENDINGS = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # taken from a folder
 _PATTERN = "*?["
@@ -85,17 +86,27 @@ def _record(line: str, where: str) -> tuple[str, str]:
 def _files(image: str) -> list[str]:
     """The file itself, a folder's pictures, or what fits a pattern."""
     if os.path.isdir(image):
-        found = sorted(entry.path for entry in os.scandir(image)
-                       if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and entry.is_file())
+        found = _without_results(sorted(
+            entry.path for entry in os.scandir(image)
+            if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and not entry.is_dir()))
         if not found:
             raise UserError(f"{image}: a folder without pictures ({', '.join(ENDINGS)}); give another, or files")
         return found
     if any(letter in image for letter in _PATTERN) and not os.path.lexists(image):
-        found = sorted(path for path in glob.glob(image, recursive=True) if os.path.isfile(path))
+        found = sorted(path for path in glob.glob(image, recursive=True) if not os.path.isdir(path))
+        found = _without_results(found)
         if not found:
             raise UserError(f"{image}: no file fits this pattern; check it, or give the files")
         return found
     return [image]
+
+
+def _without_results(paths: list[str]) -> list[str]:
+    """Without masks and overlays that an earlier call has written beside the pictures."""
+    written: dict[str, set] = {}
+    for folder in {os.path.dirname(path) for path in paths}:
+        written[folder] = results_in(Path(folder))
+    return [path for path in paths if os.path.basename(path) not in written[os.path.dirname(path)]]
 
 
 def _named(requests: list[Request]) -> list[Request]:

@@ -98,8 +98,8 @@ def read(graph: Path, kind: str) -> dict:
     return facts
 
 
-def model_of(network, facts: dict, path: str | Path):
-    """The Model of a graph that runs as ``network`` (see ``model.Network``)."""
+def model_of(network, facts: dict, path: str | Path, lock=None):
+    """The Model of a graph that runs as ``network``, with ``lock`` (see ``model.Model``)."""
     from mindspore_coupalign.data.tokenizer import SentenceTokenizer
     from mindspore_coupalign.data.transforms import ImageTransform
     from mindspore_coupalign.inference.model import ANY, Model, Shape
@@ -107,7 +107,7 @@ def model_of(network, facts: dict, path: str | Path):
     tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], facts["max_tokens"], str(path))
     transform = ImageTransform(facts["input_size"], facts["mean"], facts["std"])
     shape = Shape(facts["batch"] or ANY, takes_uint8(facts), compiles=facts["kind"] == "mindir")
-    return Model(network, tokenizer, transform, facts["threshold"], shape)
+    return Model(network, tokenizer, transform, facts["threshold"], shape, lock=lock)
 
 
 def origin(progress: dict) -> dict:
@@ -135,23 +135,25 @@ def _parse(graph: Path, kind: str) -> dict:
         raise UserError(f"{path}: field 'format' is not {FORMAT!r}; export the checkpoint again with this version")
     again = "; export the checkpoint again"
     for name, wanted in _FIELDS.items():
-        if not isinstance(facts.get(name), wanted):
+        if type(facts.get(name)) is not wanted and not (wanted is float and type(facts.get(name)) is int):
             raise UserError(f"{path}: field {name!r} is missing or mistyped{again}")
     if not 0 < facts["threshold"] < 1:
         raise UserError(f"{path}: field 'threshold' must lie between 0 and 1, found {facts['threshold']}")
-    for name in ("input_size", "max_tokens"):
-        if facts[name] < 1:
-            raise UserError(f"{path}: field {name!r} must be positive, found {facts[name]}{again}")
+    for name, fewest in (("input_size", 1), ("max_tokens", 3)):
+        if facts[name] < fewest:
+            raise UserError(f"{path}: field {name!r} must be at least {fewest}, found {facts[name]}{again}")
     for name, least in (("mean", -math.inf), ("std", 0.0)):
         values = facts[name]
         if len(values) != 3 or not all(type(v) in (int, float) and least < v < math.inf for v in values):
-            raise UserError(f"{path}: field {name!r} must be three numbers above {least}, found {values}")
+            which = "positive" if least == 0 else "finite"
+            raise UserError(f"{path}: field {name!r} must be three {which} numbers, R G B, found {values}")
     if facts["format"] == FIRST_FORMAT:
         facts |= {"kind": "mindir", "batch": 1, "weights": {}, "inputs": [{"name": "image", "type": "float32"}]}
     else:
         _check_graph(path, facts)
     if facts["kind"] != kind:
-        raise UserError(f"{path}: describes a graph of kind {facts['kind']!r}, not {kind!r}{again}")
+        raise UserError(f"{path}: {graph.name} is a graph of kind {facts['kind']}, not {kind}; give it as "
+                        f"--{facts['kind']}, or as --model")
     return facts
 
 
@@ -160,11 +162,18 @@ def _check_graph(path: Path, facts: dict):
     again = "; export the checkpoint again"
     if facts.get("kind") not in ("mindir", "onnx"):
         raise UserError(f"{path}: field 'kind' must be mindir or onnx, found {facts.get('kind')!r}{again}")
-    if facts.get("batch") is not None and not (type(facts["batch"]) is int and facts["batch"] >= 1):
-        raise UserError(f"{path}: field 'batch' must be null or a positive number, found {facts['batch']!r}{again}")
+    batch, size, tokens = facts.get("batch", 0), facts["input_size"], facts["max_tokens"]
+    if batch is not None and not (type(batch) is int and batch >= 1):
+        raise UserError(f"{path}: field 'batch' must be null or a positive number, found {batch!r}{again}")
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in _list(facts.get("inputs"))]
     if names != ["image", "ids", "word_mask"] or facts["inputs"][0].get("type") not in ("float32", "uint8"):
         raise UserError(f"{path}: field 'inputs' must list image (float32 or uint8), ids and word_mask{again}")
+    b = batch or "B"
+    image = [b, size, size, 3] if takes_uint8(facts) else [b, 3, size, size]
+    for entry, expected in zip(facts["inputs"], (image, [b, tokens], [b, tokens]), strict=True):
+        if entry.get("shape") != expected:
+            raise UserError(f"{path}: input {entry['name']} has shape {entry.get('shape')}, but by batch, input_size, "
+                            f"max_tokens and its type it is {expected}{again}")
     weights = facts.get("weights")
     if not isinstance(weights, dict) or not all(
             isinstance(value, str) and not Path(name).is_absolute() and ".." not in Path(name).parts

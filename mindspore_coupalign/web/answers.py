@@ -50,6 +50,8 @@ def answer(model: Model, image: str | None, text: str, threshold: float, attenti
     Raises:
         UserError: nothing to do, too much of it, or what ``Model.predict`` raises; names nothing of this machine.
     """
+    if not isinstance(threshold, int | float) or not 0 < threshold < 1:
+        raise UserError(f"the threshold must be a number between 0 and 1, found {threshold!r}")
     sentences = read_sentences(text, limits)
     if not image:
         raise UserError("no picture: upload, paste or choose one first")

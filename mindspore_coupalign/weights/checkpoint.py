@@ -92,6 +92,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         held = next((path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()), None)
         raise UserError(f"{path}: a folder, not a checkpoint; " + (
             f"give {held}" if held else "it holds no best.safetensors; training writes that into its --output"))
+    if path.suffix in (".mindir", ".onnx") and path.exists():
+        raise UserError(f"{path}: an exported graph, not a checkpoint; give it as --{path.suffix[1:]}, where that is "
+                        "taken, or as --model")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
