@@ -53,7 +53,8 @@ def test_what_is_doubtful_is_counted_at_the_start(run, tmp_path, command_line):
     assert "no such image file" in done.err and done.err.splitlines()[-1].startswith("error: ")
     done = command_line(*run["evaluate"])
     assert done.code == 2 and done.err.splitlines()[:2] == [train, val], done.err
-    assert done.err.splitlines()[2].startswith("error: ") and done.err.count("\n") == 3
+    assert done.err.splitlines()[2].startswith("scoring train; val: 9 sentences")
+    assert done.err.splitlines()[3].startswith("error: ") and done.err.count("\n") == 4
     done = command_line(*run["check-data"])
     assert done.code == 1 and "7 of 11 are cut" not in done.out and "9 of 11 are cut at 8" in done.out, done.out
     for line in ("empty masks: 2", "empty sentences: 2", "refs that share their ref_id: 2", "missing images: 2",

@@ -1,5 +1,6 @@
 """Runs that are killed, asked to stop, or meet a full disk or a damaged file; dry runs and curves."""
 
+import dataclasses
 import json
 import re
 import resource
@@ -16,7 +17,7 @@ from test_train import command, write_config
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
-from mindspore_coupalign.config import config_to_dict, load_config
+from mindspore_coupalign.config import DataSet, config_to_dict, load_config
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.training.resume import MAY_CHANGE, differences
@@ -200,7 +201,8 @@ def test_every_field_is_either_free_to_change_or_not(config):
             else:
                 yield prefix + key
 
-    assert set(MAY_CHANGE) <= set(names(config_to_dict(load_config(config))))
+    of_sets = {f"data.sets.{field.name}" for field in dataclasses.fields(DataSet)}
+    assert set(MAY_CHANGE) <= {*names(config_to_dict(load_config(config))), *of_sets}
     before, now = (config_to_dict(load_config(config, extra)) for extra in ([], ["train.lr=0.5", "data.workers=1"]))
     assert differences(before, now) == [("data.workers", 2, 1), ("train.lr", 0.001, 0.5)]
     del before["train"]["amp"]  # a checkpoint from before the field existed
