@@ -37,7 +37,7 @@ take_python() {
 }
 
 make_environment() {
-  local requirements="${REQUIREMENTS:-}" venv="${VENV:-$root/.venv}" stamp python offline=()
+  local requirements="${REQUIREMENTS:-}" venv="${VENV:-$root/.venv}" stamp python packages offline=()
   if [ -z "$requirements" ]; then
     requirements=requirements.txt
     if [ "${device_target:-}" = GPU ] && [ -z "${CUDA_HOME:-}" ]; then requirements=requirements-gpu.txt; fi
@@ -53,6 +53,8 @@ make_environment() {
     echo "Installing the pinned packages into $venv with $("$python" --version) (MindSpore alone is about 400 MB)"
     "$python" -m venv "$venv" || return
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${offline[@]+"${offline[@]}"} -r "$requirements" || return
+    packages="$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+    [ -d "$packages" ] && echo "$root" > "$packages/mindspore_coupalign.pth" # importable from every folder once activated
     touch "$stamp"
   fi
   PATH="$(cd "$venv" && pwd)/bin:$PATH"
