@@ -34,7 +34,7 @@ COMMANDS = {
     "predict": "segment what sentences name in images",
     "web": "a page in the browser to try a model with one's own pictures",
     "show": "draw a split's best, worst and random predictions beside the ground truth",
-    "export": "write a checkpoint as MINDIR and prove that it gives the same answers",
+    "export": "write a checkpoint as MINDIR or ONNX and prove that it gives the same answers",
 }
 
 
@@ -63,9 +63,7 @@ def main(argv: list | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        for name, value in vars(args).items():
-            if value == "" or name == "image" and isinstance(value, list) and "" in value:
-                raise UserError(f"--{name.replace('_', '-')}: empty; give a name, or leave the option out")
+        refuse_empty(args, commands.choices[args.command])
         return args.run(args) or 0
     except UserError as exc:
         return refuse(str(exc))
@@ -79,6 +77,14 @@ def main(argv: list | None = None) -> int:
         if exc.filename is None:
             raise
         return refuse(f"{exc.filename}: {exc.strerror}; check the path and its permissions")
+
+
+def refuse_empty(args: argparse.Namespace, parser: argparse.ArgumentParser):
+    """Raises UserError for an option that was given an empty name, as by a variable of the shell that is not set."""
+    for name, value in vars(args).items():
+        given = value == "" and parser.get_default(name) != ""
+        if given or name == "image" and isinstance(value, list) and "" in value:
+            raise UserError(f"--{name.replace('_', '-')}: empty; give a name, or leave the option out")
 
 
 def refuse(message: str) -> int:
