@@ -6,13 +6,11 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_coupalign import cuda
-from mindspore_coupalign.config import AMP_LEVELS
+from mindspore_coupalign.config import AMP_LEVELS, TARGETS
 from mindspore_coupalign.distributed.process import Runtime, in_a_job
 from mindspore_coupalign.distributed.watchdog import LOCAL_WORKERS, Watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.mindspore_calls import data_parallel, graph_mode, kernel_threads
-
-TARGETS = ("auto", "CPU", "GPU", "Ascend")
 
 
 def add_device_argument(parser):

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mindspore_coupalign.cli.waiting import COMPILING, LOADING, told
-from mindspore_coupalign.config import AMP_LEVELS
+from mindspore_coupalign.config import AMP_LEVELS, TARGETS
 from mindspore_coupalign.data.inputs import shorten, to_rgb
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference import loading, requests
@@ -28,8 +28,6 @@ from mindspore_coupalign.inference.shipped import find_model
 from mindspore_coupalign.outputs import check_absent, make_folder
 from mindspore_coupalign.visualize import figures
 from mindspore_coupalign.visualize.attention import attention_sheet
-
-TARGETS = ("auto", "CPU", "GPU", "Ascend")  # runtime.py's, whose import takes MindSpore's seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser):

@@ -5,10 +5,9 @@ import signal
 import sys
 from pathlib import Path
 
+from mindspore_coupalign.config import AMP_LEVELS, TARGETS
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.web import server
-
-TARGETS, LEVELS = ("auto", "CPU", "GPU", "Ascend"), ("auto", "O0", "O1", "O2", "O3")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--max-megapixels", type=int, default=50, help="largest picture (default: 50)")
     parser.add_argument("--device-target", choices=TARGETS, default="auto",
                         help="where to compute (default: auto, an Ascend NPU, else a GPU, else the CPU)")
-    parser.add_argument("--amp", choices=LEVELS, help="precision of a checkpoint (default: its training's)")
+    parser.add_argument("--amp", choices=AMP_LEVELS, help="precision of a checkpoint (default: its training's)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,13 +31,13 @@ def run(args: argparse.Namespace) -> int:
     server.check_port(args.host, args.port)
     if min(args.max_megabytes, args.max_megapixels) < 1:
         raise UserError("--max-megabytes and --max-megapixels must be at least 1")
-    from mindspore_coupalign.inference.loading import load
+    from mindspore_coupalign.inference.loading import CHECKPOINT, kind_of, load
     from mindspore_coupalign.inference.shipped import find_model, shipped_models
     from mindspore_coupalign.web.answers import Limits
     from mindspore_coupalign.web.examples import folder_examples, shapes_examples
 
     path = find_model(args.model)
-    explains = path.suffix.lower() not in (".mindir", ".onnx")  # graphs hold the mask alone
+    explains = kind_of(path) == CHECKPOINT  # graphs hold the mask alone
     print(f"loading and compiling {args.model} (seconds for a small network, up to two minutes for the full recipe)",
           flush=True)
     for number in (signal.SIGTERM, signal.SIGHUP):  # until the page listens; its folder goes with it

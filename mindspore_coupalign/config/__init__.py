@@ -10,6 +10,7 @@ from mindspore_coupalign.config.files import (
 )
 from mindspore_coupalign.config.sections import (
     AMP_LEVELS,
+    TARGETS,
     Config,
     DataConfig,
     DataSet,
@@ -21,6 +22,6 @@ from mindspore_coupalign.config.sections import (
     TrainConfig,
 )
 
-__all__ = ["AMP_LEVELS", "Config", "DataConfig", "DataSet", "EvalConfig", "ImageConfig", "LossConfig", "ModelConfig",
-           "TextConfig", "TrainConfig", "config_from_dict", "config_to_dict", "find_config", "load_config",
-           "shipped_configs", "with_overrides"]
+__all__ = ["AMP_LEVELS", "TARGETS", "Config", "DataConfig", "DataSet", "EvalConfig", "ImageConfig", "LossConfig",
+           "ModelConfig", "TextConfig", "TrainConfig", "config_from_dict", "config_to_dict", "find_config",
+           "load_config", "shipped_configs", "with_overrides"]

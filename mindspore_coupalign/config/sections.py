@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 AMP_LEVELS = ("auto", "O0", "O1", "O2", "O3")  # mixed precision; models/precision.py says what they are
+TARGETS = ("auto", "CPU", "GPU", "Ascend")  # where to compute; runtime.py says what auto takes
 Rule = tuple[bool, str]
 
 

@@ -112,7 +112,7 @@ def model_of(network, facts: dict, path: str | Path, lock=None):
 
 def origin(progress: dict) -> dict:
     """What a graph's file keeps of the checkpoint's progress: the step, and the pictures that it was trained on."""
-    return {"step": progress.get("step"), **{key: progress[key] for key in (SEEN,) if key in progress}}
+    return {"step": progress.get("step")} | ({SEEN: progress[SEEN]} if SEEN in progress else {})
 
 
 def takes_uint8(facts: dict) -> bool:

@@ -49,7 +49,6 @@ class Bar:
             self.console._bar.update()
             return
         self.console.log(f"step {self.done}: compiled and computed in {time.perf_counter() - self.started:.0f} s")
-        self.started = 0.0
         self.console._bar = tqdm(total=self.total, initial=self.done, unit="step", disable=not self.console.speaks,
                                  dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 30)
 

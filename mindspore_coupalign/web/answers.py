@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mindspore_coupalign.data.images import read_bytes
 from mindspore_coupalign.data.inputs import to_rgb
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference import names
@@ -91,7 +90,7 @@ def check_pixels(path: str, limits: Limits):
     """
     from PIL import Image, UnidentifiedImageError
 
-    if not read_bytes(path):
+    if not Path(path).stat().st_size:
         raise UserError("the picture: the file is empty")
     try:
         with Image.open(path) as image:
