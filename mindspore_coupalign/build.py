@@ -39,7 +39,7 @@ def build_model(config: Config, vocab_size: int) -> CoupAlign:
                                   model.query_layers, model.query_heads, model.query_ffn)
         alignment = SentenceMaskAlignment(model.decoder_dim, bert.hidden)
     return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample,
-                     model.stage_heads, model.proposal_head)
+                     model.stage_heads, model.proposal_head, model.no_target)
 
 
 def build_vision(image: ImageConfig, size: tuple):

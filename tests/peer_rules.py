@@ -52,11 +52,12 @@ def evf_sam(images):
 
 
 def rela(units):
-    """refer_evaluation.py of henghuiding/ReLA; units: (prediction, layers, whether it has a target)."""
-    total_i = total_u = iou_sum = targeted = right = 0
+    """refer_evaluation.py of henghuiding/ReLA; units: (prediction, layers, whether it has a target), and perhaps
+    whether the head says that there is none; without a head an empty mask says so."""
+    total_i = total_u = iou_sum = targeted = right = missed = 0
     passed = dict.fromkeys((0.7, 0.8, 0.9), 0)
-    for prediction, layers, has_target in units:
-        said_nothing = not prediction.any()
+    for prediction, layers, has_target, *head in units:
+        said_nothing = head[0] if head else not prediction.any()
         truth = layers.clip(max=1)
         i, u = np.logical_and(prediction, truth).sum(), np.logical_or(prediction, truth).sum()
         if not has_target:
@@ -68,14 +69,16 @@ def rela(units):
             continue
         targeted += 1
         if said_nothing:
-            i = 0
+            i, missed = 0, missed + 1
         value = 0.0 if u == 0 else i / u
         iou_sum, total_i, total_u = iou_sum + value, total_i + i, total_u + u
         for x in passed:
             passed[x] += value >= x
     scores = {"oIoU": 100 * total_i / total_u, "mIoU": 100 * iou_sum / len(units),
               **{f"P@{x}": 100 * n / targeted if targeted else np.nan for x, n in passed.items()}}
-    return scores | ({"N_acc": 100 * right / (len(units) - targeted)} if targeted < len(units) else {})
+    if targeted < len(units):
+        scores["N_acc"] = 100 * right / (len(units) - targeted)
+    return scores | ({"T_acc": 100 * (targeted - missed) / targeted} if 0 < targeted < len(units) else {})
 
 
 def refsegformer(refs):

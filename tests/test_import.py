@@ -173,7 +173,7 @@ def test_several_objects_become_one_mask_and_sentences_without_one_are_left_out(
     np.testing.assert_array_equal(both, refer.mask(refer.refs[0]) | refer.mask(refer.refs[1]))
 
 
-def test_objects_can_be_kept_in_grefcocos_form_and_the_reader_says_so(capsys, tmp_path):
+def test_objects_can_be_kept_in_grefcocos_form_which_is_read_and_exported(capsys, tmp_path):
     refer, source = several(tmp_path)
     code, _, err = import_data(capsys, "grefcoco", source, tmp_path / "out", "--objects", "keep", images=refer.images)
     assert code == 0, err
@@ -182,8 +182,21 @@ def test_objects_can_be_kept_in_grefcocos_form_and_the_reader_says_so(capsys, tm
     assert [ref["no_target"] for ref in refs][:4] == [False, False, True, False]
     (tmp_path / "out/images/grefcoco").resolve(strict=True)
     check = ["check-data", "--root", str(tmp_path / "out"), "--dataset", "grefcoco", "--split-by", "unc"]
-    assert main(check) == 2
-    assert "means 2 objects" in capsys.readouterr().err
+    assert main(check) == 0
+    out = capsys.readouterr().out
+    assert "1 refs mean several objects (up to 2), 1 mean none" in out and "empty masks" not in out
+    kept = read_refer(tmp_path / "out", "grefcoco", "unc")
+    lines = tmp_path / "own.jsonl"
+    export = ["export-data", *check[1:], "--output", str(lines), "--format"]
+    assert main([*export, "coco"]) == 2 and "ref 51 means 2 objects" in capsys.readouterr().err
+    assert main([*export, "jsonl"]) == 0
+    code, _, err = import_data(capsys, "jsonl", lines, tmp_path / "again", "--objects", "keep", images=refer.images)
+    assert code == 0, err
+    back = read_refer(tmp_path / "again", "own", "own")
+    assert back.ref_ids.tolist() == kept.ref_ids.tolist() and back.text == kept.text
+    assert back.has_target.tolist() == kept.has_target.tolist()
+    for r in range(len(kept.ref_ids)):
+        np.testing.assert_array_equal(back.mask(r), kept.mask(r))
 
 
 def test_phrasecuts_instances_are_united(capsys, tmp_path):

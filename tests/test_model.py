@@ -141,11 +141,11 @@ def test_stages_with_word_pixel_alignment(stages, batch):
 
 
 def test_outputs_are_the_intermediates(model, batch, logits):
-    out, y, proposals, chosen, attention, stage_logits, proposal_logits = eager(model.outputs, *batch[:3])
+    out, y, proposals, chosen, attention, stage_logits, proposal_logits, exists = eager(model.outputs, *batch[:3])
     np.testing.assert_allclose(out.asnumpy(), logits, rtol=1e-4, atol=1e-4)
     assert y.shape == (2, 16, 16, 16) and proposals.shape == (2, 256, 6) and chosen.shape == (2, 6)
     assert [a.shape for a in attention] == [(2, 1, 256, 8), (2, 2, 64, 8), (2, 2, 16, 8), (2, 4, 4, 8)]
-    assert stage_logits == () and proposal_logits is None
+    assert stage_logits == () and proposal_logits is None and exists is None
     np.testing.assert_allclose(chosen.asnumpy().sum(1), 1, rtol=1e-5)
     for over_words in attention:
         over_words = over_words.asnumpy()

@@ -41,7 +41,7 @@ def box(x0, y0, x1, y1):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Split val: nine refs with 1 to 4 sentences, overlapping parts, a part inside another, ``raw`` that spells
-    otherwise, sentences longer than 8 word pieces, empty predictions. Split testA: two refs without a pixel."""
+    otherwise, sentences longer than 8 word pieces, empty predictions. Split testA: two refs that mean nothing."""
     root = tmp_path_factory.mktemp("protocols")
     random = np.random.default_rng(5)
     folder, images = root / "tiny", root / "images" / "tiny"
@@ -68,7 +68,9 @@ def world(tmp_path_factory):
             sent_id += 1
         refs.append({"ref_id": 500 + r, "ann_id": 70 + r, "image_id": image + 1, "sentences": sentences,
                      "split": "testA" if r in (5, 9) else "val"})
-    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    nothing = {"ann_id": [-1], "no_target": True}
+    written = [ref | nothing if parts[r] is None else ref for r, ref in enumerate(refs)]
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(written, protocol=2))
     (folder / "instances.json").write_text(json.dumps({"images": records, "annotations": annotations}))
     data = read_refer(root, "tiny", "unc")
     tokenizer = SentenceTokenizer.from_name(str(write_vocabulary(root / "vocabulary")), TOKENS)
@@ -245,7 +247,8 @@ def test_exact_thresholds_count_as_they_do_there(name):
     units = [squares(*edge) for edge in EDGES]
     inter, union = np.array(EDGES).T
     refs = np.arange(len(EDGES)) // 3
-    found = protocols.count(protocols.PROTOCOLS[name], inter, union, refs, np.ones(len(EDGES), bool))
+    every = np.ones(len(EDGES), bool)
+    found = protocols.count(protocols.PROTOCOLS[name], inter, union, refs, every, every)
     if name == "refsegformer":
         wanted = peer_rules.refsegformer([units[k : k + 3] for k in range(0, len(units), 3)])
     elif name == "rela":
@@ -358,11 +361,17 @@ def test_names_are_checked():
 
 
 def test_the_table_shows_what_a_protocol_reports(result):
-    lines = format_table("tiny", {"val": result["testA"]}).splitlines()
-    rows = {line[24:42].strip(): line.split() for line in lines}
-    assert rows["cris"][-7] == "-" and "-" not in rows["lavt"] and rows["evf-sam"][-5:] == ["-"] * 5
-    assert rows["rela"][-5:-3] == ["-", "-"] and "nan" in rows["ref-averaged"]
-    assert list(rows)[1:3] == ["image's own size", "network's input"] and len(rows) == 2 + len(protocols.PROTOCOLS)
+    header, *lines = format_table("tiny", {"val": result["testA"]}).splitlines()
+    names = header.split()[-9:]
+    rows = {line[24:42].strip(): dict(zip(names, line.split()[-9:], strict=True)) for line in lines}
+    assert names == ["oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "N_acc", "T_acc"]
+    assert list(rows)[:2] == ["image's own size", "network's input"] and len(rows) == 1 + len(protocols.PROTOCOLS)
+    missing = {name: [column for column, cell in row.items() if cell == "-"] for name, row in rows.items()}
+    assert missing["cris"] == ["oIoU", "N_acc", "T_acc"] and missing["lavt"] == ["N_acc", "T_acc"]
+    assert missing["evf-sam"] == names[2:] and missing["rela"] == ["P@0.5", "P@0.6", "T_acc"]
+    assert missing["image's own size"] == ["T_acc"]  # no sentence here means anything
+    assert rows["rela"]["N_acc"] == "75.00" and "nan" in rows["ref-averaged"].values()
+    assert "N_acc" not in format_table("tiny", {"val": result["val"]})
 
 
 def test_conventions_are_named_in_full(world):

@@ -235,7 +235,15 @@ def test_annotation_on_another_image(tmp_path):
 
 @pytest.mark.parametrize("edits, words", [
     ({"refs": lambda refs: refs[2].pop("split")}, ("refs(unc).p", "ref number 2", "'split'", "missing")),
-    ({"refs": lambda refs: refs[2].update(ann_id=[1, 2])}, ("ref 502", "2 objects", "--objects unite")),
+    ({"refs": lambda refs: refs[2].update(ann_id=[1, 2])}, ("ref 502", "has no annotation 1")),
+    ({"refs": lambda refs: refs[2].update(ann_id=[7002, "x", {}])}, ("ref number 2", "'ann_id'", "found {}")),
+    ({"refs": lambda refs: refs[2].update(ann_id=[7002, "7002"])}, ("ref 502", "names an annotation twice")),
+    ({"refs": lambda refs: refs[2].update(ann_id=[7002], no_target=True)}, ("ref 502", "contradict each other")),
+    ({"refs": lambda refs: refs[2].update(ann_id=[-1], no_target=False)}, ("ref 502", "contradict each other")),
+    ({"refs": lambda refs: refs[2].update(no_target=1)}, ("ref 502", "'no_target'", "true or false")),
+    ({"refs": lambda refs: refs[2].update(ann_id=[7002, 7000])}, ("annotation 7000 lies on image 100", "ref 502")),
+    ({"refs": lambda refs: refs[0].update(ann_id=[7000, 7001]),
+      "instances": lambda i: [a.update(iscrowd=1) for a in i["annotations"]]}, ("ref 500", "7000, 7001", "crowds")),
     ({"refs": lambda refs: [refs[1]["sentences"][1].pop(field) for field in ("sent", "raw")]},
      ("a sentence of ref 501", "'sent'", "missing")),
     ({"refs": lambda refs: refs[1]["sentences"][1].update(sent=5)}, ("a sentence of ref 501", "'sent'", "found 5")),

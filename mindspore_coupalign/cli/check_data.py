@@ -186,7 +186,8 @@ def _images(data: ReferData, workers: int, report: Report) -> None:
 def _masks(data: ReferData, report: Report) -> None:
     areas = np.array([data.mask_area(r) for r in range(len(data.ref_ids))])
     share = areas / data.image_sizes[data.ref_image].astype(np.int64).prod(axis=1)
-    for title, found in (("empty masks", share == 0), ("masks that cover the whole image", share == 1)):
+    for title, found in (("empty masks", (share == 0) & data.has_target),
+                         ("masks that cover the whole image", share == 1)):
         if found.any():
             report.warnings[title] = [_ref(data, r) for r in np.flatnonzero(found)]
     alone = areas > 0
@@ -201,6 +202,11 @@ def _masks(data: ReferData, report: Report) -> None:
         report.warnings["refs that share their ref_id"] = [
             _ref(data, r) for r in np.flatnonzero(np.isin(data.ref_ids, ids[counts > 1]))]
     print(f"objects      {data.annotations:,} annotations in instances.json, {data.unnamed:,} of which no ref names")
+    objects = np.diff(data.ref_objects)
+    if (objects != 1).any():
+        print(f"             {(objects > 1).sum():,} refs mean several objects (up to {objects.max()}), "
+              f"{(objects == 0).sum():,} mean none: see model.no_target")
+    share = share[data.has_target] if data.has_target.any() else share
     print(f"masks        median {np.median(share):.1%} of the image; {data.ref_outside.sum():,} of {len(share):,} have "
           "a polygon that reaches outside the image (clipped)")
 
@@ -257,7 +263,9 @@ def _result(report: Report, strict: bool) -> int:
 
 
 def _ref(data: ReferData, r: int) -> str:
-    return f"ref {data.ref_ids[r]} (annotation {data.ann_ids[r]}, split {data.split_names[data.ref_split[r]]})"
+    objects = data.objects_of(r)
+    names = f"annotation {', '.join(map(str, objects))}" if objects else "no target"
+    return f"ref {data.ref_ids[r]} ({names}, split {data.split_names[data.ref_split[r]]})"
 
 
 def _local(tokenizer: str) -> str:

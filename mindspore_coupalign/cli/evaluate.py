@@ -6,10 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from mindspore_coupalign.cli.subjects import CheckpointSubject, GraphSubject
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.configured import open_data, with_cache
-from mindspore_coupalign.data.notices import doubts, turned_pictures
+from mindspore_coupalign.data.notices import doubts, turned_pictures, unanswerable
 from mindspore_coupalign.data.seen import seen_images, warnings_of
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
@@ -90,6 +92,9 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
     networks = subject.networks(config, runtime, list(plans.values()))
     for line in doubts(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
         print(line, file=sys.stderr)
+    if runtime.rank == 0 and not networks.has_head:
+        for line in unanswerable(data, np.concatenate([splits[name] for name in args.split]), has_head=False):
+            print(line, file=sys.stderr)
     seen = seen_images(subject.origin, str(subject.path), data, args.split)
     for line in warnings_of(seen) if runtime.rank == 0 else ():
         print(line, file=sys.stderr)
@@ -114,7 +119,8 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
     if args.output:
         document = {subject.kind: str(subject.path), "dataset": config.data.dataset,
                     "split_by": config.data.split_by, "input_size": config.data.image_size,
-                    "threshold": config.eval.threshold, **networks.precision, "step": subject.step,
+                    "threshold": config.eval.threshold, "exists_threshold": config.eval.exists_threshold,
+                    "min_pixels": config.eval.min_pixels, **networks.precision, "step": subject.step,
                     "protocols": {p.name: protocols.conventions(p, config) for p in chosen},
                     "splits": {name: results[name] for name in args.split},
                     "shuffled": {name: results[f"{name}, shuffled"] for name in args.shuffled},

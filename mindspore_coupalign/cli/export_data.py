@@ -1,8 +1,9 @@
 """``export-data``: a data set in REFER's layout -> JSON lines or COCO, for people who label or read it elsewhere.
 
 ``jsonl``: a line per sentence, ``{"image", "sentence", "raw", "mask", "split", "ref_id", "sent_id"}``; masks as COCO
-has them (polygons or RLE), or painted as PNG beside the file (``--masks png``). ``coco``: one COCO file whose
-annotations carry ``sentences``, ``split`` and ``ref_id``. ``import-data`` reads both back.
+has them (polygons or RLE), or painted as PNG beside the file (``--masks png``); several objects as one mask of all of
+them, none as ``"no_target": true``. ``coco``: one COCO file whose annotations carry ``sentences``, ``split`` and
+``ref_id``. ``import-data`` reads both back.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mindspore_coupalign.data.importers.job import bounds
+from mindspore_coupalign.data.importers.job import bounds, encode
 from mindspore_coupalign.data.refer import ReferData, read_refer
 from mindspore_coupalign.data.refs_file import as_key, read_json
 from mindspore_coupalign.errors import UserError
@@ -74,21 +75,31 @@ def _sentences(data: ReferData, r: int) -> list[dict]:
 def _lines(data: ReferData, refs: np.ndarray, drawn: dict, masks: Path | None):
     """A dict per sentence; with ``masks`` it writes each ref's mask there, white on black."""
     for r in refs.tolist():
-        ref_id = data.ref_ids[r].item()
-        mask = drawn[as_key(data.ann_ids[r].item())]["segmentation"]
-        if masks is not None:
-            mask = f"{masks.name}/{ref_id}.png"
+        ref_id, objects = data.ref_ids[r].item(), data.objects_of(r)
+        if not objects:
+            meant: dict = {"no_target": True}
+        elif masks is not None:
+            meant = {"mask": f"{masks.name}/{ref_id}.png"}
             write_file(masks / f"{ref_id}.png", cv2.imencode(".png", data.mask(r) * 255)[1].tobytes())
+        elif len(objects) > 1:
+            meant = {"mask": encode(data.mask(r))}
+        else:
+            meant = {"mask": drawn[as_key(objects[0])]["segmentation"]}
         for sentence in _sentences(data, r):
             yield {"image": str(data.image_files[data.ref_image[r]]), "sentence": sentence.pop("sent"), **sentence,
-                   "mask": mask, "split": data.split_names[data.ref_split[r]], "ref_id": ref_id}
+                   **meant, "split": data.split_names[data.ref_split[r]], "ref_id": ref_id}
 
 
 def _coco(data: ReferData, refs: np.ndarray, drawn: dict, instances: dict) -> dict:
-    used = {as_key(drawn[as_key(ann_id)]["image_id"]) for ann_id in data.ann_ids[refs].tolist()}
-    annotations = []
     for r in refs.tolist():
-        original = drawn[as_key(data.ann_ids[r].item())]
+        if len(objects := data.objects_of(r)) != 1:
+            what = f"{len(objects)} objects" if objects else "no object"
+            raise UserError(f"{data.source}: ref {data.ref_ids[r]} means {what}, and a COCO file has sentences of one "
+                            "object each; take --format jsonl")
+    annotations, used = [], set()
+    for r in refs.tolist():
+        original = drawn[as_key(data.objects_of(r)[0])]
+        used.add(as_key(original["image_id"]))
         box, area = bounds(data.rle[data.rle_at[r] : data.rle_at[r + 1]], data.image_sizes[data.ref_image[r]].tolist())
         annotations.append({
             "id": as_key(original["id"]), "image_id": as_key(original["image_id"]),

@@ -192,8 +192,9 @@ def _write(result: Prediction, request: Request, output: Path, records: Records)
         more["attention"] = f"{request.stem}_attention.png"
         figures.write_png(output / more["attention"], attention_sheet(result))
     records.add(request.image, result, saved, more)
-    return (f"{request.number}. {shorten(result.sentence)}: {describe_mask(result.mask)}; score {result.score:.2f}; "
-            f"{1000 * result.seconds:.0f} ms; {saved.mask}")
+    exists = "" if result.existence is None else f"; means something: {result.existence:.2f}"
+    return (f"{request.number}. {shorten(result.sentence)}: {describe_mask(result.mask)}; score {result.score:.2f}"
+            f"{exists}; {1000 * result.seconds:.0f} ms; {saved.mask}")
 
 
 def warnings(prediction: Prediction) -> list[str]:

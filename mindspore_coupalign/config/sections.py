@@ -146,6 +146,7 @@ class ModelConfig:
     upsample: str = "bilinear"  # logits from stride 4 to the input's size: bilinear (the paper's) or guided
     sentence_mask: bool = True  # SMA; off: the mask is predicted from the pixel embedding alone
     stage_heads: bool = False  # linear heads on the first two fused stages, for loss.deep_supervision
+    no_target: bool = False  # a head says whether the sentence means anything at all, from SMA's features
     proposal_head: bool = False  # the mask of the proposals under the sentence's weights, for loss.proposal_mask
 
     @property
@@ -175,6 +176,9 @@ class ModelConfig:
         yield (self.has_proposals or not self.proposal_head,
                "model.proposal_head needs the proposals of CoupAlign's sentence-mask alignment; set "
                "model.proposal_head=false and loss.proposal_mask=0")
+        yield (self.has_proposals or not self.no_target,
+               "model.no_target needs CoupAlign's sentence-mask alignment (model.name=coupalign, "
+               "model.sentence_mask=true); without it, eval.min_pixels says when a mask means nothing")
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,8 @@ class LossConfig:
     contrast: float = 0.1  # weight of the pixel contrast
     deep_supervision: float = 0.0  # weight of the mask losses of the stage heads (model.stage_heads)
     proposal_mask: float = 0.0  # weight of the mask losses of the proposals' sum (model.proposal_head)
+    no_target: float = 1.0  # weight of the cross-entropy of the head that says whether anything is meant
+    # (model.no_target); without the head it is of no account
     temperature: float = 0.1  # of the pixel contrast
     negatives: int = 256  # background pixels drawn per sample for the contrast
 
@@ -193,6 +199,7 @@ class LossConfig:
                and self.bce + self.dice > 0,
                "loss.bce, dice, contrast, deep_supervision and proposal_mask must not be negative, and bce or dice "
                "must be on")
+        yield self.no_target > 0, "loss.no_target must be positive; model.no_target=false leaves the head out"
         yield (len(self.class_weights) == 2 and min(self.class_weights) > 0,
                "loss.class_weights needs two positive numbers: background, foreground")
         yield self.temperature > 0 and self.negatives >= 1, "loss.temperature and loss.negatives must be positive"
@@ -286,10 +293,14 @@ class TrainConfig:
 class EvalConfig:
     batch_size: int = 8  # sentences per batch; changes no score
     threshold: float = 0.5  # probability above which a pixel belongs to the mask
+    exists_threshold: float = 0.5  # probability above which a sentence means anything, with model.no_target
+    min_pixels: int = 0  # a mask of fewer pixels counts as none: the sentence means nothing
 
     def rules(self) -> Iterator[Rule]:
         yield self.batch_size >= 1, "eval.batch_size must be at least 1"
         yield 0 < self.threshold < 1, "eval.threshold must be between 0 and 1"
+        yield 0 < self.exists_threshold < 1, "eval.exists_threshold must be between 0 and 1"
+        yield self.min_pixels >= 0, "eval.min_pixels must not be negative"
 
 
 @dataclass(frozen=True)

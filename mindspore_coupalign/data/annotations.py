@@ -1,7 +1,9 @@
 """REFER's two annotation files -> the columns of a ``ReferData`` (its names and shapes: refer.py).
 
 Every record that is wrong is named by file and id, or by its place where it has none. Ids may be whole numbers or text;
-a text of digits (``"1"``) and a whole float (``1.0``, pandas writes them) are the number.
+a text of digits (``"1"``) and a whole float (``1.0``, pandas writes them) are the number. A ref means one object or, in
+gRefCOCO's form (a list ``ann_id``, ``no_target``), several or none; of several, crowds (``iscrowd``) are left out, as
+its own loader does (henghuiding/ReLA, gres_model/data/datasets/grefcoco.py).
 """
 
 import reprlib
@@ -9,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspore_coupalign.data.masks import Region, segmentation_to_rle
-from mindspore_coupalign.data.refs_file import as_key, load_refs, read_json
+from mindspore_coupalign.data.masks import Region, segmentation_to_rle, united
+from mindspore_coupalign.data.refs_file import annotations_of, as_key, load_refs, read_json
 from mindspore_coupalign.errors import UserError
 
 LARGEST_SIDE = 65535  # pixels, JPEG's limit
@@ -35,11 +37,12 @@ def read_annotations(refs_file: Path, instances_file: Path) -> dict:
 
 
 def _read_refs(refs: list, source: Path) -> tuple[dict, list]:
-    """The columns that refs(*).p alone gives, and per ref the keys (ref_id, ann_id, image_id)."""
+    """The columns that refs(*).p alone gives, and per ref the keys (ref_id, its ann_ids, image_id)."""
     keys, splits = [], []
     owners, sentence_ids, kinds, texts, typed, starts = [], [], [], [], [], [0]
     for i, ref in enumerate(refs):
-        keys.append([_id(ref, key, source, "ref number", i) for key in ("ref_id", "ann_id", "image_id")])
+        ref_id, image_id = (_id(ref, key, source, "ref number", i) for key in ("ref_id", "image_id"))
+        keys.append((ref_id, _ann_ids(ref, source, i), image_id))
         splits.append(_field(ref, "split", (str,), source, "ref number", i))
         for sentence in _field(ref, "sentences", (list,), source, "ref number", i):
             where = (source, "a sentence of ref", keys[-1][0])
@@ -53,12 +56,24 @@ def _read_refs(refs: list, source: Path) -> tuple[dict, list]:
     split_names, ref_split = _codes(splits)
     kind_names, sentence_kind = _codes(kinds)
     return {
-        "ref_ids": np.array([key[0] for key in keys]), "ann_ids": np.array([key[1] for key in keys]),
+        "ref_ids": np.array([key[0] for key in keys]),
         "ref_split": ref_split, "split_names": split_names, "ref_sentences": np.array(starts, np.int64),
         "sentence_ref": np.array(owners, np.int32), "sentence_ids": np.array(sentence_ids),
         "sentence_kind": sentence_kind, "kind_names": kind_names, "text": b"".join(texts), "text_at": _offsets(texts),
         "raw": b"".join(typed), "raw_at": _offsets(typed),
     }, keys
+
+
+def _ann_ids(ref: dict, source: Path, number: int) -> list:
+    """Of a ref's objects; none where it means nothing."""
+    try:
+        values = annotations_of(ref)
+    except ValueError as exc:
+        raise UserError(f"{source}: ref {ref['ref_id']}: {exc}") from exc
+    found = [_id({"ann_id": value}, "ann_id", source, "ref number", number) for value in values]
+    if len(set(found)) != len(found):
+        raise UserError(f"{source}: ref {ref['ref_id']}: field 'ann_id' names an annotation twice: {found}")
+    return found
 
 
 def _wordings(sentence, where: tuple) -> tuple[bytes, bytes]:
@@ -76,29 +91,48 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
     instances = _read_instances(source)
     images, annotations = _Records(instances, "images", source), _Records(instances, "annotations", source)
     files: list[str] = []
-    index, sizes, ref_image, regions = {}, [], [], []
-    for ref_id, ann_id, image_id in keys:
-        whose = f"which ref {ref_id} (annotation {ann_id}) of {refs_file.name} names"
-        annotation, image = annotations.of(ann_id, whose), images.of(image_id, whose)
-        lies_on = _id(annotation, "image_id", source, "annotation", ann_id)
-        if lies_on != image_id:
-            raise UserError(f"{source}: annotation {ann_id} lies on image {lies_on}, but ref {ref_id} of "
-                            f"{refs_file.name} says image {image_id}; do the two files belong together?")
+    index, sizes, ref_image, regions, meant = {}, [], [], [], []
+    for ref_id, ann_ids, image_id in keys:
+        named = f"annotation {', '.join(map(str, ann_ids))}" if ann_ids else "no target"
+        image = images.of(image_id, f"which ref {ref_id} ({named}) of {refs_file.name} names")
+        found = _objects(annotations, ann_ids, image_id, ref_id, refs_file)
         if image_id not in index:
             index[image_id] = len(files)
             files.append(_field(image, "file_name", (str,), source, "image", image_id))
             sizes.append(_size(image, source, image_id))
+        size = sizes[index[image_id]]
         ref_image.append(index[image_id])
-        regions.append(_region(annotation, sizes[index[image_id]], source, ann_id, ref_id))
+        parts = [_region(annotation, size, source, ann_id, ref_id) for ann_id, annotation in found.items()]
+        regions.append(parts[0] if len(parts) == 1 else united(parts, *size))
+        meant.append(list(found))
     unions, singles, outside, left_out = zip(*regions, strict=True)
     return {
+        "ann_ids": np.array([ann_id for ids in meant for ann_id in ids] or np.zeros(0, np.int64)),
+        "ref_objects": _offsets(meant),
         "image_files": np.array(files), "image_sizes": np.array(sizes, np.int32),
         "ref_image": np.array(ref_image, np.int32), "ref_outside": np.array(outside, bool),
         "ref_left_out": np.array(left_out, np.int32),
         "rle": b"".join(unions), "rle_at": _offsets(unions),
         "single": b"".join(singles), "single_at": _offsets(singles), "annotations": len(annotations.found),
-        "unnamed": len(annotations.found) - len({ann_id for _, ann_id, _ in keys}),
+        "unnamed": len(annotations.found) - len({ann_id for _, ann_ids, _ in keys for ann_id in ann_ids}),
     }
+
+
+def _objects(annotations: "_Records", ann_ids: list, image_id, ref_id, refs_file: Path) -> dict:
+    """The annotations that a ref means, by id; of several, those that are no crowds."""
+    found = {}
+    for ann_id in ann_ids:
+        annotation = annotations.of(ann_id, f"which ref {ref_id} (annotation {ann_id}) of {refs_file.name} names")
+        lies_on = _id(annotation, "image_id", annotations.source, "annotation", ann_id)
+        if lies_on != image_id:
+            raise UserError(f"{annotations.source}: annotation {ann_id} lies on image {lies_on}, but ref {ref_id} of "
+                            f"{refs_file.name} says image {image_id}; do the two files belong together?")
+        if len(ann_ids) == 1 or not annotation.get("iscrowd"):
+            found[ann_id] = annotation
+    if ann_ids and not found:
+        raise UserError(f"{annotations.source}: all annotations of ref {ref_id} of {refs_file.name} are crowds "
+                        f"({', '.join(map(str, ann_ids))}), which are no objects; leave the ref out")
+    return found
 
 
 class _Records:

@@ -54,6 +54,22 @@ def segmentation_to_rle(segmentation, h: int, w: int) -> Region:
     return Region(*_joined(parts), outside, len(points) - len(polygons))
 
 
+def united(regions: list[Region], h: int, w: int) -> Region:
+    """What several objects of an image of h × w pixels cover together; without any, nothing. ``single`` then holds what
+    is ``single`` of any of them."""
+    if not regions:
+        return Region(coco.frPyObjects([{"size": [h, w], "counts": [h * w]}], h, w)[0]["counts"], b"")
+
+    def merged(parts) -> bytes:
+        return coco.merge([{"size": [h, w], "counts": counts} for counts in parts])["counts"]
+
+    single = b""
+    if any(region.single for region in regions):
+        single = merged(region.single or region.union for region in regions)
+    return Region(merged(region.union for region in regions), single, any(region.outside for region in regions),
+                  sum(region.left_out for region in regions))
+
+
 def _why_no_polygon(segmentation: list, longest: int) -> str:
     """What a list of parts probably is whose longest has fewer than three points."""
     shown = f"{reprlib.repr(segmentation):.60}"

@@ -20,7 +20,8 @@ def doubts(data: ReferData, splits: dict, tokenizer: SentenceTokenizer, names: D
 def _doubts(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, names: DataConfig) -> str:
     refs = np.unique(data.sentence_ref[samples])
     texts = [data.sentence(int(s), names.sentence_field) for s in samples]
-    empty = [r for r in refs.tolist() if data.mask_area(r, names.overlap) == 0]
+    meant = data.has_target
+    empty = [r for r in refs[meant[refs]].tolist() if data.mask_area(r, names.overlap) == 0]
     twice = len(refs) - len(np.unique(data.ref_ids[refs]))
     cut = int((tokenizer.lengths(texts) > tokenizer.max_tokens).sum()) if texts else 0
     found = []
@@ -37,6 +38,17 @@ def _doubts(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, 
     if data.ref_left_out[refs].any():
         found.append(f"{data.ref_left_out[refs].sum():,} polygons of fewer than three points are left out")
     return "; ".join(found)
+
+
+def unanswerable(data: ReferData, samples: np.ndarray, has_head: bool) -> list[str]:
+    """A line where sentences mean nothing and the network has no head that says so, or the reverse."""
+    count, said = int((~data.has_target[data.sentence_ref[samples]]).sum()), f"{len(samples):,} sentences mean nothing"
+    if count and not has_head:
+        return [f"note: {count:,} of {said} (no_target), which this network can say by an empty mask alone; "
+                "model.no_target=true gives it a head for it"]
+    if has_head and not count:
+        return [f"note: none of {said}, so that the head of model.no_target learns nothing"]
+    return []
 
 
 def turned_pictures(data: ReferData) -> str:

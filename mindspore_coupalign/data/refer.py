@@ -1,6 +1,7 @@
 """A data set in REFER's layout (https://github.com/lichengunc/refer) -> NumPy arrays.
 
-I images, R refs (one ref = one object that people described), S sentences; h, w image size in pixels.
+I images, R refs (one ref = what some sentences mean: one object, or several, or none), A annotation ids of all refs, S
+sentences; h, w image size in pixels.
 Sample index = sentence index; the sentences of a ref are neighbours, and refs keep the order of ``refs(*).p``.
 No Python object is kept per sample: text and masks lie packed in two byte strings, so that threads and forked
 processes share them.
@@ -31,7 +32,8 @@ class ReferData:
     image_files: np.ndarray  # (I,) text, file names below image_dir; only images that a ref uses
     image_sizes: np.ndarray  # (I, 2) int32: h, w, as instances.json says
     ref_ids: np.ndarray  # (R,)
-    ann_ids: np.ndarray  # (R,)
+    ann_ids: np.ndarray  # (A,) of the refs' objects, one ref after the other
+    ref_objects: np.ndarray  # (R + 1,) int64, those of ref r: ref_objects[r] to ref_objects[r + 1] - 1; none: no target
     ref_image: np.ndarray  # (R,) int32, index of the image
     ref_split: np.ndarray  # (R,) int16, index into split_names
     split_names: tuple[str, ...]  # as the file has them, in order of appearance
@@ -66,6 +68,15 @@ class ReferData:
         if field == "raw" and self.raw_at[s + 1] > self.raw_at[s]:
             return self.raw[self.raw_at[s] : self.raw_at[s + 1]].decode("utf-8")
         return self.text[self.text_at[s] : self.text_at[s + 1]].decode("utf-8")
+
+    def objects_of(self, r: int) -> list:
+        """Annotation ids of what ref r means; empty where it means nothing."""
+        return self.ann_ids[self.ref_objects[r] : self.ref_objects[r + 1]].tolist()
+
+    @property
+    def has_target(self) -> np.ndarray:
+        """(R,) bool, whether a ref means anything."""
+        return np.diff(self.ref_objects) > 0
 
     def refs_of(self, split: str) -> np.ndarray:
         """Indices of a split's refs, (n,) int64, in file order.
@@ -119,7 +130,7 @@ class ReferData:
         return random.permutation(first + random.integers(0, count))
 
     def mask(self, r: int, overlap: str = "union") -> np.ndarray:
-        """(h, w) uint8, 1 on the object of ref r.
+        """(h, w) uint8, 1 on what ref r means.
 
         Args:
             overlap: of the parts that an object is drawn in. ``union``: the pixels under any of them; ``single``: those

@@ -1,8 +1,4 @@
-"""Reading a list of refs: REFER's pickle ``refs(X).p``, or the same list as JSON, ``refs(X).json``.
-
-A ref means one object here. gRefCOCO's refs have a list of annotations, or none: a list of one is taken as that one,
-anything else is refused.
-"""
+"""Reading a list of refs: REFER's pickle ``refs(X).p``, or the same list as JSON, ``refs(X).json``."""
 
 import json
 import reprlib
@@ -17,27 +13,27 @@ def load_refs(path: Path):
     """What the file holds, whichever of the two forms it has; its records are left to ``read_refer``.
 
     Raises:
-        UserError: a missing or damaged file, or a ref that means several objects or none.
+        UserError: a missing or damaged file.
     """
-    refs = read_json(path) if path.suffix == ".json" else load_plain_pickle(path)
-    if isinstance(refs, list):
-        for i, ref in enumerate(refs):
-            if isinstance(ref, dict) and (isinstance(ref.get("ann_id"), list) or ref.get("no_target")):
-                refs[i] = _of_one_object(ref, path, i)
-    return refs
+    return read_json(path) if path.suffix == ".json" else load_plain_pickle(path)
 
 
-def _of_one_object(ref: dict, path: Path, number: int) -> dict:
-    ann_ids = ref["ann_id"] if isinstance(ref.get("ann_id"), list) else [ref.get("ann_id")]
-    if ref.get("no_target") or len(ann_ids) != 1 or ann_ids == [-1]:
-        what = "no object" if ref.get("no_target") or ann_ids in ([], [-1]) else f"{len(ann_ids)} objects"
-        name = reprlib.repr(ref.get("ref_id", f"number {number}"))
-        raise UserError(f"{path}: ref {name} means {what}, and this task has one object per sentence; import the file "
-                        "with `import-data --format grefcoco --objects unite`, which unites the objects of a sentence "
-                        "and leaves out sentences that mean none")
-    category = ref.get("category_id")
-    one = category[0] if isinstance(category, list) and category else category
-    return {**ref, "ann_id": ann_ids[0], "category_id": one}
+def annotations_of(ref: dict) -> list:
+    """The ``ann_id`` values of a ref, unchecked: REFER's one, or gRefCOCO's list; none where it means nothing, which
+    gRefCOCO writes as ``[-1]`` with ``no_target``.
+
+    Raises:
+        ValueError: the two fields contradict each other.
+    """
+    value, none = ref.get("ann_id"), ref.get("no_target")
+    found = value if isinstance(value, list) else [value]
+    if none is None:
+        return [] if isinstance(value, list) and value in ([], [-1]) else found
+    if not isinstance(none, bool):
+        raise ValueError(f"field 'no_target' must be true or false; found {reprlib.repr(none):.60}")
+    if none != (found in ([], [-1])):
+        raise ValueError(f"fields 'no_target' ({none}) and 'ann_id' ({reprlib.repr(value):.60}) contradict each other")
+    return [] if none else found
 
 
 def as_key(value):

@@ -1,6 +1,6 @@
 """Parts of a ReferData, several put together, and the pictures that ``data.skip_images`` leaves out.
 
-I images, R refs, S sentences of a ReferData (its names: refer.py).
+I images, R refs, A annotation ids, S sentences of a ReferData (its names: refer.py).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from mindspore_coupalign.errors import UserError
 
 _PACKED = (("text", "text_at"), ("raw", "raw_at"))  # by sentence
 _MASKS = (("rle", "rle_at"), ("single", "single_at"))  # by ref
-_OF_REF = ("ref_ids", "ann_ids", "ref_image", "ref_split", "ref_outside", "ref_left_out")
+_OF_REF = ("ref_ids", "ref_image", "ref_split", "ref_outside", "ref_left_out")
 _OF_SENTENCE = ("sentence_ids", "sentence_kind")
 
 
@@ -33,16 +33,20 @@ def keep_refs(data: ReferData, keep: np.ndarray) -> ReferData:
         for name, at in names:
             columns[name], columns[at] = _repacked(getattr(data, name), getattr(data, at), rows)
     columns["ref_image"] = np.searchsorted(images, columns["ref_image"]).astype(np.int32)
-    counts = np.diff(data.ref_sentences)[refs]
+    objects, counts = np.diff(data.ref_objects), np.diff(data.ref_sentences)[refs]
     return dataclasses.replace(
         data, **columns, image_files=data.image_files[images], image_sizes=data.image_sizes[images],
-        ref_sentences=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+        ann_ids=data.ann_ids[np.repeat(keep, objects)], ref_objects=_ends(objects[refs]), ref_sentences=_ends(counts),
         sentence_ref=np.repeat(np.arange(len(refs), dtype=np.int32), counts), turned=set())
 
 
 def _repacked(packed: bytes, at: np.ndarray, rows: np.ndarray) -> tuple[bytes, np.ndarray]:
-    return (b"".join(packed[at[row]:at[row + 1]] for row in rows),
-            np.concatenate([[0], np.cumsum(np.diff(at)[rows], dtype=np.int64)]))
+    return b"".join(packed[at[row]:at[row + 1]] for row in rows), _ends(np.diff(at)[rows])
+
+
+def _ends(counts: np.ndarray) -> np.ndarray:
+    """Where each of neighbouring stretches begins, and the last one ends, (n + 1,) int64."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def joined(parts: Sequence[ReferData]) -> dict:
@@ -60,7 +64,7 @@ def joined(parts: Sequence[ReferData]) -> dict:
         return np.concatenate(values if shift is None else [
             value + np.asarray(by, value.dtype) for value, by in zip(values, shift[:-1], strict=True)])
 
-    columns: dict = {name: column(name) for name in ("image_sizes", *_OF_REF, "sentence_ids")}
+    columns: dict = {name: column(name) for name in ("image_sizes", *_OF_REF, "ann_ids", "sentence_ids")}
     for name, at in (*_PACKED, *_MASKS):
         columns[name] = b"".join(getattr(part, name) for part in parts)
         ends = np.cumsum([0] + [len(getattr(part, name)) for part in parts])
@@ -71,8 +75,8 @@ def joined(parts: Sequence[ReferData]) -> dict:
         "source": Path("data.sets"), "image_dir": Path(), "image_files": np.array(paths),
         "ref_image": column("ref_image", images), "sentence_ref": column("sentence_ref", refs),
         "ref_split": np.zeros(refs[-1], np.int16), "split_names": ("train",),
-        "ref_sentences": np.concatenate([[0], *(part.ref_sentences[1:] + before
-                                                for part, before in zip(parts, sentences[:-1], strict=True))]),
+        "ref_objects": _ends(np.concatenate([np.diff(part.ref_objects) for part in parts])),
+        "ref_sentences": _ends(np.concatenate([np.diff(part.ref_sentences) for part in parts])),
         "sentence_kind": np.full(sentences[-1], -1, np.int16), "kind_names": (),
     }
 

@@ -1,8 +1,10 @@
 """The file that ``evaluate --details`` writes: JSON Lines, one line per sentence.
 
-split, ref_id, ann_id, sentence_id, text, image (file below the image folder), intersection and union in pixels at the
-image's own size, pieces (word pieces of the sentence), cut (how many of them the network did not read), and the
-predicted mask as COCO's compressed RLE: {"size": [h, w], "counts": text}, which pycocotools reads.
+split, ref_id, ann_id (a list where the sentence means several objects, null where none), sentence_id, text, image (file
+below the image folder), intersection and union in pixels at the image's own size, pieces (word pieces of the sentence),
+cut (how many of them the network did not read), exists (whether the network says that the sentence means anything), and
+the predicted mask as COCO's compressed RLE, {"size": [h, w],
+"counts": text}, which pycocotools reads.
 """
 
 import json
@@ -25,10 +27,12 @@ def lines(data: ReferData, split: str, plan: Plan, kept: list, field: str, max_t
 
 def _record(data: ReferData, split: str, row, field: str, pieces: int, max_tokens: int) -> dict:
     r = int(data.sentence_ref[row.sample])
-    return {"split": split, "ref_id": data.ref_ids[r].item(), "ann_id": data.ann_ids[r].item(),
+    objects = data.objects_of(r)
+    return {"split": split, "ref_id": data.ref_ids[r].item(),
+            "ann_id": objects[0] if len(objects) == 1 else objects or None,
             "sentence_id": data.sentence_ids[row.sample].item(), "text": data.sentence(row.sample, field),
             "image": str(data.image_files[data.ref_image[r]]), "intersection": row.inter, "union": row.union,
-            "pieces": pieces, "cut": max(0, pieces - max_tokens),
+            "pieces": pieces, "cut": max(0, pieces - max_tokens), "exists": row.exists,
             "rle": {"size": data.image_sizes[data.ref_image[r]].tolist(), "counts": row.counts.decode()}}
 
 

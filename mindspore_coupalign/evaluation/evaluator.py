@@ -19,7 +19,8 @@ from mindspore_coupalign.distributed.collectives import all_reduce_sum
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import protocols
-from mindspore_coupalign.evaluation.metrics import logit, overlap, summarize
+from mindspore_coupalign.evaluation.answer import Existence, logit
+from mindspore_coupalign.evaluation.metrics import existence_scores, overlap, summarize
 from mindspore_coupalign.evaluation.networks import CellNetwork
 from mindspore_coupalign.evaluation.pool import Pool
 from mindspore_coupalign.evaluation.prompts import Plan
@@ -36,7 +37,8 @@ def samples_of(data: ReferData, split: str) -> np.ndarray:
 
 def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
                      progress: str = "", runtime: Runtime | None = None) -> dict:
-    """I and U of every sample: {"sample": (S,), "image": (S, 2), "input": (S, 2)}, the same on every rank.
+    """I and U of every sample, and whether the network says that it means anything: {"sample": (S,), "image": (S, 2),
+    "input": (S, 2), "exists": (S,) bool}, the same on every rank. What means nothing has an empty mask.
 
     Args:
         progress: label of the progress bar; empty for none.
@@ -49,7 +51,8 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
     by_image = samples[np.argsort(data.ref_image[data.sentence_ref[samples]], kind="stable")]  # each decoded once
     source = EvalSource(data, by_image, tokens, transform, batch, runtime.rank, runtime.ranks)
     place = {int(s): k for k, s in enumerate(samples)}
-    found = np.zeros((len(samples), len(SIZES), 2), np.int32)
+    existence = Existence(config.eval.exists_threshold, config.eval.min_pixels)
+    found = np.zeros((len(samples), len(SIZES) + 1, 2), np.int32)  # the last: whether it exists
     model.set_train(False)
     network = CellNetwork(model)
 
@@ -58,21 +61,23 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
         truth = data.mask(ref, config.data.overlap)
         return truth, transform.mask(truth)
 
-    def score(sample: int, logits: np.ndarray):
+    def score(sample: int, logits: np.ndarray, exists: float | None):
         truth, small = truths(int(data.sentence_ref[sample]))
-        found[place[sample]] = (overlap(transform.inverse(logits, truth.shape) > cut, truth),
-                                overlap(logits > cut, small))
+        mask, small_mask = transform.inverse(logits, truth.shape) > cut, logits > cut
+        said = existence(mask, exists)
+        found[place[sample]] = overlap(mask & said, truth), overlap(small_mask & said, small), (said, 0)
 
     with tqdm(total=int((source.samples >= 0).sum()), desc=progress, unit="sentence", leave=False,
               disable=None if progress else True) as bar, Pool(4 * batch) as pool:  # None: off without a terminal
         for image, ids, word_mask, sample in batches(source, batch, config.data.workers):
-            logits = network(image, ids, word_mask)[:, 0]
+            answer = network(image, ids, word_mask)
             runtime.watch.compiled()
             for i in np.flatnonzero(sample >= 0):
-                pool.submit(score, int(sample[i]), logits[i])
+                pool.submit(score, int(sample[i]), answer.logits[i, 0], answer.existence(i))
                 bar.update()
     found = all_reduce_sum(found, runtime).astype(np.int64)  # zeros where another rank counted
-    return {"sample": np.array(samples), **{name: found[:, k] for k, name in enumerate(SIZES)}}
+    return {"sample": np.array(samples), **{name: found[:, k] for k, name in enumerate(SIZES)},
+            "exists": found[:, -1, 0] > 0}
 
 
 def derange(data: ReferData, samples: np.ndarray) -> np.ndarray:
@@ -91,25 +96,29 @@ def report_plan(data: ReferData, plan: Plan, chosen: list, counts: dict, max_tok
         units = plan.units[protocol.name]
         if protocol.name == "sentence":
             samples = np.array([unit.sentence for unit in units])
-            result = report(data, {"sample": samples, **{size: counts["sentence", size][:, :2] for size in SIZES}})
+            scores = {size: counts["sentence", size][:, :2] for size in SIZES}
+            result = report(data, {"sample": samples, **scores, "exists": counts["sentence", SIZES[0]][:, 3] > 0})
     sentences = len(plan.lengths)
     result |= {"sentences": sentences, "refs": len(plan.refs), "images": len(np.unique(data.ref_image[plan.refs])),
                "cut": {"sentences": int((plan.lengths > max_tokens).sum()), "longest": int(plan.lengths.max())}}
     result["protocols"] = {}
     for protocol in chosen:
         if protocol.name != "sentence":
-            inter, union, targets = counts[protocol.name, protocol.sizes[0]].T
+            inter, union, targets, exists = counts[protocol.name, protocol.sizes[0]].T
             refs = np.array([unit.ref for unit in plan.units[protocol.name]])
-            result["protocols"][protocol.name] = protocols.count(protocol, inter, union, refs, targets > 0)
+            result["protocols"][protocol.name] = protocols.count(protocol, inter, union, refs, targets > 0, exists > 0)
     return result
 
 
 def report(data: ReferData, scores: dict) -> dict:
-    """Metrics at both sizes, counts, and where the data has categories of sentences, the metrics of each."""
+    """Metrics at both sizes, counts, and where the data has categories of sentences, the metrics of each; where
+    sentences mean nothing, also N_acc and T_acc."""
     samples = scores["sample"]
     refs = np.unique(data.sentence_ref[samples])
     result: dict = {"sentences": len(samples), "refs": len(refs), "images": len(np.unique(data.ref_image[refs]))}
-    result |= {size: summarize(*scores[size].T) for size in SIZES}
+    targets = data.has_target[data.sentence_ref[samples]]
+    for size in SIZES:
+        result[size] = summarize(*scores[size].T) | existence_scores(targets, scores["exists"])
     kinds = data.sentence_kind[samples]
     if (kinds >= 0).any():
         result["by_kind"] = {name: summarize(*scores["image"][kinds == code].T)

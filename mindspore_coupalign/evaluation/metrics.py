@@ -11,11 +11,6 @@ import numpy as np
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def logit(probability: float) -> float:
-    """The logit above which a pixel's probability exceeds ``probability``."""
-    return math.log(probability / (1 - probability))
-
-
 def overlap(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
     """Intersection and union of two (h, w) masks, in pixels."""
     a, b = prediction.astype(bool, copy=False), truth.astype(bool, copy=False)
@@ -67,3 +62,18 @@ def summarize(inter: np.ndarray, union: np.ndarray, *, thresholds: tuple = THRES
         passed = compared > x if strict else compared >= x - 1e-12
         scores[f"P@{x:.1f}"] = 100 * passed.mean() if len(passed) else math.nan
     return {k: v if k == "samples" else round(float(v), 4) for k, v in scores.items()}
+
+
+def existence_scores(targets: np.ndarray, said: np.ndarray) -> dict:
+    """In percent, after GRES (Liu et al., CVPR 2023): N_acc, of the samples without a target those that are said to
+    have none; T_acc, of the samples with one those that are said to have one. Empty where every sample has a target.
+
+    Args:
+        targets, said: (S,) bool, whether a sample means anything, and whether the network says so.
+    """
+    if targets.all():
+        return {}
+    scores = {"N_acc": float((~said[~targets]).mean())}
+    if targets.any():
+        scores["T_acc"] = float(said[targets].mean())
+    return {name: round(100 * value, 4) for name, value in scores.items()}

@@ -1,4 +1,4 @@
-"""What evaluation sends its batches through: NumPy arrays in, NumPy arrays out.
+"""What evaluation sends its batches through: NumPy arrays in, an Answer (answer.py) of NumPy arrays out.
 
 Shapes: image (B, 3, H, W) float32, or (B, H, W, 3) uint8 for graphs that normalise; ids, word_mask (B, T) int32;
 logits (B, 1, H, W) float32.
@@ -13,18 +13,24 @@ import numpy as np
 from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.distributed.process import Runtime
+from mindspore_coupalign.evaluation.answer import Answer
 from mindspore_coupalign.weights.checkpoint import Checkpoint
 
 
 class CellNetwork:
-    """Logits of a cell, or of any function of tensors."""
+    """The answers of a cell, or of any function of tensors: logits, or (logits, exists)."""
 
     def __init__(self, cell):
         self._cell = cell
 
-    def __call__(self, image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> np.ndarray:
-        logits = self._cell(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask))
-        return logits.asnumpy().astype(np.float32, copy=False)
+    def __call__(self, image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> Answer:
+        result = self._cell(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask))
+        return Answer(*map(array, result if isinstance(result, tuple) else (result,)))
+
+
+def array(tensor: ms.Tensor) -> np.ndarray:
+    """Whatever precision it was computed in, float32."""
+    return tensor.asnumpy().astype(np.float32, copy=False)
 
 
 class Networks:
@@ -34,7 +40,7 @@ class Networks:
     uint8 = False
 
     def __init__(self, checkpoint: Checkpoint, config: Config, amp: str | None, runtime: Runtime, longest: int):
-        self.longest = max(longest, config.data.max_tokens)
+        self.longest, self.has_head = max(longest, config.data.max_tokens), config.model.no_target
         self.built, self.runtime, cells = {}, runtime, {}
         for tokens in sorted({config.data.max_tokens, self.longest}):
             own = dataclasses.replace(config, data=dataclasses.replace(config.data, max_tokens=tokens))
@@ -62,6 +68,7 @@ class GraphNetworks:
     def __init__(self, network: Callable, facts: dict, runtime: Runtime):
         self.network, self.runtime, self.tokens = network, runtime, facts["max_tokens"]
         self.uint8 = facts["inputs"][0]["type"] == "uint8"
+        self.has_head = len(facts.get("outputs", ())) > 1
         self.precision = {"amp": facts.get("amp"), "amp_dtype": facts.get("amp_dtype")}
 
     def __call__(self, length: int) -> tuple:

@@ -18,7 +18,8 @@ import numpy as np
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.transforms import ImageTransform, resize_aligned
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.metrics import THRESHOLDS, logit, summarize
+from mindspore_coupalign.evaluation.answer import logit
+from mindspore_coupalign.evaluation.metrics import THRESHOLDS, existence_scores, summarize
 
 SENTENCE, INTERLEAVED, JOINED, AVERAGED = (
     "one sentence", "all sentences, interleaved", "all sentences, joined", "each sentence, logits averaged")
@@ -132,25 +133,28 @@ def predicted_mask(protocol: Protocol, logits: np.ndarray, transform: ImageTrans
     return resized > logit(threshold)
 
 
-def count(protocol: Protocol, inter: np.ndarray, union: np.ndarray, refs: np.ndarray, targets: np.ndarray) -> dict:
+def count(protocol: Protocol, inter: np.ndarray, union: np.ndarray, refs: np.ndarray, targets: np.ndarray,
+          said: np.ndarray) -> dict:
     """What a protocol reports of n units, in percent.
 
     Args:
         inter, union: (n,) pixels.
         refs: (n,) ref of each unit; units of a ref are neighbours.
-        targets: (n,) bool, whether the ground truth has any pixel at the image's own size.
+        targets: (n,) bool, whether a unit means anything.
+        said: (n,) bool, whether the network says that it does. Under ReLA's rule masks are counted as they are, with
+            the pixels that a network draws and then takes back by its answer.
     """
+    if protocol.empty == NO_TARGET:
+        inter = np.where(said, inter, 0)
+        union = np.where(said | targets, union, 0)
     score = functools.partial(
         summarize, inter, union, thresholds=protocol.thresholds, strict=protocol.comparison == ">",
         epsilon=protocol.epsilon, running=protocol.running, group=refs if protocol.mean == "refs" else None)
     if protocol.empty == NO_TARGET:
-        # A network without a head for it says that there is no target by an empty mask.
-        scores = score(empty=np.where(targets, 0.0, 1.0), asked=targets)
-        if not targets.all():
-            scores["N_acc"] = round(100 * float((union[~targets] == 0).mean()), 4)
+        scores = score(empty=np.where(targets | said, 0.0, 1.0), asked=targets) | existence_scores(targets, said)
     else:
         scores = score(empty=EMPTY[protocol.empty])
-    kept = ("samples", *protocol.reports, "N_acc")
+    kept = ("samples", *protocol.reports, "N_acc", "T_acc")
     return {key: value for key, value in scores.items() if key in kept or key.startswith("P@")}
 
 

@@ -44,8 +44,12 @@ def announce(label: str, results: dict, chosen: list, config: Config, references
 
 
 def format_table(label: str, results: dict) -> str:
-    """The paper's columns, one row per split, protocol and size; a dash for what a protocol does not report."""
+    """The paper's columns, with N_acc and T_acc where sentences mean nothing; one row per split, protocol and size; a
+    dash for what a protocol does not report."""
     names = ["oIoU", "mIoU", *(f"P@{x}" for x in THRESHOLDS)]
+    if any("N_acc" in result.get(IMAGE, {}) or any("N_acc" in scores for scores in result["protocols"].values())
+           for result in results.values()):
+        names += ["N_acc", "T_acc"]
     others = any(result.get("protocols") for result in results.values())
     lines = [f"{label:<24}{'protocol':<18}{'units' if others else 'sentences':>9}  "
              + "".join(f"{n:>8}" for n in names)]

@@ -1,6 +1,6 @@
-"""A MindSpore cell as a ``Network``: NumPy arrays in, NumPy arrays out.
+"""A MindSpore cell as a ``Network``: NumPy arrays in, an Answer of NumPy arrays out.
 
-Shapes: pixels, ids (B, T) and word_mask (B, T) as ``Model`` gives them; logits (B, 1, H, W) float32.
+Shapes: pixels, ids (B, T) and word_mask (B, T) as ``Model`` gives them; logits (B, 1, H, W) and exists (B,) float32.
 """
 
 import threading
@@ -10,16 +10,18 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from mindspore_coupalign.evaluation.networks import CellNetwork
+from mindspore_coupalign.evaluation.answer import Answer
+from mindspore_coupalign.evaluation.networks import CellNetwork, array
 from mindspore_coupalign.inference.model import square
 from mindspore_coupalign.inference.prediction import Details
+from mindspore_coupalign.models.coupalign import Outputs
 
 __all__ = ["LOCK", "CellNetwork", "Explainer", "WithOutputs"]
 LOCK = threading.RLock()  # of all models of a process: MindSpore compiles and runs for one thread at a time
 
 
 class Explainer:
-    """Logits and, of a cell that returns CoupAlign.outputs, what the network looked at.
+    """The answer and, of a cell that returns CoupAlign.outputs, what the network looked at.
 
     Args:
         stages: those with word-pixel alignment, whose attention the cell returns.
@@ -28,20 +30,21 @@ class Explainer:
     def __init__(self, cell, stages: tuple[int, ...]):
         self._cell, self._stages = cell, sorted(stages)
 
-    def __call__(self, pixels, ids, word_mask) -> tuple[np.ndarray, Callable[[int, list[str]], Details] | None]:
+    def __call__(self, pixels, ids, word_mask) -> tuple[Answer, Callable[[int, list[str]], Details] | None]:
         result = self._cell(ms.Tensor(pixels), ms.Tensor(ids), ms.Tensor(word_mask))
-        if not isinstance(result, tuple):
-            return _array(result), None
-        logits, _, proposals, weights, attention, *_ = result
+        if not isinstance(result, tuple) or len(result) < len(Outputs._fields):
+            return Answer(*map(array, result if isinstance(result, tuple) else (result,))), None
+        outputs = Outputs(*result)
+        proposals, weights = outputs.proposals, outputs.weights
 
         def details(row: int, pieces: list[str]) -> Details:
             maps = {stage: square(of_heads[row].asnumpy().mean(0).T)[: len(pieces)]
-                    for stage, of_heads in zip(self._stages, attention, strict=True)}
-            if proposals is None:
+                    for stage, of_heads in zip(self._stages, outputs.attention, strict=True)}
+            if proposals is None or weights is None:
                 return Details(pieces, maps, np.zeros((0, 1, 1), np.float32), np.zeros(0, np.float32))
             return Details(pieces, maps, square(proposals[row].asnumpy().T), weights[row].asnumpy())
 
-        return _array(logits), details
+        return Answer(array(outputs.logits), None if outputs.exists is None else array(outputs.exists)), details
 
 
 class WithOutputs(nn.Cell):
@@ -53,7 +56,3 @@ class WithOutputs(nn.Cell):
 
     def construct(self, image, ids, word_mask):
         return self.model.outputs(image, ids, word_mask)
-
-
-def _array(logits: ms.Tensor) -> np.ndarray:
-    return logits.asnumpy().astype(np.float32, copy=False)

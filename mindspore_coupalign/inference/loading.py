@@ -14,7 +14,7 @@ from mindspore_coupalign.inference.shipped import find_model
 from mindspore_coupalign.inference.sidecar import model_of
 
 CHECKPOINT, MINDIR, ONNX = "checkpoint", "mindir", "onnx"
-_THRESHOLD = "eval.threshold="
+_OF_GRAPHS = ("threshold", "exists_threshold", "min_pixels")  # of the section eval, what a graph's user may change
 
 
 def load(source: str | os.PathLike, device: str = "auto", amp: str | None = None, details: bool = False) -> Model:
@@ -54,12 +54,12 @@ def open_model(path: Path, kind: str, device: str = "auto", amp: str | None = No
     """``load`` of a file of known kind.
 
     Args:
-        overrides: key=value for a checkpoint's configuration; of a graph, eval.threshold alone can be changed.
+        overrides: key=value for a checkpoint's configuration; of a graph, eval's thresholds alone can be changed.
         option: what the user chose the device by, for errors.
     """
     if kind == ONNX:
         network, facts = open_onnx(path, device, option)
-        return model_of(network, _threshold(facts, overrides, path), path)
+        return model_of(network, _overridden(facts, overrides, path), path)
     from mindspore_coupalign.inference.cells import LOCK
 
     with LOCK:
@@ -76,7 +76,7 @@ def _open_on_mindspore(path: Path, kind: str, device: str, amp: str | None, deta
     if kind == MINDIR:
         target = runtime.choose_device(device, option)
         network, facts = open_mindir(path)
-        model = model_of(network, _threshold(facts, overrides, path), path, LOCK)
+        model = model_of(network, _overridden(facts, overrides, path), path, LOCK)
     else:
         checkpoint = load_checkpoint(path)
         config = overridden(checkpoint.config, overrides, f"{path}'s configuration with the overrides")
@@ -128,11 +128,12 @@ def check_overrides(overrides: Sequence[str]):
                             "another")
 
 
-def _threshold(facts: dict, overrides: Sequence[str], path: Path) -> dict:
+def _overridden(facts: dict, overrides: Sequence[str], path: Path) -> dict:
     for override in overrides:
-        if not override.startswith(_THRESHOLD):
-            raise UserError(f"{override}: an exported graph ({path}) is as it was exported, only eval.threshold can be "
-                            "changed; give the checkpoint, or export it anew")
-        config = with_overrides(Config(), [override], "command line")
-        facts = facts | {"threshold": config.eval.threshold}
+        name = override.partition("=")[0].removeprefix("eval.")
+        if not override.startswith("eval.") or name not in _OF_GRAPHS:
+            raise UserError(f"{override}: an exported graph ({path}) is as it was exported, only "
+                            f"{', '.join(f'eval.{name}' for name in _OF_GRAPHS)} can be changed; give the checkpoint, "
+                            "or export it anew")
+        facts = facts | {name: getattr(with_overrides(Config(), [override], "command line").eval, name)}
     return facts

@@ -1,12 +1,14 @@
 """Exported graphs: a checkpoint becomes a MINDIR that MindSpore runs without this project's model code, and back.
 
 Inputs of the graph, B of any size or fixed: image (B, 3, H, W) float32, or (B, H, W, 3) uint8 where the graph
-normalises; ids (B, T) int32; word_mask (B, T) int32; output: logits (B, 1, H, W) float32. ``<file>.json`` beside it is
+normalises; ids (B, T) int32; word_mask (B, T) int32; outputs: logits (B, 1, H, W) float32 and, where the network has a
+head for it, exists (B,) float32. ``<file>.json`` beside it is
 the sidecar (sidecar.py). Beyond 1 GiB the weights lie in ``<file>.weights/``. The file appears under its name only
 after it was loaded again and compared.
 """
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
@@ -20,6 +22,8 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 from mindspore_coupalign import build
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluation.answer import Answer
+from mindspore_coupalign.evaluation.networks import CellNetwork
 from mindspore_coupalign.inference import sidecar
 from mindspore_coupalign.models.precision import Precision
 from mindspore_coupalign.weights.checkpoint import Checkpoint
@@ -172,13 +176,34 @@ def _compare(model, graph, trials: list, data, uint8: bool) -> list[float]:
     for pixels, *words in trials:
         image = normalised(pixels, data)
         rows = zip(image, *words, strict=True)
-        ours = np.concatenate([model(*(Tensor(part[None]) for part in row)).asnumpy() for row in rows])
-        theirs = graph(*map(Tensor, (pixels if uint8 else image, *words))).asnumpy()
-        differences.append(float(np.abs(ours - theirs).max() / np.abs(ours).max()))
+        ours = join([CellNetwork(model)(*(part[None] for part in row)) for row in rows])
+        differences.append(difference(CellNetwork(graph)(pixels if uint8 else image, *words), ours))
         if not differences[-1] <= tolerance:  # also when it is not a number
             raise NotEqual(f"the exported graph differs from the checkpoint by {differences[-1]:.1e} of the logits' "
                            f"scale (allowed: {tolerance:.0e})")
     return differences
+
+
+def join(answers: list[Answer]) -> Answer:
+    """Answers one after the other as one of a batch."""
+    exists = [answer.exists for answer in answers if answer.exists is not None]
+    return Answer(np.concatenate([answer.logits for answer in answers]), np.concatenate(exists) if exists else None)
+
+
+def difference(found: Answer, expected: Answer) -> float:
+    """The largest of all outputs, each relative to the output's largest absolute value; NaN where an output is
+    missing."""
+    worst = 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        if (ours is None) != (theirs is None):
+            return math.nan
+        if ours is not None and theirs is not None:
+            worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(theirs).max()), key=_nan_last)
+    return worst
+
+
+def _nan_last(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def load_mindir(path: str | Path) -> tuple[nn.GraphCell, dict]:

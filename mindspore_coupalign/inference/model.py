@@ -1,7 +1,8 @@
 """``Model``: masks of what sentences name in pictures, whatever computes the logits. Needs no MindSpore itself.
 
 Shapes: image (h, w, 3) uint8 RGB; the network sees pixels (B, 3, H, W) float32, or (B, H, W, 3) uint8 where it
-normalises itself, ids and word_mask (B, T) int32, and answers with logits (B, 1, H, W) float32.
+normalises itself, ids and word_mask (B, T) int32, and answers with logits (B, 1, H, W) float32 and, where it has a
+head for it, exists (B,) float32.
 The image is prepared and the logits are turned back exactly as ``evaluate`` does it.
 """
 
@@ -19,7 +20,7 @@ from mindspore_coupalign.data.inputs import shorten, to_rgb, to_sentences
 from mindspore_coupalign.data.tokenizer import SPECIAL, SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.metrics import logit
+from mindspore_coupalign.evaluation.answer import Answer, Existence, answer_of, logit
 from mindspore_coupalign.inference.prediction import Details, Prediction
 from mindspore_coupalign.inference.reading import Job, in_batches, read_ahead, source_of
 
@@ -29,10 +30,10 @@ ANY = 0  # a network's batch: any size, each as good as another
 
 
 class Network(Protocol):
-    """What computes logits: a checkpoint's network, a MINDIR, an ONNX file. A plain function will do."""
+    """What computes answers: a checkpoint's network, a MINDIR, an ONNX file. A plain function will do."""
 
-    def __call__(self, image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> np.ndarray:
-        """(B, 1, H, W) float32 of pixels, ids (B, T) int32 and word_mask (B, T) int32."""
+    def __call__(self, image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> Answer | tuple | np.ndarray:
+        """Logits (B, 1, H, W), or (logits, exists (B,)), of pixels, ids (B, T) int32 and word_mask (B, T) int32."""
 
 
 class Shape(NamedTuple):
@@ -43,7 +44,7 @@ class Shape(NamedTuple):
     compiles: bool = True  # at its first call
 
 
-COMPILED = Shape()
+COMPILED, BY_ITSELF = Shape(), Existence()
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Model:
     Args:
         network: see ``Network``.
         threshold: probability from which a pixel is in the mask.
-        explain: (pixels, ids, word_mask) -> logits and a function (row, pieces) -> Details; None: no details.
+        explain: (pixels, ids, word_mask) -> Answer and a function (row, pieces) -> Details; None: no details.
+        existence: when a sentence counts as meaning something.
         lock: held while the network runs; None: one of its own.
 
     Attributes:
@@ -76,13 +78,14 @@ class Model:
     """
 
     def __init__(self, network: Network, tokenizer: SentenceTokenizer, transform: ImageTransform, threshold: float,
-                 shape: Shape = COMPILED, explain: Callable | None = None, lock=None):
+                 shape: Shape = COMPILED, explain: Callable | None = None, existence: Existence = BY_ITSELF,
+                 lock=None):
         self.threshold = threshold
         self.size, self.max_tokens = transform.size, tokenizer.max_tokens
         self.batch_size = max(1, min(BATCH_SIZE, _PIXELS // self.size**2))
         self.compile_seconds = 0.0
         self.while_compiling: Callable = contextlib.nullcontext
-        self._network, self._explain, self._shape = network, explain, shape
+        self._network, self._explain, self._shape, self._existence = network, explain, shape, existence
         self._tokenizer, self._transform = tokenizer, transform
         self._vocabulary = Tokenizer.from_str(tokenizer.to_json())
         self._ready: set[int] = set()
@@ -209,12 +212,12 @@ class Model:
         """Of each job, made as it is taken: masks of large pictures need not all be there at once."""
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
-            logits, details, share = self._compute(part, size)
+            answer, details, share = self._compute(part, size)
             for k, job in enumerate(part):
-                yield self._result(job, logits[k, 0], share, cut, details, k)
+                yield self._result(job, answer, share, cut, details, k)
 
-    def _compute(self, jobs: list[Job], size: int) -> tuple[np.ndarray, Callable | None, float]:
-        """Logits and details of jobs in one batch of ``size``, and a job's share of the seconds; what is missing of the
+    def _compute(self, jobs: list[Job], size: int) -> tuple[Answer, Callable | None, float]:
+        """Answer and details of jobs in one batch of ``size``, and a job's share of the seconds; what is missing of the
         batch repeats the last one."""
         rows = [*jobs, *[jobs[-1]] * (size - len(jobs))]
         pixels = np.stack([job.pixels for job in rows])
@@ -222,13 +225,14 @@ class Model:
         with self._lock:
             self._compile(size)
             started = time.perf_counter()
-            logits, details = self._run(pixels, ids, word_mask)
-            return logits, details, (time.perf_counter() - started) / len(jobs)
+            answer, details = self._run(pixels, ids, word_mask)
+            return answer, details, (time.perf_counter() - started) / len(jobs)
 
-    def _run(self, pixels, ids, word_mask) -> tuple[np.ndarray, Callable | None]:
+    def _run(self, pixels, ids, word_mask) -> tuple[Answer, Callable | None]:
         if self._explain is not None:
-            return self._explain(pixels, ids, word_mask)
-        return self._network(pixels, ids, word_mask), None
+            result, details = self._explain(pixels, ids, word_mask)
+            return answer_of(result), details
+        return answer_of(self._network(pixels, ids, word_mask)), None
 
     def _compile(self, size: int):
         size = 1 if self._shape.batch == ANY else size  # one compilation serves all sizes
@@ -243,20 +247,22 @@ class Model:
         self.compile_seconds += time.perf_counter() - started
         self._ready.add(size)
 
-    def _result(self, job: Job, logits, share: float, cut: float, details, row: int) -> Prediction | UserError:
-        sentence = job.sentence
-        if not np.isfinite(logits).all():  # a mask of them would be empty without a word
+    def _result(self, job: Job, answer: Answer, share: float, cut: float, details, row: int) -> Prediction | UserError:
+        sentence, logits, exists = job.sentence, answer.logits[row, 0], answer.existence(row)
+        if not (np.isfinite(logits).all() and np.isfinite(exists or 0.0)):  # its mask would be empty without a word
             return UserError(f"sentence {shorten(sentence.text)}: the network's output is non-finite (NaN or "
                              "infinity); compute in float32 (amp O0), or take another checkpoint")
         started = time.perf_counter()
         full = self._transform.inverse(logits, job.rgb.shape[:2])
         mask = full > cut
+        if mask.any() and not self._existence(mask, exists):
+            mask = np.zeros_like(mask)
         probability = _sigmoid(full)
         seconds = share + time.perf_counter() - started
         truncated = int(self._tokenizer.lengths([sentence.text])[0]) > self.max_tokens
         seen = details(row, self._pieces(sentence.ids, sentence.word_mask)) if details else None
         return Prediction(sentence.text, mask, probability, seconds, sentence.unknown, truncated, seen, job.rgb,
-                          job.source)
+                          job.source, None if exists is None else float(_sigmoid(np.array([exists]))[0]))
 
 
 def _is_word(piece: str) -> bool:

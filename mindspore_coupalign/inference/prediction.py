@@ -47,6 +47,7 @@ class Prediction:
     details: Details | None = None
     image: np.ndarray | None = field(default=None, repr=False)  # (h, w, 3) uint8 RGB, what the mask lies on
     source: str = ""  # path of the image's file; empty where it came from memory
+    existence: float | None = None  # probability that the sentence means anything; None: no head for it (no_target)
 
     def __repr__(self) -> str:
         h, w = self.mask.shape
@@ -57,6 +58,13 @@ class Prediction:
         """How sure the network is: the mean probability inside the mask, from the threshold to 1; 0 for an empty mask.
         It is not calibrated: no share of right masks."""
         return float(self.probability[self.mask].mean(dtype=np.float64)) if self.mask.any() else 0.0
+
+    @functools.cached_property
+    def exists(self) -> bool:
+        """Whether the sentence means anything in the picture: the mask has a pixel. It has none where the network's
+        head says that nothing is meant, or there are fewer than eval.min_pixels; ``probability`` stays as it was
+        computed."""
+        return bool(self.mask.any())
 
     @property
     def area(self) -> int:

@@ -9,9 +9,10 @@ from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
+from mindspore_coupalign.evaluation.answer import Existence
 from mindspore_coupalign.inference.cells import LOCK, CellNetwork, Explainer, WithOutputs
 from mindspore_coupalign.inference.mindir import load_mindir
-from mindspore_coupalign.inference.model import Model, list_words
+from mindspore_coupalign.inference.model import BY_ITSELF, Model, list_words
 from mindspore_coupalign.inference.prediction import Details, Prediction
 from mindspore_coupalign.inference.sidecar import model_of
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
@@ -23,15 +24,17 @@ class Predictor:
     """``predict(image, sentences)``; compiles the network at the first call.
 
     Args:
-        network: (image, ids, word_mask) tensors -> logits (B, 1, H, W), or a tuple of CoupAlign.outputs.
+        network: (image, ids, word_mask) tensors -> logits (B, 1, H, W), the tuple (logits, exists) or that of
+            CoupAlign.outputs.
         threshold: probability from which a pixel is in the mask.
-        wpa_stages: stages whose attention ``network`` returns, where it returns a tuple.
+        wpa_stages: stages whose attention ``network`` returns, where it returns CoupAlign.outputs.
+        existence: when a sentence counts as meaning something.
     """
 
     def __init__(self, network, tokenizer: SentenceTokenizer, transform: ImageTransform, threshold: float,
-                 wpa_stages: tuple[int, ...] = ()):
+                 wpa_stages: tuple[int, ...] = (), existence: Existence = BY_ITSELF):
         self.model = Model(CellNetwork(network), tokenizer, transform, threshold,
-                           explain=Explainer(network, wpa_stages))
+                           explain=Explainer(network, wpa_stages), existence=existence)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, details: bool = False, amp: str | None = None) -> "Predictor":
@@ -48,7 +51,8 @@ class Predictor:
     def from_model(cls, network, tokenizer: SentenceTokenizer, config) -> "Predictor":
         """From a network in memory and the Config that it was built with."""
         transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
-        return cls(network, tokenizer, transform, config.eval.threshold, config.model.wpa_stages)
+        return cls(network, tokenizer, transform, config.eval.threshold, config.model.wpa_stages,
+                   Existence(config.eval.exists_threshold, config.eval.min_pixels))
 
     @classmethod
     def from_mindir(cls, path: str | Path) -> "Predictor":
@@ -83,4 +87,5 @@ def model_of_checkpoint(checkpoint: Checkpoint, details: bool = False, amp: str 
     network, tokenizer = build.restore_model(checkpoint, config, amp)
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
     explain = Explainer(WithOutputs(network), config.model.wpa_stages) if details else None
-    return Model(CellNetwork(network), tokenizer, transform, config.eval.threshold, explain=explain, lock=LOCK)
+    return Model(CellNetwork(network), tokenizer, transform, config.eval.threshold, explain=explain,
+                 existence=Existence(config.eval.exists_threshold, config.eval.min_pixels), lock=LOCK)

@@ -1,6 +1,7 @@
 """``predictions.jsonl``: a line per mask that ``predict`` wrote into a folder.
 
-image (path as it was given), sentence, score, box (x, y, width, height in pixels; null for an empty mask), area
+image (path as it was given), sentence, exists (whether it means anything), existence (the probability of that; null for
+a network without a head for it), score, box (x, y, width, height in pixels; null for an empty mask), area
 (pixels), rle (COCO's compressed RLE; null without pycocotools), width, height, mask, overlay and, where it was drawn,
 attention (names of files in the folder), seconds, unknown (words), truncated.
 A further call adds its lines; with ``--overwrite`` the lines of masks that it replaces are taken out first.
@@ -68,7 +69,9 @@ class Records:
             UserError: the file cannot be written.
         """
         height, width = found.mask.shape
-        record = {"image": _text(image), "sentence": found.sentence, "score": round(found.score, 6), "box": found.box,
+        existence = None if found.existence is None else round(found.existence, 6)
+        record = {"image": _text(image), "sentence": found.sentence, "exists": found.exists, "existence": existence,
+                  "score": round(found.score, 6), "box": found.box,
                   "area": found.area, "rle": found.rle() if self._rle else None, "width": width, "height": height,
                   "mask": _text(saved.mask.name), "overlay": _text(saved.overlay.name),
                   **{key: _text(value) for key, value in more.items()}, "seconds": round(found.seconds, 6),

@@ -21,6 +21,7 @@ SEEN = "seen_images"  # KEY of data/seen.py, which would import what only traini
 FIRST_FORMAT = "coupalign-mindir-1"  # a batch of one, float32 pixels; no lists of inputs and outputs
 _FIELDS = {"sha256": str, "input_size": int, "mean": list, "std": list, "threshold": float, "max_tokens": int,
            "tokenizer": str}
+_COMPLETED: dict = {"exists_threshold": 0.5, "min_pixels": 0}  # what files of earlier versions lack
 RESIZE = {
     "image": "The picture (h, w), RGB, 8 bits, is resized to S x S, S = input_size, without keeping its aspect ratio, "
              "in half-pixel coordinates, in two steps: first to (min(h, S), min(w, S)), if that is another size, by "
@@ -28,8 +29,11 @@ RESIZE = {
              "antialiasing (OpenCV's INTER_LINEAR). Each step is rounded to 8 bits.",
     "logits": "The logits (S, S), float32, are brought to the picture's (h, w) bilinearly, in half-pixel coordinates, "
               "without antialiasing (OpenCV's INTER_LINEAR). A pixel is in the mask where they exceed "
-              "log(threshold / (1 - threshold)); its probability is 1 / (1 + exp(-logit)).",
+              "log(threshold / (1 - threshold)); its probability is 1 / (1 + exp(-logit)). A mask of fewer than "
+              "min_pixels pixels is emptied.",
 }
+EXISTS = ("a logit; where it does not exceed log(exists_threshold / (1 - exists_threshold)), the sentence means "
+          "nothing in this picture, and its mask is emptied")
 NORMALISED = "channel c is (value / 255 - mean[c]) / std[c] of the resized picture, R G B"
 PLAIN = "the resized picture's values, R G B; the graph normalises them"
 
@@ -51,14 +55,18 @@ def describe(kind: str, config: Config, tokenizer, *, batch: int | None = None, 
     size, tokens = data.image_size, data.max_tokens
     image = {"name": "image", "shape": [b, size, size, 3] if uint8 else [b, 3, size, size],
              "type": "uint8" if uint8 else "float32", "values": PLAIN if uint8 else NORMALISED}
+    outputs = [{"name": "logits", "shape": [b, 1, size, size], "type": "float32", "values": "see resize"}]
+    if config.model.no_target:
+        outputs.append({"name": "exists", "shape": [b], "type": "float32", "values": EXISTS})
     return {
         "format": FORMAT, "kind": kind,
         "inputs": [image,
                    {"name": "ids", "shape": [b, tokens], "type": "int32", "values": "word pieces, see padding"},
                    {"name": "word_mask", "shape": [b, tokens], "type": "int32", "values": "1 = piece, 0 = padding"}],
-        "outputs": [{"name": "logits", "shape": [b, 1, size, size], "type": "float32", "values": "see resize"}],
+        "outputs": outputs,
         "batch": batch, "input_size": size, "mean": list(data.mean), "std": list(data.std), "resize": RESIZE,
-        "threshold": config.eval.threshold, "max_tokens": tokens,
+        "threshold": config.eval.threshold, "exists_threshold": config.eval.exists_threshold,
+        "min_pixels": config.eval.min_pixels, "max_tokens": tokens,
         "padding": {"id": tokenizer.pad_id, "side": "right", "length": tokens,
                     "truncation": "of a longer sentence the first max_tokens - 1 pieces and the last one, [SEP]"},
         "tokenizer": tokenizer.to_json(), "config": without_paths(config)}
@@ -102,12 +110,14 @@ def model_of(network, facts: dict, path: str | Path, lock=None):
     """The Model of a graph that runs as ``network``, with ``lock`` (see ``model.Model``)."""
     from mindspore_coupalign.data.tokenizer import SentenceTokenizer
     from mindspore_coupalign.data.transforms import ImageTransform
+    from mindspore_coupalign.evaluation.answer import Existence
     from mindspore_coupalign.inference.model import ANY, Model, Shape
 
     tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], facts["max_tokens"], str(path))
     transform = ImageTransform(facts["input_size"], facts["mean"], facts["std"])
     shape = Shape(facts["batch"] or ANY, takes_uint8(facts), compiles=facts["kind"] == "mindir")
-    return Model(network, tokenizer, transform, facts["threshold"], shape, lock=lock)
+    existence = Existence(facts["exists_threshold"], facts["min_pixels"])
+    return Model(network, tokenizer, transform, facts["threshold"], shape, existence=existence, lock=lock)
 
 
 def origin(progress: dict) -> dict:
@@ -137,8 +147,12 @@ def _parse(graph: Path, kind: str) -> dict:
     for name, wanted in _FIELDS.items():
         if type(facts.get(name)) is not wanted and not (wanted is float and type(facts.get(name)) is int):
             raise UserError(f"{path}: field {name!r} is missing or mistyped{again}")
-    if not 0 < facts["threshold"] < 1:
-        raise UserError(f"{path}: field 'threshold' must lie between 0 and 1, found {facts['threshold']}")
+    facts = _COMPLETED | facts
+    for name in ("threshold", "exists_threshold"):
+        if type(facts[name]) not in (int, float) or not 0 < facts[name] < 1:
+            raise UserError(f"{path}: field {name!r} must lie between 0 and 1, found {facts[name]!r}")
+    if type(facts["min_pixels"]) is not int or facts["min_pixels"] < 0:
+        raise UserError(f"{path}: field 'min_pixels' must be a number of pixels, found {facts['min_pixels']!r}{again}")
     for name, fewest in (("input_size", 1), ("max_tokens", 3)):
         if facts[name] < fewest:
             raise UserError(f"{path}: field {name!r} must be at least {fewest}, found {facts[name]}{again}")
@@ -174,6 +188,9 @@ def _check_graph(path: Path, facts: dict):
         if entry.get("shape") != expected:
             raise UserError(f"{path}: input {entry['name']} has shape {entry.get('shape')}, but by batch, input_size, "
                             f"max_tokens and its type it is {expected}{again}")
+    outputs = [entry.get("name") if isinstance(entry, dict) else None for entry in _list(facts.get("outputs"))]
+    if outputs not in (["logits"], ["logits", "exists"]):
+        raise UserError(f"{path}: field 'outputs' must list logits, and exists where the graph has it{again}")
     weights = facts.get("weights")
     if not isinstance(weights, dict) or not all(
             isinstance(value, str) and not Path(name).is_absolute() and ".." not in Path(name).parts

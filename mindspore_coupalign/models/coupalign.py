@@ -1,6 +1,7 @@
 """CoupAlign (Zhang et al., NeurIPS 2022): word-pixel alignment in the encoders, sentence-mask alignment at the end.
 
-Shapes: image (B, 3, H, W); ids, word_mask (B, T) int32; logits (B, 1, H, W), positive inside the mask.
+Shapes: image (B, 3, H, W); ids, word_mask (B, T) int32; logits (B, 1, H, W), positive inside the mask; exists (B,),
+positive where the sentence means anything.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from mindspore_coupalign.models.encoder import FusedEncoder
 from mindspore_coupalign.models.guided_filter import GuidedFilter
 from mindspore_coupalign.models.layers import Resize
 from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
-from mindspore_coupalign.models.sentence_mask import ProposalHead, SentenceMaskAlignment
+from mindspore_coupalign.models.sentence_mask import ExistenceHead, ProposalHead, SentenceMaskAlignment
 
 
 class Outputs(NamedTuple):
@@ -28,13 +29,15 @@ class Outputs(NamedTuple):
     attention: tuple  # (B, heads, P_i, T) of each aligned stage, pixels over words
     stage_logits: tuple  # (B, P_i, 1) of the stage heads on stages 1 and 2; empty without
     proposal_logits: Tensor | None  # (B, P, 1) of the proposal head
+    exists: Tensor | None  # (B,) of the existence head
 
 
-LOGITS, PIXELS, PROPOSALS, WEIGHTS, ATTENTION, STAGE_LOGITS, PROPOSAL_LOGITS = range(len(Outputs._fields))
+LOGITS, PIXELS, PROPOSALS, WEIGHTS, ATTENTION, STAGE_LOGITS, PROPOSAL_LOGITS, EXISTS = range(len(Outputs._fields))
 
 
 class CoupAlign(nn.Cell):
-    """``construct`` gives the mask logits, ``outputs`` those and the intermediates for losses and figures.
+    """``construct`` gives the mask logits, with an existence head the tuple (logits, exists); ``outputs`` those and the
+    intermediates for losses and figures.
 
     The exported graph is ``construct``'s: what only ``outputs`` returns is not in it.
 
@@ -43,12 +46,13 @@ class CoupAlign(nn.Cell):
         stage_heads: a linear head on each of the first two fused stages predicts the mask too, for a loss that teaches
             word-pixel alignment directly.
         proposal_head: the same for the sentence-mask alignment.
+        no_target: a head says whether the sentence means anything; it needs the sentence-mask alignment.
     """
 
     def __init__(self, encoder: FusedEncoder, decoder: PixelDecoder, size: tuple, dim: int,
                  generator: MaskGenerator | None = None, alignment: SentenceMaskAlignment | None = None,
                  query_stage: int = 4, upsample: str = "bilinear", stage_heads: bool = False,
-                 proposal_head: bool = False):
+                 proposal_head: bool = False, no_target: bool = False):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -60,16 +64,20 @@ class CoupAlign(nn.Cell):
         self.stage_heads = nn.CellList([nn.Dense(c, 1, bias_init="zeros") for c in encoder.vision.channels[:2]]
                                        if stage_heads else [])
         self.proposal_head = ProposalHead() if proposal_head else None
+        self.existence_head = ExistenceHead(dim, encoder.text.hidden) if no_target else None
         self.to_input_size = Resize(size)
 
     def construct(self, image, ids, word_mask):
-        return self.outputs(image, ids, word_mask)[LOGITS]
+        outputs = self.outputs(image, ids, word_mask)
+        if self.existence_head is None:
+            return outputs[LOGITS]
+        return outputs[LOGITS], outputs[EXISTS]
 
     def outputs(self, image, ids, word_mask):
         """The fields of Outputs as a tuple."""
         stages, words, attention = self.encoder(image, ids, word_mask)
         y = self.decoder(stages)
-        pixels, proposals, weights, proposal_logits = y, None, None, None
+        pixels, proposals, weights, proposal_logits, exists = y, None, None, None, None
         if self.alignment is not None:
             b, c, h, w = y.shape
             masks = self.generator(stages[self.query_stage])
@@ -80,8 +88,10 @@ class CoupAlign(nn.Cell):
                 proposal_logits = self.proposal_head(proposals, weights)
             pixels = ops.concat((y, aligned.transpose((0, 2, 1)).reshape(y.shape).astype(y.dtype)), 1)
         coarse = self.head(pixels)
+        if self.existence_head is not None:
+            exists = self.existence_head(pixels, coarse, words[:, 0])
         logits = self.to_input_size(coarse) if self.guided is None else self.guided(coarse, image)
         stage_logits = ()
         for i in range(len(self.stage_heads)):
             stage_logits += (self.stage_heads[i](stages[i]),)
-        return logits, y, proposals, weights, attention, stage_logits, proposal_logits
+        return logits, y, proposals, weights, attention, stage_logits, proposal_logits, exists

@@ -10,6 +10,11 @@ from mindspore_coupalign.models.layers import Product
 from mindspore_coupalign.models.noise import Noise
 
 
+def binary_cross_entropy(logits, target):
+    """Element by element, of logits against 0..1: log(1 + e^-|x|) + max(x, 0) - x·t, the form that cannot overflow."""
+    return ops.log1p(ops.exp(-ops.abs(logits))) + ops.relu(logits) - logits * target
+
+
 class MaskLoss(nn.Cell):
     """Weighted binary cross-entropy (mean over pixels) and Dice (mean over samples): (bce, dice) scalars.
 
@@ -26,13 +31,12 @@ class MaskLoss(nn.Cell):
         self.weighted = self.background != self.foreground
 
     def construct(self, logits, mask):
-        # log(1 + e^-|x|) + max(x, 0) - x·t, the form that cannot overflow
         if self.weighted:
             inside, outside = self.foreground * mask, self.background * (1 - mask)
             positive = ops.log1p(ops.exp(-ops.abs(logits))) + ops.relu(logits)  # -log(1 - p)
             bce = (inside * (positive - logits) + outside * positive).sum() / (inside + outside).sum()
         else:
-            bce = (ops.log1p(ops.exp(-ops.abs(logits))) + ops.relu(logits) - logits * mask).mean()
+            bce = binary_cross_entropy(logits, mask).mean()
         p = ops.sigmoid(logits).reshape((logits.shape[0], -1))
         t = mask.reshape((mask.shape[0], -1))
         dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)

@@ -15,7 +15,7 @@ from mindspore_coupalign.models.coupalign import CoupAlign
 from mindspore_coupalign.models.encoder import FusedEncoder
 from mindspore_coupalign.models.guided_filter import GuidedFilter, Separable
 from mindspore_coupalign.models.lavt import LavtEncoder, PixelWordAttention
-from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
+from mindspore_coupalign.models.sentence_mask import ExistenceHead, SentenceMaskAlignment
 from mindspore_coupalign.models.word_pixel import Gate, WordPixelAlignment
 
 
@@ -121,6 +121,11 @@ def sentence_mask(cell: SentenceMaskAlignment, pixels: int, queries: int) -> int
     return 2 * pixels * queries * dim + dense(cell.w_q, queries) + dense(cell.w_g, 1) + queries * dim
 
 
+def existence(cell: ExistenceHead, pixels: int) -> int:
+    dense_cells = (cell.of_pixels, cell.of_sentence, cell.hidden, cell.decide)
+    return pixels * cell.of_pixels.in_channels + sum(dense(part, 1) for part in dense_cells)
+
+
 def separable(cell: Separable, channels: int) -> int:
     (rows, height), (width, columns) = cell.rows.shape, cell.columns.shape
     return channels * columns * height * (width + rows)
@@ -152,6 +157,8 @@ def parts(model: CoupAlign, words: int) -> list[tuple[str, list, int]]:
         rows.append(("mask generator", [model.generator], generator(model.generator, pixels[model.query_stage])))
         rows.append(("sentence-mask alignment", [model.alignment], sentence_mask(model.alignment, pixels[0], queries)))
     rows.append(("head", [model.head], conv(model.head, pixels[0])))
+    if model.existence_head is not None:
+        rows.append(("existence head", [model.existence_head], existence(model.existence_head, pixels[0])))
     if model.guided is not None:
         rows.append(("guided filter", [model.guided], guided_filter(model.guided)))
     if len(model.stage_heads):

@@ -1,13 +1,13 @@
 """SMA, sentence-mask alignment: the sentence weighs the mask proposals, which are then projected onto the pixels.
 
 Shapes: y (B, P, C_d) pixel embedding; q (B, N, C_d) mask embeddings; sentence (B, D); proposals Z (B, P, N);
-weights a (B, N).
+weights a (B, N); pixels (B, 2 C_d, h, w) pixel embedding and aligned pixels; coarse (B, 1, h, w) their mask's logits.
 """
 
 import math
 
 import mindspore as ms
-from mindspore import nn
+from mindspore import nn, ops
 
 from mindspore_coupalign.mindspore_calls import expand_dims
 from mindspore_coupalign.models.layers import Product, dense
@@ -44,3 +44,27 @@ class ProposalHead(nn.Cell):
 
     def construct(self, proposals, weights):
         return self.gain * self.mix(proposals, expand_dims(weights, -1)) + self.offset
+
+
+class ExistenceHead(nn.Cell):
+    """Whether the sentence means anything in the picture: logits (B,), positive where it does.
+
+    It compares the sentence with the pixels that answer it best, pooled by the mask's own logits, and knows how sure
+    and how large that mask is. The mask is only read: the head's loss moves the features, not the mask's logits.
+    """
+
+    def __init__(self, dim: int, word_dim: int):
+        super().__init__()
+        self.of_pixels, self.of_sentence = dense(2 * dim, dim), dense(word_dim, dim)
+        self.hidden, self.decide = dense(3 * dim + 2, dim), dense(dim, 1)
+        self.over_pixels, self.pool, self.relu = nn.Softmax(-1), Product(transposed=True), nn.ReLU()
+
+    def construct(self, pixels, coarse, sentence):
+        b, c, h, w = pixels.shape
+        coarse = ops.stop_gradient(coarse.reshape((b, 1, h * w)))
+        found = self.pool(self.over_pixels(coarse), pixels.reshape((b, c, h * w))).reshape((b, c))
+        matched = self.of_pixels(found) * self.of_sentence(sentence)
+        surest, area = ops.amax(coarse, -1), ops.sigmoid(coarse).mean(-1)  # (B, 1)
+        features = ops.concat((matched, found.astype(matched.dtype), surest.astype(matched.dtype),
+                               area.astype(matched.dtype)), 1)
+        return self.decide(self.relu(self.hidden(features))).reshape((b,))

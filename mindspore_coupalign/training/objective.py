@@ -6,29 +6,33 @@ Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); each loss 
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindspore_coupalign.models.coupalign import LOGITS, PIXELS, PROPOSAL_LOGITS, STAGE_LOGITS
+from mindspore_coupalign.models.coupalign import EXISTS, LOGITS, PIXELS, PROPOSAL_LOGITS, STAGE_LOGITS
+from mindspore_coupalign.models.losses import binary_cross_entropy
 
 LOSSES = ("loss", "bce", "dice", "contrast", "deep_supervision_bce", "deep_supervision_dice", "proposal_mask_bce",
-          "proposal_mask_dice")
+          "proposal_mask_dice", "no_target")
 
 
 class Objective(nn.Cell):
     """LOSSES of one batch: the weighted sum and its raw terms
 
         loss = masks("") + contrast · <contrast> + deep_supervision · masks("deep_supervision_")
-               + proposal_mask · masks("proposal_mask_")
+               + proposal_mask · masks("proposal_mask_") + no_target · <no_target>
         masks(x) = bce · <x + "bce"> + dice · <x + "dice">
 
-    Deep supervision's terms are sums over the stage heads; terms of parts that are off are 0.
+    Deep supervision's terms are sums over the stage heads; ``no_target`` is the binary cross-entropy of the existence
+    head, for which a sentence means something where its mask has a pixel at the network's input size. Terms of parts
+    that are off are 0.
 
     Args:
-        weights: of bce, dice, contrast, deep_supervision and proposal_mask.
+        weights: of bce, dice, contrast, deep_supervision, proposal_mask and no_target.
     """
 
     def __init__(self, model, mask_loss, contrast, weights: tuple):
         super().__init__(auto_prefix=False)  # else every parameter of the model would be renamed model.<name>
         self.model, self.mask_loss, self.contrast = model, mask_loss, contrast
-        self.bce_weight, self.dice_weight, self.contrast_weight, self.stage_weight, self.proposal_weight = weights
+        self.bce_weight, self.dice_weight, self.contrast_weight, self.stage_weight = weights[:4]
+        self.proposal_weight, self.no_target_weight = weights[4:]
 
     def construct(self, image, ids, word_mask, mask):
         outputs = self.model.outputs(image, ids, word_mask)
@@ -48,7 +52,11 @@ class Objective(nn.Cell):
         if self.proposal_weight > 0:
             proposal_bce, proposal_dice = self._coarse_losses(outputs[PROPOSAL_LOGITS], mask, 4)
             total = total + self.proposal_weight * (self.bce_weight * proposal_bce + self.dice_weight * proposal_dice)
-        return total, bce, dice, contrast, stage_bce, stage_dice, proposal_bce, proposal_dice
+        no_target = ops.zeros_like(bce)
+        if self.no_target_weight > 0:
+            no_target = binary_cross_entropy(outputs[EXISTS].astype(ms.float32), ops.amax(mask, (1, 2, 3))).mean()
+            total = total + self.no_target_weight * no_target
+        return total, bce, dice, contrast, stage_bce, stage_dice, proposal_bce, proposal_dice, no_target
 
     def _coarse_losses(self, logits, mask, stride: int):
         """Both mask losses of logits (B, P, 1) at a stride against the share of the mask in each of their cells."""

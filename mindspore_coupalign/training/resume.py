@@ -14,7 +14,7 @@ MAY_CHANGE = ("data.root", "data.images", "data.workers", "data.val_split", "dat
               "train.save_every", "train.keep", "train.max_nonfinite_steps", "train.step_timeout",
               "train.heartbeat_timeout",
               "train.compile_timeout", "train.remote_grace", "train.barrier_timeout", "train.log_every",
-              "eval.batch_size", "eval.threshold")
+              "eval.batch_size", "eval.threshold", "eval.exists_threshold", "eval.min_pixels")
 
 
 def differences(before: dict, now: dict, prefix: str = "") -> list:

@@ -103,7 +103,8 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
         scaler = ms.amp.DynamicLossScaler(SCALE_START, 2, SCALE_WINDOW)
     freeze(model, train.freeze)
     objective = Objective(model, MaskLoss(loss.class_weights), PixelContrast(loss.temperature, loss.negatives),
-                          (loss.bce, loss.dice, loss.contrast, loss.deep_supervision, loss.proposal_mask))
+                          (loss.bce, loss.dice, loss.contrast, loss.deep_supervision, loss.proposal_mask,
+                           loss.no_target if config.model.no_target else 0))
     lr_mults = {"encoder.vision.": train.image_lr_mult, "encoder.text.": train.text_lr_mult, "": train.head_lr_mult}
     groups = parameter_groups(model, train.weight_decay, train.position_bias_lr_mult, train.muon_lr_mult,
                               {prefix: mult for prefix, mult in lr_mults.items() if mult != 1}, train.decayed)

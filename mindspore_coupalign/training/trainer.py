@@ -12,7 +12,7 @@ import numpy as np
 from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.loader import TrainSource, batches
-from mindspore_coupalign.data.notices import doubts, turned_pictures
+from mindspore_coupalign.data.notices import doubts, turned_pictures, unanswerable
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.seen import seen_with
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
@@ -87,6 +87,7 @@ class Trainer:
             if isinstance(self.train_data, UnionData):
                 parts = {part.label: self.train_data.part_samples(part) for part in self.train_data.parts}
                 lines = doubts(self.train_data, parts, self.tokenizer, names) + lines
+            lines += unanswerable(self.train_data, self.train_data.split(self.train_split), self.config.model.no_target)
             for line in lines:
                 self.log(line)
 

@@ -113,10 +113,12 @@ def record(found: Prediction) -> dict:
         notes.append(f"not in the network's vocabulary: {list_words(found.unknown)}")
     if found.truncated:
         notes.append("longer than the network reads; its end was cut off")
-    if not found.area:
-        notes.append("nothing predicted")
-    return {"sentence": found.sentence, "score": round(found.score, 4), "box": found.box, "area": found.area,
-            "width": width, "height": height, "rle": found.rle(), "seconds": round(found.seconds, 4), "notes": notes}
+    if not found.exists:
+        notes.append("nothing predicted" if found.existence is None else "the sentence means nothing in this picture")
+    existence = None if found.existence is None else round(found.existence, 4)
+    return {"sentence": found.sentence, "exists": found.exists, "existence": existence,
+            "score": round(found.score, 4), "box": found.box, "area": found.area, "width": width, "height": height,
+            "rle": found.rle(), "seconds": round(found.seconds, 4), "notes": notes}
 
 
 def write_files(found: list[Prediction], attention: bool, folder: Path) -> Answer:

@@ -138,12 +138,14 @@ class Graph:
         shape[axis] = sum(value.shape[axis] for value in values)
         return self.node("Concat", values, shape, axis=axis)
 
-    def model(self, output: Value, name: str, producer_version: str) -> onnx.ModelProto:
-        """The finished model; ``name`` is its one output's."""
-        self._nodes.append(helper.make_node("Identity", [output.name], [name], name=name))
-        sizes = ["batch" if size is None else size for size in output.shape]
-        result = helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
-        graph = helper.make_graph(self._nodes, "coupalign", self._inputs, [result], list(self._constants.values()))
+    def model(self, outputs: dict[str, Value], producer_version: str) -> onnx.ModelProto:
+        """The finished model with its outputs by name."""
+        results = []
+        for name, output in outputs.items():
+            self._nodes.append(helper.make_node("Identity", [output.name], [name], name=name))
+            sizes = ["batch" if size is None else size for size in output.shape]
+            results.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))
+        graph = helper.make_graph(self._nodes, "coupalign", self._inputs, results, list(self._constants.values()))
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION,
                                  producer_name="mindspore_coupalign", producer_version=producer_version)
 

@@ -1,6 +1,6 @@
 """The ONNX form of what follows the encoders, and of the whole network.
 
-Shapes as in models/: S_i (B, P_i, C_i); y (B, C_d, H/4, W/4); q (B, N, C_d); logits (B, 1, H, W).
+Shapes as in models/: S_i (B, P_i, C_i); y (B, C_d, H/4, W/4); q (B, N, C_d); logits (B, 1, H, W); exists (B,).
 """
 
 import numpy as np
@@ -55,6 +55,18 @@ def _(cell: sentence_mask.SentenceMaskAlignment, graph, y, q, sentence):
 
 
 @emit.register
+def _(cell: sentence_mask.ExistenceHead, graph, pixels, coarse, sentence):
+    b, c, h, w = pixels.shape
+    coarse = coarse.reshape(b, 1, h * w)
+    found = (softmax(coarse) @ pixels.reshape(b, c, h * w).transpose(0, 2, 1)).reshape(b, c)
+    matched = emit(cell.of_pixels, graph, found) * emit(cell.of_sentence, graph, sentence)
+    surest, area = (value.reshape(b, 1) for value in (
+        coarse.reduce("ReduceMax", 2), coarse.apply("Sigmoid").reduce("ReduceMean", 2)))
+    hidden = emit(cell.hidden, graph, graph.concat([matched, found, surest, area], 1)).apply("Relu")
+    return emit(cell.decide, graph, hidden).reshape(b)
+
+
+@emit.register
 def _(cell: guided_filter.Separable, graph, x):
     return graph.value(cell.rows) @ (x @ cell.columns)
 
@@ -92,7 +104,7 @@ def _products(graph, r, g, b):
 
 @emit.register
 def _(cell: coupalign.CoupAlign, graph, image, ids, word_mask):
-    """The logits; the heads that only training needs are left out."""
+    """The outputs by name; the heads that only training needs are left out."""
     stages, words = emit(cell.encoder, graph, image, ids, word_mask)
     pixels = y = emit(cell.decoder, graph, stages)
     if cell.alignment is not None:
@@ -102,9 +114,10 @@ def _(cell: coupalign.CoupAlign, graph, image, ids, word_mask):
         aligned = emit(cell.alignment, graph, tokens, masks, words.take(0, 1))
         pixels = graph.concat([y, aligned.transpose(0, 2, 1).reshape(*y.shape)], 1)
     coarse = emit(cell.head, graph, pixels)
-    if cell.guided is not None:
-        return emit(cell.guided, graph, coarse, image)
-    return emit(cell.to_input_size, graph, coarse)
+    logits = emit(cell.to_input_size, graph, coarse) if cell.guided is None else emit(cell.guided, graph, coarse, image)
+    if cell.existence_head is None:
+        return {"logits": logits}
+    return {"logits": logits, "exists": emit(cell.existence_head, graph, pixels, coarse, words.take(0, 1))}
 
 
 def to_onnx(network: coupalign.CoupAlign, data: DataConfig, uint8: bool = False) -> onnx.ModelProto:
@@ -122,7 +135,7 @@ def to_onnx(network: coupalign.CoupAlign, data: DataConfig, uint8: bool = False)
         image = graph.input("image", TensorProto.FLOAT, (None, 3, size, size))
     ids = graph.input("ids", TensorProto.INT32, words)
     word_mask = graph.input("word_mask", TensorProto.INT32, words)
-    return graph.model(emit(network, graph, image, ids, word_mask), "logits", __version__)
+    return graph.model(emit(network, graph, image, ids, word_mask), __version__)
 
 
 def normalise(pixels: Value, mean, std) -> Value:

@@ -1,6 +1,7 @@
 """Running an ONNX file by onnxruntime on the CPU: NumPy arrays in and out, no MindSpore.
 
-Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) float32.
+Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) and exists
+(B,) float32.
 """
 
 import importlib
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluation.answer import Answer
 from mindspore_coupalign.inference import sidecar
 
 INPUTS = ("image", "ids", "word_mask")
@@ -37,11 +39,12 @@ def open_session(path: Path):
 
 
 def runner(path: Path):
-    """``run(image, ids, word_mask)`` -> logits."""
+    """``run(image, ids, word_mask)`` -> the answer."""
     session = open_session(path)
+    names = [output.name for output in session.get_outputs()]  # logits, and exists where there is the head
 
-    def run(image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], dict(zip(INPUTS, (image, ids, word_mask), strict=True)))[0]
+    def run(image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> Answer:
+        return Answer(*session.run(names, dict(zip(INPUTS, (image, ids, word_mask), strict=True))))
 
     return run
 

@@ -1,0 +1,277 @@
+"""The generalised task: sentences that mean several objects, or none."""
+
+import dataclasses
+import json
+
+import mindspore as ms
+import numpy as np
+import peer_rules
+import pytest
+from refer_files import refs_and_instances, write_refer, write_vocabulary
+from tiny_network import eager, tiny_batch, tiny_config, tiny_model
+
+from mindspore_coupalign import build
+from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.config import DataConfig
+from mindspore_coupalign.data.notices import doubts, unanswerable
+from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.subsets import joined, keep_refs
+from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluation import protocols
+from mindspore_coupalign.evaluation.answer import Answer, Existence, answer_of
+from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
+from mindspore_coupalign.evaluation.metrics import existence_scores, overlap
+from mindspore_coupalign.inference.loading import load
+from mindspore_coupalign.models.coupalign import Outputs
+from mindspore_coupalign.training import setup
+from mindspore_coupalign.training.objective import LOSSES
+from mindspore_coupalign.weights.checkpoint import load_checkpoint, named_arrays, save_checkpoint
+
+
+def general(root):
+    """refs 500 and 501 mean both objects of image 100, ref 503 means nothing."""
+    refs, instances = refs_and_instances()
+    for ref in refs:
+        ref.update(ann_id=[ref["ann_id"]], no_target=False)
+        for k, sentence in enumerate(ref["sentences"]):
+            sentence.update(sent="the red square" + " left" * (k % 2))
+    refs[0].update(ann_id=[7000, 7001])
+    refs[1].update(ann_id=[7001, 7000])
+    refs[3].update(ann_id=[-1], no_target=True)
+    write_refer(root, refs, instances)
+    return read_refer(root, "tiny", "unc")
+
+
+def test_a_mask_is_all_that_is_meant(tmp_path):
+    write_refer(tmp_path / "single")
+    plain, data = read_refer(tmp_path / "single", "tiny", "unc"), general(tmp_path / "general")
+    assert data.objects_of(0) == [7000, 7001] and data.objects_of(1) == [7001, 7000] and data.objects_of(3) == []
+    assert data.has_target.tolist() == [True, True, True, False, True, True]
+    np.testing.assert_array_equal(data.mask(0), plain.mask(0) | plain.mask(1))
+    np.testing.assert_array_equal(data.mask(0, "single"), plain.mask(0, "single") | plain.mask(1, "single"))
+    assert not data.mask(3).any() and data.mask_area(3) == data.mask_area(3, "single") == 0
+    for r in (2, 4, 5):
+        np.testing.assert_array_equal(data.mask(r), plain.mask(r))
+
+
+@pytest.mark.parametrize("left_out", [0, 3])
+def test_parts_and_unions_keep_what_each_ref_means(tmp_path, left_out):
+    data = general(tmp_path)
+    part = keep_refs(data, np.arange(6) != left_out)
+    whole = type(data)(**joined([data, part]))
+    expected = [data.objects_of(r) for r in range(6)]
+    assert [whole.objects_of(r) for r in range(11)] == expected + expected[:left_out] + expected[left_out + 1 :]
+    np.testing.assert_array_equal(whole.mask(10), data.mask(5))
+
+
+def test_only_what_should_have_a_mask_is_called_empty(tmp_path):
+    data, tokenizer = general(tmp_path), SentenceTokenizer.from_name(str(write_vocabulary(tmp_path / "bert")), 20)
+    val = data.split("val")
+    assert not any("empty" in line for line in doubts(data, {"val": val}, tokenizer, DataConfig()))
+    (line,) = unanswerable(data, val, has_head=False)
+    assert "2 of 3 sentences mean nothing" in line and "model.no_target=true" in line
+    assert unanswerable(data, val, has_head=True) == unanswerable(data, data.split("train"), has_head=False) == []
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x.astype(np.float64)))
+
+
+def linear(cell, x):
+    return x @ cell.weight.asnumpy().astype(np.float64).T + cell.bias.asnumpy()
+
+
+def test_the_head_by_its_formula():
+    """Against NumPy: the sentence times the pixels that answer it, those, the mask's peak and area, two layers."""
+    model, random = tiny_model("model.no_target=true", seed=3), np.random.default_rng(0)
+    head = model.existence_head
+    for parameter in head.get_parameters():
+        parameter.set_data(ms.Tensor(random.normal(0, 0.5, parameter.shape).astype(np.float32)))
+    pixels, coarse = random.normal(size=(2, 32, 4, 4)), random.normal(size=(2, 1, 4, 4))
+    sentence = random.normal(size=(2, 16))
+    found = eager(head, *(x.astype(np.float32) for x in (pixels, coarse, sentence))).asnumpy()
+    flat = np.exp(coarse.reshape(2, 1, 16))
+    pooled = ((flat / flat.sum(-1, keepdims=True)) * pixels.reshape(2, 32, 16)).sum(-1)
+    matched = linear(head.of_pixels, pooled) * linear(head.of_sentence, sentence)
+    surest, area = coarse.reshape(2, 16).max(1), sigmoid(coarse).reshape(2, 16).mean(1)
+    features = np.concatenate([matched, pooled, surest[:, None], area[:, None]], 1)
+    expected = linear(head.decide, np.maximum(linear(head.hidden, features), 0))[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_changes_no_mask_and_has_its_loss():
+    batch = [*tiny_batch(4)]
+    batch[3][1] = 0  # the second sentence means nothing
+    plain, model = tiny_model(seed=1), tiny_model("model.no_target=true", seed=1)
+    weights = {p.name: p for p in plain.get_parameters()}
+    for parameter in model.get_parameters():
+        if parameter.name in weights:
+            parameter.set_data(weights[parameter.name])
+    logits, exists = (x.asnumpy() for x in eager(model, *batch[:3]))
+    np.testing.assert_array_equal(logits, eager(plain, *batch[:3]).asnumpy())
+    assert exists.shape == (4,)
+    config = tiny_config("model.no_target=true", "loss.no_target=0.3", "loss.contrast=0")
+    objective = setup.build_train_step(model, config).objective
+    losses = dict(zip(LOSSES, [float(x.asnumpy()) for x in eager(objective, *batch)], strict=True))
+    p = sigmoid(exists)
+    expected = -np.log([p[0], 1 - p[1], p[2], p[3]]).mean()
+    assert losses["no_target"] == pytest.approx(expected, rel=1e-4)
+    assert losses["loss"] == pytest.approx(losses["bce"] + losses["dice"] + 0.3 * expected, rel=1e-4)
+
+
+def test_the_head_needs_the_sentence_mask_alignment():
+    for override in ("model.sentence_mask=false", "model.name=lavt"):
+        with pytest.raises(UserError, match="model.no_target needs.*eval.min_pixels"):
+            tiny_config("model.no_target=true", override)
+    with pytest.raises(UserError, match="loss.no_target"):
+        tiny_config("loss.no_target=0")
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_scores_are_relas(head):
+    """gIoU, cIoU, N_acc, T_acc and Pr@X of random masks and answers, counted as ReLA's code does it."""
+    random, units, rows = np.random.default_rng(7), [], []
+    for _ in range(200):
+        target = random.random() < 0.7
+        truth = (random.random((6, 8)) < 0.5) * target
+        drawn = truth ^ (random.random((6, 8)) < random.choice([0, 0.05, 0.3])) if random.random() < 0.8 else truth * 0
+        said = bool(random.random() < 0.6) if head else bool(drawn.any())
+        units.append((drawn.astype(bool), truth.astype(int), target, *([not said] if head else [])))
+        rows.append((*overlap(drawn, truth), target, said))
+    inter, union, targets, said = np.array(rows).T
+    found = protocols.count(protocols.PROTOCOLS["rela"], inter, union, np.arange(200), targets > 0, said > 0)
+    assert found == pytest.approx({"samples": 200, **peer_rules.rela(units)}, abs=1e-3)
+
+
+def test_shares_of_right_answers():
+    targets, said = np.array([1, 1, 1, 0, 0], bool), np.array([1, 0, 1, 1, 0], bool)
+    assert existence_scores(targets, said) == {"N_acc": 50, "T_acc": pytest.approx(66.6667)}
+    assert existence_scores(targets[3:], said[3:]) == {"N_acc": 50} and existence_scores(targets[:3], said[:3]) == {}
+
+
+@pytest.mark.parametrize("pixels, exists, least, expected", [
+    (5, None, 0, True), (0, None, 0, False), (5, None, 6, False), (6, None, 6, True),
+    (5, 0.1, 0, True), (0, 0.1, 0, True), (5, 0.0, 0, False), (5, -3.0, 0, False), (5, 0.1, 6, False)])
+def test_when_a_sentence_means_something(pixels, exists, least, expected):
+    mask = np.arange(20).reshape(4, 5) < pixels
+    assert Existence(0.5, least)(mask, exists) is expected
+
+
+def test_the_heads_threshold_is_a_probability():
+    mask = np.ones((2, 2), bool)
+    assert Existence(0.9)(mask, 2.2) and not Existence(0.9)(mask, 2.19)  # log 9 = 2.197
+
+
+class FakeCell:
+    """A network of tensors: everything is mask; what an even number of words asks for is not there."""
+
+    def set_train(self, mode):
+        return self
+
+    def __call__(self, image, ids, word_mask):
+        words = word_mask.asnumpy().sum(1)
+        return ms.ops.ones((len(words), 1, 64, 64)), ms.Tensor(np.where(words % 2, 2.0, -2.0).astype(np.float32))
+
+
+def test_training_validates_with_the_heads_answer(tmp_path):
+    data = general(tmp_path)
+    config = tiny_config("data.max_tokens=16", "data.workers=1")
+    tokenizer = SentenceTokenizer.from_name(str(write_vocabulary(tmp_path / "bert")), 16)
+    samples = np.arange(len(data.sentence_ref))
+    scores = evaluate_samples(FakeCell(), data, samples, tokenizer, config)
+    said = tokenizer([data.sentence(s) for s in samples])[1].sum(1) % 2 == 1
+    assert 0 < said.sum() < len(said)
+    np.testing.assert_array_equal(scores["exists"], said)
+    areas = np.array([data.mask_area(r) for r in data.sentence_ref])
+    np.testing.assert_array_equal(scores["image"], np.stack([areas * said, np.where(said, 40 * 60, areas)], 1))
+    result = report(data, scores)["image"]
+    targets = data.has_target[data.sentence_ref]
+    assert result["N_acc"] == pytest.approx(100 * (~said[~targets]).mean(), abs=1e-3)
+    assert result["T_acc"] == pytest.approx(100 * said[targets].mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("logit, drawn", [(3.0, True), (-3.0, False)])
+def test_a_prediction_says_whether_anything_is_meant(make_model, picture, logit, drawn):
+    def network(image, ids, word_mask):
+        return np.full((len(image), 1, 64, 64), 5, np.float32), np.full(len(image), logit, np.float32)
+
+    for answer in (network, lambda *inputs: Answer(*network(*inputs))):
+        found = make_model(answer).predict(picture.path, "the red circle")
+        assert found.exists is drawn and found.mask.all() == drawn and found.mask.any() == drawn
+        assert found.existence == pytest.approx(sigmoid(np.array(logit))) and found.probability.min() > 0.99
+        assert (found.score > 0.99) if drawn else (found.score == 0 and found.box is None)
+    plain = make_model().predict(picture.path, "the red circle")
+    assert plain.existence is None and plain.exists
+
+
+def test_a_head_that_is_not_finite_is_an_error(make_model, picture):
+    model = make_model(lambda image, *_: (np.zeros((len(image), 1, 64, 64), np.float32), np.full(len(image), np.nan)))
+    with pytest.raises(UserError, match="non-finite"):
+        model.predict(picture.path, "the red circle")
+
+
+def test_answers_of_any_form():
+    logits, exists = np.zeros((1, 1, 2, 2)), np.zeros(1)
+    assert answer_of(logits).exists is None and answer_of((logits, exists)).existence(0) == 0
+    assert answer_of(Answer(logits, exists)).logits is logits
+
+
+@pytest.fixture(scope="module")
+def with_head(tiny_checkpoint, tmp_path_factory, picture):
+    """conftest's checkpoint with a head whose answer is between the two sentences'; and the two logits."""
+    from conftest import SENTENCES
+
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    config = dataclasses.replace(checkpoint.config, model=dataclasses.replace(checkpoint.config.model, no_target=True))
+    tokenizer = SentenceTokenizer.from_json(checkpoint.tokenizer, 8, "test")
+    model = build.build_model(config, tokenizer.vocab_size).set_train(False)
+    weights, random = checkpoint.section("model"), np.random.default_rng(4)
+    for parameter in model.get_parameters():
+        drawn = random.normal(0, 0.5, parameter.shape).astype(np.float32)
+        parameter.set_data(ms.Tensor(weights.get(parameter.name, drawn)))
+    image = np.stack([(picture.rgb[:1, :1].transpose(2, 0, 1) / 255 * 0 + 0.1).repeat(64, 1).repeat(64, 2)] * 2)
+    image = image.astype(np.float32)
+    exists = eager(model, image, *tokenizer(list(SENTENCES)))[1].asnumpy()
+    head = model.existence_head.decide.bias
+    head.set_data(head - float(exists.mean()))
+    path = tmp_path_factory.mktemp("general") / "best.safetensors"
+    save_checkpoint(path, named_arrays(model.get_parameters(), "model"), config, tokenizer.to_json(), {"step": 7})
+    return path, picture.path, list(SENTENCES)
+
+
+def same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.existence == pytest.approx(theirs.existence, abs=1e-4)
+        assert ours.exists == theirs.exists
+        np.testing.assert_array_equal(ours.mask, theirs.mask)
+
+
+def test_graphs_answer_what_the_checkpoint_answers(with_head, tmp_path, command_line):
+    path, photograph, sentences = with_head
+    expected = load(path, device="CPU").predict(photograph, sentences)
+    assert all(found.existence is not None for found in expected)
+    explained = load(path, device="CPU", details=True).predict(photograph, sentences)
+    same(explained, expected)
+    assert explained[0].details is not None
+    for name, more in (("a.mindir", ()), ("b.onnx", ("--uint8",))):
+        if name.endswith("onnx"):
+            pytest.importorskip("onnxruntime")
+        file = tmp_path / name
+        done = command_line("export", "--checkpoint", path, "--output", file, *more)
+        assert done.code == 0, done.err
+        facts = json.loads((tmp_path / f"{name}.json").read_text())
+        assert [entry["name"] for entry in facts["outputs"]] == ["logits", "exists"]
+        assert (facts["exists_threshold"], facts["min_pixels"]) == (0.5, 0)
+        same(load(file, device="CPU").predict(photograph, sentences), expected)
+        low, high = (min(f.existence for f in expected), max(f.existence for f in expected))
+        assert main(["predict", "--model", str(file), "--image", str(photograph), "--text", sentences[0], "--text",
+                     sentences[1], "--output", str(tmp_path / f"out-{name}"), "--device-target", "CPU",
+                     f"eval.exists_threshold={(low + high) / 2}"]) == 0
+        records = [json.loads(line) for line in (tmp_path / f"out-{name}/predictions.jsonl").read_text().splitlines()]
+        assert sorted(r["exists"] for r in records) == [False, True]
+
+
+def test_the_outputs_hold_the_answer():
+    out = Outputs(*eager(tiny_model("model.no_target=true").outputs, *tiny_batch(2)[:3]))
+    assert out.exists.shape == (2,)
