@@ -113,9 +113,10 @@ def record(found: Prediction) -> dict:
         notes.append(f"not in the network's vocabulary: {list_words(found.unknown)}")
     if found.truncated:
         notes.append("longer than the network reads; its end was cut off")
-    if not found.exists:
-        notes.append("nothing predicted" if found.existence is None else "the sentence means nothing in this picture")
     existence = None if found.existence is None else round(found.existence, 4)
+    if not found.exists:
+        notes.append("nothing predicted" if existence is None else
+                     f"nothing is meant: the probability that the sentence means anything here is {existence:.2f}")
     return {"sentence": found.sentence, "exists": found.exists, "existence": existence,
             "score": round(found.score, 4), "box": found.box, "area": found.area, "width": width, "height": height,
             "rle": found.rle(), "seconds": round(found.seconds, 4), "notes": notes}
