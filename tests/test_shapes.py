@@ -32,10 +32,10 @@ HELD_OUT = {("red", "circle"), ("green", "square"), ("blue", "triangle"), ("yell
 SPATIAL = {"side", "ordinal", "corner", "size"}
 
 
-def load(folder: Path) -> SimpleNamespace:
+def load(folder: Path, name: str = "refshapes") -> SimpleNamespace:
     """The files as they are: ``sentences`` of (split, ref, sentence), ``scenes`` image id -> its annotations."""
-    refs = pickle.loads((folder / "refshapes" / "refs(shapes).p").read_bytes())
-    instances = json.loads((folder / "refshapes" / "instances.json").read_text())
+    refs = pickle.loads((folder / name / "refs(shapes).p").read_bytes())
+    instances = json.loads((folder / name / "instances.json").read_text())
     scenes = {image["id"]: [] for image in instances["images"]}
     for annotation in instances["annotations"]:
         scenes[annotation["image_id"]].append(annotation)
@@ -44,7 +44,7 @@ def load(folder: Path) -> SimpleNamespace:
         images={image["id"]: image for image in instances["images"]},
         names={category["id"]: category["name"] for category in instances["categories"]},
         sentences=[(ref["split"], ref, sentence) for ref in refs for sentence in ref["sentences"]],
-        references=json.loads((folder / "refshapes" / "references.json").read_text()))
+        references=json.loads((folder / name / "references.json").read_text()))
 
 
 def digest(folder: Path) -> dict:
@@ -236,6 +236,18 @@ def test_bytes_depend_on_the_seed_alone(tmp_path):
     assert one.keys() == other.keys() and not set(one.values()) & set(other.values())
     pictures = {name: value for name, value in one.items() if name.endswith(".png")}
     assert pictures.items() <= more.items()
+
+
+def test_scenes_are_those_of_the_first_release(tmp_path):
+    """Annotations by digest; of the pictures the mean, which does not depend on how a processor rounds."""
+    make_shapes(tmp_path / "data", 5, **FEW)
+    made = load(tmp_path / "data")
+    texts = [json.dumps(made.refs), *((tmp_path / "data" / "refshapes" / name).read_text()
+                                      for name in ("instances.json", "references.json"))]
+    assert hashlib.sha256("".join(texts).encode()).hexdigest() == (
+        "366503a244f03c46bcc80d0a558956b58da59fbf83737cfef516b55e2c360baa")
+    pictures = [cv2.imread(str(path)) for path in sorted((tmp_path / "data" / "images" / "refshapes").iterdir())[:6]]
+    assert np.allclose([p.mean() for p in pictures], [105.69, 95.15, 104.89, 87.74, 90.42, 88.75], atol=0.03)
 
 
 def test_a_made_set_is_kept_and_another_is_only_replaced_by_force(tmp_path, capsys):

@@ -6,12 +6,16 @@ import os
 import signal
 from pathlib import Path
 
-from mindspore_coupalign.data.refshapes.dataset import SPLITS, make_shapes, table
+from mindspore_coupalign.data.refshapes.dataset import GENERAL, PLAIN, SPLITS, make_shapes
+from mindspore_coupalign.data.refshapes.references import table
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--output", required=True, metavar="DIR",
-                        help="folder to make; data/refshapes is where the shipped configurations look")
+                        help="folder to make; data/refshapes (data/refshapes_general) is where the shipped "
+                             "configurations look")
+    parser.add_argument("--generalised", action="store_true",
+                        help="refshapes_general: sentences may mean several shapes, or none")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes (default 0)")
     for split, scenes in SPLITS.items():
         parser.add_argument(f"--{split}", type=int, default=scenes, metavar="N",
@@ -25,11 +29,14 @@ def run(args: argparse.Namespace) -> int:
     sizes = {split: getattr(args, split) for split in SPLITS}
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        made = make_shapes(args.output, args.seed, **sizes, workers=args.workers, force=args.force)
+        made = make_shapes(args.output, args.seed, **sizes, workers=args.workers, force=args.force,
+                           generalised=args.generalised)
     finally:
         signal.signal(signal.SIGTERM, before)
-    print(f"{args.output}: RefShapes {'written' if made else 'of this seed and size is there already; kept as it is'}")
-    print(table(json.loads((Path(args.output) / "refshapes" / "references.json").read_text())["splits"]))
+    variant = GENERAL if args.generalised else PLAIN
+    state = "written" if made else "of this seed and size is there already; kept as it is"
+    print(f"{args.output}: {variant.name} {state}")
+    print(table(json.loads((Path(args.output) / variant.folder / "references.json").read_text())["splits"]))
     return 0
 
 

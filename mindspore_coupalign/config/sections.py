@@ -50,7 +50,7 @@ class DataConfig:
     image_size: int = 480  # network input, H = W: the image is resized to it without keeping its aspect ratio
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # RGB, of values in 0..1 (ImageNet)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)  # the standard deviations that go with mean
-    tokenizer: str = "bert-base-uncased"  # folder of a vocab.txt, hub name, or "refshapes" for the shipped vocabulary
+    tokenizer: str = "bert-base-uncased"  # folder of a vocab.txt, hub name, shipped: refshapes, refshapes_general
     max_tokens: int = 20  # with [CLS] and [SEP]
     flip: float = 0.0  # probability of a left-right flip with the words left and right swapped
     workers: int = 8  # threads of the data pipeline

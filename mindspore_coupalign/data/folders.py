@@ -7,7 +7,7 @@ from mindspore_coupalign.data.importers.recognise import foreign_form
 from mindspore_coupalign.errors import UserError
 
 KNOWN = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd or google", "refclef": "berkeley or unc",
-         "refshapes": "shapes"}
+         "refshapes": "shapes", "refshapes_general": "shapes"}
 
 
 def find_dataset(root: Path, dataset: str, split_by: str) -> Path:

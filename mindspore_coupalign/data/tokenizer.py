@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from mindspore_coupalign.errors import UserError, one_line
 
-SHIPPED = {"refshapes": Path(__file__).resolve().parent.parent / "assets" / "refshapes_tokenizer"}
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+SHIPPED = {name: _ASSETS / f"{name}_tokenizer" for name in ("refshapes", "refshapes_general")}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _PROBE_SECONDS = 5
 
@@ -40,7 +41,7 @@ class SentenceTokenizer:
 
     @classmethod
     def from_name(cls, name: str, max_tokens: int, download: bool = True) -> "SentenceTokenizer":
-        """Load ``refshapes`` (shipped), a local folder (vocab.txt is enough), or a name on the Hugging Face hub.
+        """Load a shipped one (SHIPPED), a local folder (vocab.txt is enough), or a name on the Hugging Face hub.
 
         Args:
             download: False: of the hub, take only what was downloaded before.

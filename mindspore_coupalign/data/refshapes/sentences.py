@@ -34,9 +34,9 @@ NEARER = 6.0  # px by which the shape in a corner is nearer to it than the next 
 FACTOR = 1.4  # of areas
 BEYOND, SHORT = 6.0, -2.0  # px past the anchor for the one shape meant; no other of F may pass SHORT
 
-_ORDINALS = ("second", "third", "fourth")
-_SIDE_AXES = {"left": ("x", 1), "right": ("x", -1), "top": ("y", 1), "bottom": ("y", -1)}
-_RELATION_AXES = {"left": ("x", -1), "right": ("x", 1), "above": ("y", -1), "below": ("y", 1)}
+ORDINALS = ("second", "third", "fourth")
+SIDE_AXES = {"left": ("x", 1), "right": ("x", -1), "top": ("y", 1), "bottom": ("y", -1)}
+RELATION_AXES = {"left": ("x", -1), "right": ("x", 1), "above": ("y", -1), "below": ("y", 1)}
 
 _SIDE_WORDS = {
     "left": ("left {np}", "leftmost {np}", "{np} on the left", "{np} on the left side"),
@@ -51,7 +51,7 @@ _SIZE_WORDS = {
     "big": ("biggest {np}", "largest {np}", "{np} that is the biggest"),
     "small": ("smallest {np}", "{np} that is the smallest"),
 }
-_RELATION_WORDS = {
+RELATION_WORDS = {
     "left": ("{np} left of the {anchor}", "{np} to the left of the {anchor}"),
     "right": ("{np} right of the {anchor}", "{np} to the right of the {anchor}"),
     "above": ("{np} above the {anchor}", "{np} higher than the {anchor}"),
@@ -79,10 +79,9 @@ class Claim(NamedTuple):
 def claims(shapes: list[Shape], nouns: tuple = (*KINDS, ANY)) -> list[Claim]:
     """Every claim with one of the nouns that holds in the scene with its margins, in a fixed order."""
     per_kind = Counter(shape.kind for shape in shapes)
-    per_pair = Counter((shape.colour, shape.kind) for shape in shapes)
-    anchors = [i for i, shape in enumerate(shapes) if per_pair[shape.colour, shape.kind] == 1]
+    anchors = possible_anchors(shapes)
     found = []
-    for colour, noun, fits in _noun_phrases(shapes, nouns):
+    for colour, noun, fits in noun_phrases(shapes, nouns):
         if len(fits) == 1:
             cues = [(fits[0], ("attribute",))]
         else:
@@ -98,37 +97,47 @@ def claims(shapes: list[Shape], nouns: tuple = (*KINDS, ANY)) -> list[Claim]:
 
 def word(claim: Claim, rng: np.random.Generator) -> str:
     """One wording of a claim: lower case words with single spaces."""
+    text = phrase_of(claim, rng)
+    return "the " + text if rng.random() < 0.3 else text
+
+
+def phrase_of(claim: Claim, rng: np.random.Generator) -> str:
+    """The same without an article in front."""
     phrase = f"{claim.colour} {claim.noun}" if claim.colour else claim.noun
     name, *rest = claim.cue
     if name == "attribute":
-        text = _choose(rng, _ATTRIBUTE_WORDS).format(np=phrase, noun=claim.noun, colour=claim.colour)
-    elif name == "side":
-        text = _choose(rng, _SIDE_WORDS[rest[0]]).format(np=phrase)
-    elif name == "ordinal":
-        text = _choose(rng, _ORDINAL_WORDS).format(np=phrase, nth=rest[0], side=rest[1])
-    elif name == "corner":
-        text = _choose(rng, _CORNER_WORDS).format(np=phrase, v=rest[0], h=rest[1])
-    elif name == "size":
-        text = _choose(rng, _SIZE_WORDS[rest[0]]).format(np=phrase)
-    else:
-        text = _choose(rng, _RELATION_WORDS[rest[0]]).format(np=phrase, anchor=" ".join(rest[1:]))
-    return "the " + text if rng.random() < 0.3 else text
+        return choose(rng, _ATTRIBUTE_WORDS).format(np=phrase, noun=claim.noun, colour=claim.colour)
+    if name == "side":
+        return choose(rng, _SIDE_WORDS[rest[0]]).format(np=phrase)
+    if name == "ordinal":
+        return choose(rng, _ORDINAL_WORDS).format(np=phrase, nth=rest[0], side=rest[1])
+    if name == "corner":
+        return choose(rng, _CORNER_WORDS).format(np=phrase, v=rest[0], h=rest[1])
+    if name == "size":
+        return choose(rng, _SIZE_WORDS[rest[0]]).format(np=phrase)
+    return choose(rng, RELATION_WORDS[rest[0]]).format(np=phrase, anchor=" ".join(rest[1:]))
 
 
 def vocabulary() -> list[str]:
     """Every word that a sentence can hold, sorted."""
     templates = [*_ORDINAL_WORDS, *_CORNER_WORDS, *_ATTRIBUTE_WORDS]
-    for group in (_SIDE_WORDS, _SIZE_WORDS, _RELATION_WORDS):
+    for group in (_SIDE_WORDS, _SIZE_WORDS, RELATION_WORDS):
         templates += [text for texts in group.values() for text in texts]
     words = {text for template in templates for text in template.split() if not text.startswith("{")}
-    return sorted(words | {*_ORDINALS, *_SIDE_AXES, *COLOURS, *KINDS, ANY, "the"})
+    return sorted(words | {*ORDINALS, *SIDE_AXES, *COLOURS, *KINDS, ANY, "the"})
 
 
-def _choose(rng, options):
+def choose(rng: np.random.Generator, options: tuple | list):
     return options[rng.integers(len(options))]
 
 
-def _noun_phrases(shapes, nouns):
+def possible_anchors(shapes: list[Shape]) -> list[int]:
+    """Indices of the shapes that colour and kind name uniquely."""
+    per_pair = Counter((shape.colour, shape.kind) for shape in shapes)
+    return [i for i, shape in enumerate(shapes) if per_pair[shape.colour, shape.kind] == 1]
+
+
+def noun_phrases(shapes: list[Shape], nouns: tuple):
     """(colour or "", noun, indices) of each phrase worth saying: a colour is only said where it narrows the choice."""
     everything = tuple(range(len(shapes)))
     for noun in nouns:
@@ -144,12 +153,12 @@ def _noun_phrases(shapes, nouns):
 
 def _spatial_cues(shapes, fits):
     cues: list[tuple[int, tuple[str, ...]]] = []
-    for side, (axis, sign) in _SIDE_AXES.items():
+    for side, (axis, sign) in SIDE_AXES.items():
         order = sorted((sign * getattr(shapes[i], axis), i) for i in fits)
         if all(b[0] - a[0] >= STEP for a, b in zip(order, order[1:], strict=False)):
             cues.append((order[0][1], ("side", side)))
             if len(fits) >= 3:
-                cues += [(i, ("ordinal", nth, side)) for (_, i), nth in zip(order[1:], _ORDINALS, strict=False)]
+                cues += [(i, ("ordinal", nth, side)) for (_, i), nth in zip(order[1:], ORDINALS, strict=False)]
     for v, y in (("top", 0), ("bottom", SIZE)):
         for h, x in (("left", 0), ("right", SIZE)):
             near = sorted((math.hypot(shapes[i].x - x, shapes[i].y - y), i) for i in fits)
@@ -167,7 +176,7 @@ def _spatial_cues(shapes, fits):
 def _relation_cues(shapes, fits, anchors):
     cues = []
     for anchor in anchors:
-        for name, (axis, sign) in _RELATION_AXES.items():
+        for name, (axis, sign) in RELATION_AXES.items():
             zero = getattr(shapes[anchor], axis)
             past = [(sign * (getattr(shapes[i], axis) - zero), i) for i in fits if i != anchor]
             near = [(offset, i) for offset, i in past if offset > SHORT]
