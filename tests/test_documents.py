@@ -40,12 +40,13 @@ def client_of_the_page() -> dict:
     return names
 
 
-@pytest.mark.parametrize("uint8", [False, True])
-def test_the_client_prepares_and_reads_back_as_predict_does(make_model, picture, tmp_path, uint8):
+@pytest.mark.parametrize("uint8, head", [(False, False), (True, True)])
+def test_the_client_prepares_and_reads_back_as_predict_does(make_model, picture, tmp_path, uint8, head):
     """Pictures that shrink, grow, and do either by one side; sentences of any length; bit for bit."""
     from tiny_network import tiny_config
 
-    config, taken = tiny_config("eval.threshold=0.6"), []
+    more = ("model.no_target=true", "eval.exists_threshold=0.3", "eval.min_pixels=3") if head else ()
+    config, taken = tiny_config("eval.threshold=0.6", *more), []
     names = client_of_the_page()
     facts = sidecar.describe("onnx", config, make_model()._tokenizer, uint8=uint8)
     (tmp_path / "a.onnx").write_bytes(b"")
@@ -54,7 +55,8 @@ def test_the_client_prepares_and_reads_back_as_predict_does(make_model, picture,
     def network(image, ids, word_mask):
         taken.append((image, ids, word_mask))
         pixels = image.transpose(0, 3, 1, 2).astype(np.float32) if uint8 else image
-        return (pixels[:, :1] - pixels[:, 2:] + ids.sum(1)[:, None, None, None] % 5 - 2).astype(np.float32)
+        logits = (pixels[:, :1] - pixels[:, 2:] + ids.sum(1)[:, None, None, None] % 5 - 2).astype(np.float32)
+        return (logits, (ids.sum(1) % 3 - 1.5).astype(np.float32)) if head else (logits,)
 
     names["with_onnxruntime"] = lambda graph: network
     client = names["Client"](str(tmp_path / "a.onnx"))
