@@ -23,6 +23,7 @@ VARIANTS = {
     "ResNet": ("model.image.name=resnet", "model.image.freeze_batch_norm=false", "data.image_size=96"),
     "Darknet": ("model.image.name=darknet", "model.wpa_stages=[1,4]"),
     "LAVT": ("model.name=lavt",),
+    "existence head": ("model.no_target=true",),
 }
 
 

@@ -37,6 +37,7 @@ CASES = {  # 128 pixels: 32, 16, 8 and 4 cells in windows of 4; 160: 40, 20, 10 
                            "model.query_stage=3", "model.query_layers=2",
                            "loss.class_weights=[0.9,1.3]", *PICKED),
     "no_sentence_mask": ("data.image_size=64", "model.sentence_mask=false", "model.wpa_stages=[]", *NARROW, *ALL),
+    "no_target": ("data.image_size=64", "model.no_target=true", "loss.no_target=0.4", *NARROW, *ALL),
     "lavt": ("data.image_size=128", "model.name=lavt", "model.text.groups=[1,0,0,1]", *NARROW, *ALL),
     "lavt_padded_windows": ("data.image_size=160", "model.name=lavt", *NARROW, *ALL),
     "refshapes": ("loss.negatives=100000",),  # the shipped configuration at its own size
@@ -94,6 +95,8 @@ def test_reduced_network(case, request):
         config = with_overrides(config_from_dict(TINY, "tiny"), CASES[case], case)
     values = config_to_dict(config)
     batch = random_batch(values, VOCABULARY, batch=2)
+    if config.model.no_target:
+        batch[3][1] = 0  # the second sentence means nothing
     objective, weights = ours.built(config, VOCABULARY)
     found, hooks = ours.intermediates(objective.model)
     sides, more_hooks = ours.sides(objective.model, config)

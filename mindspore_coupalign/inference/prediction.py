@@ -105,7 +105,9 @@ class Prediction:
         if self.image is None:
             raise UserError("this prediction does not hold its image; predict with `Model.predict`, which keeps it")
         text = self.sentence if len(self.sentence) <= _CAPTION else f"{self.sentence[:_CAPTION]}..."
-        note = f"score {self.score:.2f}" if self.mask.any() else ""
+        note = f"score {self.score:.2f}" if self.exists else ""
+        if self.existence is not None:
+            note = f"{note}; means something: {self.existence:.2f}".removeprefix("; ")
         return figures.overlay(self.image, self.mask, text, note=note)
 
     def save(self, folder: str | os.PathLike) -> Saved:

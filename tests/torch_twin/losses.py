@@ -63,4 +63,9 @@ def losses(found: dict, mask, loss: dict) -> dict:
         for name, term in own.items():
             terms[f"{part}_{name}" if part else name] = term
             total = total + (loss[part] if part else 1) * loss[name] * term
+    terms["no_target"] = zero
+    if "exists" in found:
+        meant = mask.flatten(1).amax(1)
+        terms["no_target"] = functional.binary_cross_entropy_with_logits(found["exists"], meant)
+        total = total + loss["no_target"] * terms["no_target"]
     return {"loss": total, **terms}

@@ -27,7 +27,9 @@ _PLAIN = {"encoder.vision.embed.proj": "vision.embeddings.patch_embeddings.proje
           "encoder.text.embed.norm": "text.embeddings.LayerNorm",
           "generator.project": "generator.project", "generator.norm": "generator.norm",
           "generator.embed.fc1": "generator.embed.0", "generator.embed.fc2": "generator.embed.2",
-          "alignment.w_q": "alignment.of_masks", "alignment.w_g": "alignment.of_sentence", "head": "head"}
+          "alignment.w_q": "alignment.of_masks", "alignment.w_g": "alignment.of_sentence", "head": "head",
+          "existence_head.of_pixels": "existence_head.pixels", "existence_head.of_sentence": "existence_head.words",
+          "existence_head.hidden": "existence_head.hidden", "existence_head.decide": "existence_head.answer"}
 _WHOLE = {"encoder.text.embed.word_embeddings": "text.embeddings.word_embeddings.weight",
           "encoder.text.embed.position_embeddings": "text.embeddings.position_embeddings.weight",
           "encoder.text.embed.token_type_embeddings": "text.embeddings.token_type_embeddings.weight",

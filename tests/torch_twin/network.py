@@ -91,6 +91,21 @@ class SentenceMaskAlignment(nn.Module):
         return aligned.reshape(y.shape), proposals, weights
 
 
+class ExistenceHead(nn.Module):
+    """f = Σ softmax(m)_p x_p; w2 relu(W1 [(f W_f) (L_g W_s), f, max m, mean σ(m)]), m without a gradient."""
+
+    def __init__(self, dim: int, word_dim: int):
+        super().__init__()
+        self.pixels, self.words = nn.Linear(2 * dim, dim), nn.Linear(word_dim, dim)
+        self.hidden, self.answer = nn.Linear(3 * dim + 2, dim), nn.Linear(dim, 1)
+
+    def forward(self, pixels, coarse, sentence):
+        m = coarse.detach().flatten(1)
+        f = torch.einsum("bp,bcp->bc", m.softmax(1), pixels.flatten(2))
+        parts = (self.pixels(f) * self.words(sentence), f, m.amax(1, True), m.sigmoid().mean(1, True))
+        return self.answer(self.hidden(torch.cat(parts, 1)).relu())[:, 0]
+
+
 class Twin(nn.Module):
     """``forward`` gives a dict of every intermediate by name, ``logits`` (B, 1, H, W) among them.
 
@@ -123,6 +138,7 @@ class Twin(nn.Module):
             self.alignment = SentenceMaskAlignment(dim, words)
         self.upsample = model["upsample"]
         self.head = nn.Conv2d(dim if self.alignment is None else 2 * dim, 1, 1)
+        self.existence_head = ExistenceHead(dim, words) if model["no_target"] else None
         self.steepness = nn.Parameter(torch.ones(1)) if self.upsample == "guided" else None
         self.stage_heads = nn.ModuleList(nn.Linear(c, 1) for c in channels[:2] if model["stage_heads"])
         self.proposal_head = nn.ParameterDict({name: torch.ones(1) for name in ("gain", "offset")
@@ -143,6 +159,8 @@ class Twin(nn.Module):
                 found["proposal_logits"] = (head["gain"] * mask + head["offset"])[:, :, None]
             pixels = torch.cat((y, aligned), 1)
         found["coarse"] = self.head(pixels)
+        if self.existence_head is not None:
+            found["exists"] = self.existence_head(pixels, found["coarse"], words[:, 0])
         found["logits"] = self._to_input_size(found["coarse"], image)
         for i, head in enumerate(self.stage_heads):
             found[f"stage_logits_{i + 1}"] = head(stages[i])

@@ -78,6 +78,8 @@ def intermediates(model) -> tuple:
         watch(model.alignment, "aligned", "proposals", "weights")
     if model.proposal_head is not None:
         watch(model.proposal_head, "proposal_logits")
+    if model.existence_head is not None:
+        watch(model.existence_head, "exists")
     for i, head in enumerate(model.stage_heads):
         watch(head, f"stage_logits_{i + 1}")
     return found, hooks
