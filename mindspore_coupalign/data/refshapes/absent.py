@@ -107,8 +107,11 @@ def _phrase_type(rng, room, form, coloured):
 def _draw_once(rng, room, form, reason, phrase_type):
     if reason == "phrase":
         phrase = _missing_phrase(rng, room, phrase_type)
-        cue = _any_cue(rng, room, form, bool(phrase and phrase[0]))
-        return unmeant(form, (), *phrase, cue) if phrase and cue else None
+        if not phrase:
+            return None
+        colour, noun = phrase
+        cue = _any_cue(rng, room, form, bool(colour))
+        return unmeant(form, (), colour, noun, cue) if cue else None
     phrase = _there(rng, room, phrase_type, 1 if reason == "few" else 2)
     if not phrase:
         return None
@@ -158,7 +161,8 @@ def _there(rng, room, phrase_type, least):
 
 
 def _any_cue(rng, room, form, coloured):
-    """A cue of the form, where it does not matter which; None when a relation finds no anchor."""
+    """A cue of the form, whether it holds or not, for a noun phrase with or without a colour; None when a relation finds
+    no anchor."""
     sides = list(SIDE_AXES)
     if form == "ordinal":
         return "ordinal", weighted(rng, _NTH), choose(rng, sides)
