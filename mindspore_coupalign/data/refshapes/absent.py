@@ -161,7 +161,7 @@ def _there(rng, room, phrase_type, least):
 
 
 def _any_cue(rng, room, form, coloured):
-    """A cue of the form, whether it holds or not; None when a relation finds no anchor. A count goes with the colour."""
+    """A cue of the form, whether it holds or not; None when a relation finds no anchor. A count suits the colour."""
     sides = list(SIDE_AXES)
     if form == "ordinal":
         return "ordinal", weighted(rng, _NTH), choose(rng, sides)
