@@ -14,13 +14,13 @@ from test_shapes import FEW, HELD_OUT, digest, load, mask_of
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.config import load_config
-from mindspore_coupalign.data.refs_file import load_refs
+from mindspore_coupalign.data.pickles import load_plain_pickle
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.data.refshapes.general import vocabulary
 from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer
 from mindspore_coupalign.data.transforms import flip_sentence
 
-SIZES = {"train": 900, "val": 200, "testA": 100, "testB": 200}
+SIZES = {"train": 700, "val": 160, "testA": 60, "testB": 120}
 NAME = "refshapes_general"
 SINGULAR = {"attribute", "side", "ordinal", "corner", "size", "relation", "combination"}
 FORMS = {*SINGULAR - {"combination"}, "all", "count", "half", "most", "beside", "pair"}
@@ -45,7 +45,7 @@ def absent(made):
 # -- what the sentences mean
 
 def test_every_sentence_means_its_objects_and_no_others(made):
-    assert len(made.sentences) > 4500
+    assert len(made.sentences) > 3800
     for _, ref, sentence in made.sentences:
         found = reader.meant(sentence["sent"], made.scenes[ref["image_id"]], made.names, 64)
         assert found == targets(ref), sentence
@@ -134,14 +134,17 @@ def test_held_out_pairs_are_named_in_every_second_scene_of_test_b_alone(made):
 
 # -- what would be a short cut
 
-def test_every_form_means_nothing_about_equally_often(made):
+@pytest.mark.parametrize("clue_of, least", [(lambda text: [reader.template(text)], 100), (str.split, 120)],
+                         ids=["forms", "words"])
+def test_every_form_and_word_means_nothing_about_equally_often(made, clue_of, least):
     nothing = {}
     for split, ref, s in made.sentences:
         if split != "testB":
-            nothing.setdefault(reader.template(s["sent"]), []).append(ref["no_target"])
-    assert nothing.keys() == FORMS
-    assert all(len(values) > 150 and 0.12 < np.mean(values) < 0.28 for values in nothing.values()), {
-        form: (len(values), np.mean(values)) for form, values in nothing.items()}
+            for clue in set(clue_of(s["sent"])):
+                nothing.setdefault(clue, []).append(ref["no_target"])
+    often = {clue: (len(values), np.mean(values)) for clue, values in nothing.items() if len(values) > least}
+    assert often.keys() >= (FORMS if least == 100 else {*reader.COLOURS, *reader.KINDS, *reader.ORDINALS})
+    assert all(0.11 < share < 0.29 for _, share in often.values()), often
 
 
 def clues(text: str) -> set:
@@ -168,7 +171,7 @@ def area_under_curve(training, testing) -> float:
 def test_words_alone_do_not_tell_what_is_not_there(made):
     said = {split: [(s["sent"], ref["no_target"]) for name, ref, s in made.sentences if name == split]
             for split in ("train", "val")}
-    assert area_under_curve(said["train"], said["val"]) < 0.6
+    assert area_under_curve(said["train"], said["val"]) < 0.59
     marked = {split: [(text + " there" if nothing and i % 3 == 0 else text, nothing)
                       for i, (text, nothing) in enumerate(pairs)] for split, pairs in said.items()}
     assert area_under_curve(marked["train"], marked["val"]) > 0.6  # a third given away would be noticed
@@ -199,9 +202,9 @@ def test_every_reason_why_nothing_is_meant_occurs(made):
         else:
             reason = "place" if not anchor or reader._of_phrase(anchor, scene, made.names) else "anchor"
         reasons[form, reason] += 1
-    wanted = {(form, "phrase") for form in FORMS - {"pair"}} | {("pair", "pair"), ("ordinal", "place"),
-              ("corner", "place"), ("half", "place"), ("relation", "place"), ("beside", "place"),
-              ("relation", "anchor"), ("beside", "anchor")}
+    wanted = {("pair", "pair"), ("relation", "anchor"), ("beside", "anchor"),
+              *((form, "phrase") for form in FORMS - {"pair"}),
+              *((form, "place") for form in ("ordinal", "corner", "half", "relation", "beside"))}
     assert reasons.keys() == wanted, reasons.keys() ^ wanted
 
 
@@ -308,5 +311,5 @@ def test_the_two_variants_are_told_apart(tmp_path, capsys):
 
 
 def test_the_restricted_unpickler_takes_it(made):
-    assert load_refs(made.folder / NAME / "refs(shapes).p") == made.refs
+    assert load_plain_pickle(made.folder / NAME / "refs(shapes).p") == made.refs
     assert json.loads(json.dumps(made.refs)) == made.refs

@@ -34,12 +34,14 @@ _TRIES = 20  # draws of a sentence, before its form is given up for this scene
 # Shares as they are measured in sentences with a target.
 _COLOURED = {"attribute": 1.0, "side": 0.28, "ordinal": 0.11, "corner": 0.21, "size": 0.22, "relation": 0.14,
              "all": 0.5, "count": 0.55, "half": 0.33, "most": 0.16, "beside": 0.33}  # of noun phrases with a kind
-_COLOURED_HALF = {"attribute": 1.0, "side": 0.6, "ordinal": 0.3, "corner": 0.3, "size": 0.55}  # of a pair's halves
-_HALF = {"attribute": 12, "side": 28, "ordinal": 25, "corner": 23, "size": 12}  # forms of a pair's halves
+_COLOURED_HALF = {"attribute": 1.0, "side": 0.6, "ordinal": 0.22, "corner": 0.26, "size": 0.5}  # of a pair's halves
+_HALF = {"attribute": 24, "side": 25, "ordinal": 20, "corner": 20, "size": 11}  # forms of a pair's halves
 _ANY = {"side": 0.7, "ordinal": 0.5, "corner": 0.4, "size": 0.7,  # noun phrases with ANY, where the nouns have it
-        "all": 0.4, "count": 0.5, "half": 0.5, "most": 0.6, "beside": 0.5}
+        "all": 0.4, "count": 0.5, "half": 0.5, "most": 0.3, "beside": 0.5}
 _NTH = {"second": 4, "third": 4, "fourth": 2}
-_COUNT = {2: 46, 3: 34, 4: 20}
+_COUNT = {True: {2: 64, 3: 28, 4: 8}, False: {2: 27, 3: 36, 4: 37}}  # with a colour, without
+_SAME_KIND = {"relation": 0.72, "beside": 0.34}  # the anchor is of the kind that the noun phrase names
+_SAME_KIND_PAIR = 0.74  # both halves name one kind
 _SIZE = {"big": 6, "small": 4}
 _MOST = {**dict.fromkeys(SIDE_AXES, 21), "big": 8, "small": 8}
 
@@ -70,21 +72,27 @@ def draw_absent(rng: np.random.Generator, room: Room, form: str, allowed: Callab
         return _draw_absent_pair(rng, room, allowed)
     reason = weighted(rng, _REASONS.get(form, {"phrase": 1}))
     phrase_type = _phrase_type(rng, room, form, _COLOURED)
+    same_kind = rng.random() < _SAME_KIND.get(form, 0)
     for _ in range(_TRIES):
         meaning = _draw_once(rng, room, form, reason, phrase_type)
         if meaning and allowed(meaning.pairs()):
-            return meaning
+            (claim,) = meaning.says
+            if form not in _SAME_KIND or reason == "phrase" or (claim.noun == claim.cue[-1]) == same_kind:
+                return meaning
     return None
 
 
 def _draw_absent_pair(rng, room, allowed):
     forms = [weighted(rng, _HALF) for _ in range(2)]
-    for _ in range(_TRIES):
+    same_kind = rng.random() < _SAME_KIND_PAIR
+    for _ in range(2 * _TRIES):
         halves = [_draw_once(rng, room, form, weighted(rng, _REASONS.get(form, {"phrase": 1})),
                              _phrase_type(rng, room, form, _COLOURED_HALF)) for form in forms]
-        if None not in halves and halves[0].says[0][3:] != halves[1].says[0][3:]:  # colour, noun, cue
-            meaning = joined("absent", *(half.says[0] for half in halves))
-            if allowed(meaning.pairs()):
+        if None not in halves:
+            first, second = (half.says[0] for half in halves)
+            meaning = joined("absent", first, second)
+            differ = first[3:] != second[3:]  # in colour, noun or cue
+            if differ and (first.noun == second.noun) == same_kind and allowed(meaning.pairs()):
                 return meaning
     return None
 
@@ -98,8 +106,12 @@ def _phrase_type(rng, room, form, coloured):
 
 def _draw_once(rng, room, form, reason, phrase_type):
     if reason == "phrase":
-        phrase, cue = _missing_phrase(rng, room, phrase_type), _any_cue(rng, room, form)
-        return unmeant(form, (), *phrase, cue) if phrase and cue else None
+        phrase = _missing_phrase(rng, room, phrase_type)
+        if not phrase:
+            return None
+        colour, noun = phrase
+        cue = _any_cue(rng, room, form, bool(colour))
+        return unmeant(form, (), colour, noun, cue) if cue else None
     phrase = _there(rng, room, phrase_type, 1 if reason == "few" else 2)
     if not phrase:
         return None
@@ -148,8 +160,8 @@ def _there(rng, room, phrase_type, least):
     return choose(rng, options) if options else None
 
 
-def _any_cue(rng, room, form):
-    """A cue of the form, where it does not matter which; None when a relation finds no anchor."""
+def _any_cue(rng, room, form, coloured):
+    """A cue of the form, whether it holds or not; None when a relation finds no anchor. A count suits the colour."""
     sides = list(SIDE_AXES)
     if form == "ordinal":
         return "ordinal", weighted(rng, _NTH), choose(rng, sides)
@@ -160,7 +172,7 @@ def _any_cue(rng, room, form):
     if form in ("side", "half"):
         return form, choose(rng, sides)
     if form == "count":
-        return "count", weighted(rng, _COUNT)
+        return "count", weighted(rng, _COUNT[coloured])
     if form == "most":
         return "most", weighted(rng, _MOST)
     if form in ("relation", "beside"):
@@ -175,7 +187,7 @@ def _false_cue(rng, room, form, reason, fits):
     if reason == "anchor":
         pair = _missing_pair(rng, room)
         return ("relation", choose(rng, list(RELATION_AXES)), *pair) if pair else None
-    cue = _any_cue(rng, room, form)
+    cue = _any_cue(rng, room, form, False)
     if cue is None:
         return None
     if reason == "few":

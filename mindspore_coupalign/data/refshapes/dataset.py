@@ -29,9 +29,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from mindspore_coupalign.data.refshapes import general_refs, refs
 from mindspore_coupalign.data.refshapes.general import GENERAL_KINDS
+from mindspore_coupalign.data.refshapes.general_refs import compose as compose_general
 from mindspore_coupalign.data.refshapes.references import references
+from mindspore_coupalign.data.refshapes.refs import compose as compose_plain
 from mindspore_coupalign.data.refshapes.scenes import KINDS, SIZE, paint
 from mindspore_coupalign.data.refshapes.sentences import SENTENCE_KINDS
 from mindspore_coupalign.errors import UserError
@@ -53,8 +54,8 @@ class Variant(NamedTuple):
     compose: Callable  # (rng, split, index) -> shapes, [(indices of the shapes meant, sentences)]
 
 
-PLAIN = Variant("refshapes", "RefShapes", 1, (), SENTENCE_KINDS, False, refs.compose)
-GENERAL = Variant("refshapes_general", "RefShapes, generalised", 1, (1,), GENERAL_KINDS, True, general_refs.compose)
+PLAIN = Variant("refshapes", "RefShapes", 1, (), SENTENCE_KINDS, False, compose_plain)
+GENERAL = Variant("refshapes_general", "RefShapes, generalised", 1, (1,), GENERAL_KINDS, True, compose_general)
 
 
 def make_shapes(output: str | Path, seed: int = 0, *, train: int = SPLITS["train"], val: int = SPLITS["val"],

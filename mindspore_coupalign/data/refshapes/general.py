@@ -7,7 +7,7 @@ mean nothing. With F the shapes that fit the noun phrase, ``[colour] (kinds | "o
   - all: F.
   - count: F, which are two, three or four, and the sentence says how many.
   - half: those of F in the left, right, top or bottom half of the picture.
-  - most: the two biggest, smallest or outermost of at least three in F.
+  - most: the two biggest, smallest or outermost of at least three in F, which are not all the objects.
   - beside: those of F, other than the anchor, on a side of the anchor (as in a relation).
 - pair: "A and B", two singular sentences without an anchor (a relation would leave open what it belongs to), each
   read for itself, about two different shapes.
@@ -78,7 +78,7 @@ def plurals(shapes: list[Shape], nouns: tuple = (*KINDS, ANY)) -> list[Meaning]:
     for colour, noun, fits in singular.noun_phrases(shapes, nouns):
         if len(fits) >= 2:
             for form, targets, cue in _plural_cues(shapes, fits, anchors):
-                if 2 <= len(targets) < len(shapes):
+                if 2 <= len(targets) < len(shapes) and (form != "most" or colour or noun != ANY):
                     claim = Claim("plural", -1, fits, colour, noun, cue)
                     found.append(Meaning("plural", form, tuple(sorted(targets)), fits, (claim,)))
     return found

@@ -19,7 +19,7 @@ from mindspore_coupalign.data.refshapes import refs as plain
 from mindspore_coupalign.data.refshapes.absent import Room, draw_absent, look, weighted
 from mindspore_coupalign.data.refshapes.general import Meaning, joined, one, plurals, word
 from mindspore_coupalign.data.refshapes.scenes import Shape
-from mindspore_coupalign.data.refshapes.sentences import SENTENCE_KINDS, Claim, choose, claims
+from mindspore_coupalign.data.refshapes.sentences import SENTENCE_KINDS, Claim, choose, claims, possible_anchors
 
 # What a scene's two refs mean: two that mean nothing would be one, so this is drawn again: 5, 3 and 2 in ten.
 _MEANT = {"one": 15, "several": 9, "none": 8}
@@ -27,7 +27,7 @@ _PLURAL_SHARE = 0.3  # of drawn scenes in which a plural may say "objects"
 _SEVERAL = {"all": 2, "count": 2, "half": 2, "most": 2, "beside": 2, "pair": 5}
 # By form; what is more often not found in a scene more often, so that of every form about a fifth means nothing.
 _NONE = {"attribute": 1.6, "side": 2.1, "ordinal": 2.3, "corner": 3.0, "size": 1.9, "relation": 2.4,
-         "all": 1, "count": 1, "half": 1.3, "most": 1, "beside": 1.1, "pair": 2.9}
+         "all": 1, "count": 1, "half": 1.3, "most": 0.9, "beside": 1.1, "pair": 3.5}
 _TRIES = 20  # draws of a pair, before it is given up for this scene
 
 
@@ -83,6 +83,10 @@ def _open(rng, shapes, novel):
     for claim in every:
         if claim.cue[0] != "relation":
             singulars.setdefault(claim.target, []).append(claim)
+    for i in possible_anchors(shapes):  # in a pair a shape may also be the only one of its kind
+        colour, kind = shapes[i].colour, shapes[i].kind
+        if all(shape.kind != kind for shape in shapes[:i] + shapes[i + 1:]):
+            singulars.setdefault(i, []).append(Claim("attribute", i, (i,), colour, kind, ("attribute",)))
     return Open([claim for claim in every if allowed(claim.pairs())], singulars,
                 [meaning for meaning in plurals(shapes, plural_nouns) if allowed(meaning.pairs())],
                 look(shapes, nouns, plural_nouns), allowed)
@@ -91,7 +95,7 @@ def _open(rng, shapes, novel):
 def _choose_several(rng, said, leading, taken, further):
     """Sentences about one set of two shapes or more that is not ``taken``: one of the form ``leading``, then others."""
     if leading == "pair":
-        first = _draw_pair(rng, said, sorted(said.singulars))
+        first = _draw_pair(rng, said, sorted(said.singulars), same_kind=bool(rng.random() < 0.5))
     else:
         first = _pick(rng, [m for m in said.plurals if m.form == leading])
     if first is None or first.targets in taken:
@@ -126,14 +130,14 @@ def _choose_none(rng, said, leading, further):
     return chosen
 
 
-def _draw_pair(rng, said, targets):
-    """A pair about two of the shapes ``targets``, or None."""
+def _draw_pair(rng, said, targets, same_kind=None):
+    """A pair about two of the shapes ``targets``, or None; with ``same_kind`` both of one noun, or not."""
     if len(targets) < 2 or any(target not in said.singulars for target in targets):
         return None
     for _ in range(_TRIES):
         halves = [_half(rng, said.singulars[targets[i]]) for i in rng.permutation(len(targets))[:2]]
         meaning = joined("pair", *halves)
-        if said.allowed(meaning.pairs()):
+        if same_kind in (None, halves[0].noun == halves[1].noun) and said.allowed(meaning.pairs()):
             return meaning
     return None
 

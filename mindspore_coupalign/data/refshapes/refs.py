@@ -79,7 +79,8 @@ def choose_ref(rng: np.random.Generator, split: str, leading: str, open_claims: 
         left = sorted({c.kind for c in about} - {c.kind for c in chosen})
         if left:
             weights = np.array([_FURTHER[kind] for kind in left])
-            chosen.append(pick(rng, about, left[rng.choice(len(left), p=weights / weights.sum())]))
+            more = pick(rng, about, left[rng.choice(len(left), p=weights / weights.sum())])
+            chosen += [more] if more else []
     return chosen if len(chosen) >= least else None
 
 
