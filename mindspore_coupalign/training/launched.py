@@ -12,7 +12,7 @@ import numpy as np
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.step import RESULTS
 
-AHEAD = {"CPU": 0}  # steps that are launched before one is read: on CPU the call returns when all is computed; elsewhere:
+AHEAD = {"CPU": 0}  # steps launched before one is read: on CPU the call returns when all is computed; elsewhere:
 AHEAD_ELSEWHERE = 1
 
 
