@@ -239,13 +239,15 @@ class Trainer:
         clock = self._seconds() / (60 * train.minutes) if train.minutes else 0.0
         for micro in range(train.accumulate):
             watch.enter("loading", self.launched)
-            batch = [ms.Tensor.from_numpy(array) for array in next(stream)[:4]]  # without a copy, unlike ms.Tensor
+            arrays = next(stream)[:4]
+            image, ids, word_mask, mask = map(ms.Tensor.from_numpy, arrays)  # without a copy, unlike ms.Tensor
             watch.enter("step", self.launched, compiles=not self.step.compiled)
             keys = draw_keys(self.step.keys.size, train.seed, self.runtime.rank, self.launched, micro)
             last = micro == train.accumulate - 1
             if self.runtime.target == "CPU":  # elsewhere collectives wait for much longer
                 watch.barrier()
-            outputs.append(self.step(*batch, ms.Tensor(np.float32(lr)), keys, (self.stop.received > 0, clock), last))
+            outputs.append(self.step(image, ids, word_mask, mask, ms.Tensor(np.float32(lr)), keys,
+                                     (self.stop.received > 0, clock), last))
             if compiles:  # another rank may compile for longer; the watch is patient with who waits in such a step
                 outputs[micro].asnumpy()
             elif micro >= self.ahead:  # wait: no more micro-batches than that may lie on the device
