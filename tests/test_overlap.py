@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fake_training import FakeStep, full_marks
 from test_train import log_of, write_config
+from tiny_network import tiny_config
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
@@ -19,6 +20,7 @@ from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed import watchdog
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.training import launched, setup, trainer
+from mindspore_coupalign.training.schedule import Budget
 from mindspore_coupalign.training.trainer import Trainer
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
@@ -213,6 +215,29 @@ def test_a_time_budget_is_kept(run, tmp_path, python):
     assert len(rates) == device.calls and rates[4] > 0.95e-3 and rates[-1] < 0.05e-3
     assert rates == sorted(rates, reverse=True)
     assert max(a - b for a, b in itertools.pairwise(rates)) < 3 / len(rates) * 1e-3
+
+
+def test_a_step_that_is_launched_at_once_is_not_timed():
+    """The first one after a save waits for nothing, and the second is launched right behind it."""
+    budget = Budget(tiny_config("train.minutes=10").train, ahead=1)
+    for step, now in enumerate((0, 60, 60, 61, 62, 63)):  # the first one compiles
+        budget.note(now, step + 1)
+    assert budget.typical == 1
+    budget.pause()
+    for step, now in enumerate((70, 70, 71)):
+        budget.note(now, step + 7)
+    assert budget.typical == 1 and len(budget.recent) == 4 and not budget.over
+
+
+def test_a_budget_that_is_over_stays_so():
+    """The step that is on its way, and quick, does not take the decision back."""
+    budget = Budget(tiny_config("train.minutes=1").train, ahead=1)
+    for step, now in enumerate((0, 0, 0, 0.1, 35)):
+        budget.note(now, step + 1)
+    assert budget.over
+    for step in range(20):
+        budget.note(35 + step / 10, step + 6)
+    assert budget.over
 
 
 def test_few_micro_batches_lie_on_the_device(run):
