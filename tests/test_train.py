@@ -25,6 +25,7 @@ from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed import process
 from mindspore_coupalign.evaluation.evaluator import derange
 from mindspore_coupalign.portable import without_absolute_paths
+from mindspore_coupalign.training.launched import AHEAD
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.run_folder import load_state
 from mindspore_coupalign.training.schedule import learning_rate
@@ -163,6 +164,19 @@ def test_the_log_goes_on(whole, resumed):
     for key in ("loss", "grad_norm", "lr"):
         assert [x[key] for x in losses_2] == [x[key] for x in losses]
     assert scores_2 == scores and 1 <= resumed.step < 6 and f"{6 - resumed.step} steps of 4 samples on" in resumed.out
+
+
+def test_reading_a_step_behind_changes_nothing(whole, config, tmp_path, monkeypatch):
+    """As on a device, where the next step is launched before one's results are read (tests/test_overlap.py)."""
+    monkeypatch.setitem(AHEAD, "CPU", 1)
+    assert main(["train", "--config", str(config), "--output", str(tmp_path), *SHORT, "train.save_every=5"]) == 0
+    first, second = (load_checkpoint(folder / "last.safetensors") for folder in (whole.output, tmp_path))
+    assert second.progress | {"seconds": 0} == first.progress | {"seconds": 0}
+    for name, array in first.arrays.items():
+        np.testing.assert_array_equal(second.arrays[name], array, err_msg=name)
+    speedless = [[{key: value for key, value in line.items() if key != "samples_per_s"}
+                  for line in [*log_of(folder)[0], *log_of(folder)[1]]] for folder in (whole.output, tmp_path)]
+    assert speedless[0] == speedless[1]
 
 
 def test_resume_without_output_goes_on_in_its_folder(whole, config, monkeypatch, tmp_path):

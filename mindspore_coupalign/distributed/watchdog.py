@@ -103,7 +103,9 @@ class Watch:
     def __init__(self, folder: Path | None, rank: int = 0, limits: Limits = Limits(), workers: int = 1):
         self.folder, self.rank, self.limits, self.workers = folder, rank, limits, workers
         self.target = "CPU"  # where the ranks compute; runtime.setup says it
-        self.longest, self.waits, self.met = 0.0, False, 0
+        self.ahead = 0  # calls that are launched before one's results are read; the trainer says it
+        self.longest, self.met = 0.0, 0
+        self.waits = 0  # phases in which this rank may wait for another that saves
         self.state: State = {}
         # rank of another machine -> its beat and when that changed, its phase and when that changed
         self.heard: dict[int, tuple[float, float, tuple, float]] = {}
@@ -143,10 +145,11 @@ class Watch:
             return
         now = time.time()
         if self.state.get("phase") == "step" and not self.state["compiles"]:
-            if not self.waits:  # in the first step after a save the others wait for rank 0
+            if not self.waits:
                 self.longest = max(self.longest, now - self.state["since"])
-            self.waits = False
-        self.waits |= phase == "saving"
+            self.waits = max(0, self.waits - 1)
+        if phase == "saving":  # the others wait for rank 0 where they read the first step after it
+            self.waits = 1 + self.ahead
         with self.lock:
             self.state = _state(self.rank, phase, step, compiles)
             self._write()

@@ -48,49 +48,52 @@ class Budget:
         share: of the decay that is over.
         finished: the earlier runs' budget in minutes, when they came to its end.
         batches: batches of training that hold as many samples as a validation.
+        ahead: steps that are launched before one's results are read: the newest clock is by so many steps older, and
+            when it was read, as many steps may have been on their way before its own.
     """
 
     def __init__(self, train: TrainConfig, spent: float = 0.0, share: float = 0.0, finished: float = 0.0,
-                 batches: float = 0.0):
+                 batches: float = 0.0, ahead: int = 0):
         self.seconds, self.minutes, self.warmup = 60 * train.minutes, train.minutes, train.warmup_steps
-        self.now, self.share, self.batches = spent, share, batches
+        self.now, self.share, self.batches, self.ahead = spent, share, batches, ahead
         self.done, self.steps = 0, 0  # of the run; of this process
         self.recent: deque[float] = deque(maxlen=20)  # seconds of the newest steps
         self.first = 0.0  # of the step that compiled
-        self.paused, self.measured, self.reserve, self.most = False, 0.0, 0.0, 0.0
+        self.untimed = 2 + ahead  # steps from here on whose begin says nothing of how long a step takes
+        self.measured, self.reserve, self.most = 0.0, 0.0, 0.0
         self.settled, self.short = False, False  # whether the steps' time is known; whether a short warm-up was said
         self.over = self.seconds > 0 and (0 < self.minutes <= finished or spent >= self.seconds)
 
     @classmethod
-    def of_run(cls, config: Config, state: Checkpoint | None, batches: float) -> "Budget":
+    def of_run(cls, config: Config, state: Checkpoint | None, batches: float, ahead: int = 0) -> "Budget":
         """That of a new run, or of one that goes on from a training state."""
         train = config.train
         if state is None or not train.minutes:
-            return cls(train, batches=batches)
+            return cls(train, batches=batches, ahead=ahead)
         progress, before, spent = state.progress, state.config.train.minutes, state.progress["seconds"]
         share = 0.0
         if "decay_share" in progress:
             share = progress["decay_share"] * before / train.minutes  # more minutes raise the learning rate again
         elif progress["step"] > train.warmup_steps:  # of an older version, or of a run without a budget
             share = spent / (60 * train.minutes)
-        return cls(train, spent, min(1.0, share), progress.get("finished_minutes", 0.0), batches)
+        return cls(train, spent, min(1.0, share), progress.get("finished_minutes", 0.0), batches, ahead)
 
     def note(self, now: float, done: int):
-        """A step is done, the ``done``-th of the run, that began at ``now``."""
+        """A step is done, the ``done``-th of the run, that began, or was launched, at ``now``."""
         if not self.seconds:
             return
         self.steps, self.done = self.steps + 1, done
         took = now - self.now  # by the step before, with what came between the two
         if self.steps == 2:
             self.first, self.most = took, max(0.0, self.seconds - now) / 2
-        elif self.steps > 2 and not self.paused:
+        elif not self.untimed:
             self.recent.append(took)
-        self.now, self.paused = now, False
+        self.now, self.untimed = now, max(0, self.untimed - 1)
         self.reserve = self._reserve()
-        left = self.seconds - self.reserve - now
+        left = self.seconds - self.reserve - now - 2 * self.ahead * self.typical  # when the newest launched step begins
         if done > self.warmup and self.recent:
             self.share += (1 - self.share) * (min(1.0, self.typical / left) if left > 0 else 1.0)
-        self.over = left < 2 * self.typical or left <= 0  # another step would not be done in time
+        self.over |= left < 2 * self.typical or left <= 0  # another step would not be done in time
 
     @property
     def typical(self) -> float:
@@ -98,8 +101,9 @@ class Budget:
         return sum(self.recent) / len(self.recent) if self.recent else 0.0
 
     def pause(self, validation: float = 0.0):
-        """The run has saved, or validated in so many seconds without compiling: the next step is not timed."""
-        self.paused, self.measured = True, validation or self.measured
+        """The run has saved, or validated in so many seconds without compiling: the next step is not timed, nor those
+        that are launched before it is read."""
+        self.untimed, self.measured = max(self.untimed, 1 + self.ahead), validation or self.measured
 
     def _reserve(self) -> float:
         """Seconds for the last validation: as measured, else estimated; at most half of what the first step left."""

@@ -1,6 +1,6 @@
 """One jitted training step: forward, losses, backward, sum over micro-batches and ranks, update (update.py).
 
-Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); keys (S,) int32; results (13,) float32.
+Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); keys (S,) int32; results (14,) float32.
 """
 
 import mindspore as ms

@@ -4,6 +4,7 @@ A ``results`` is a step's values by name (step.RESULTS).
 """
 
 import math
+import time
 
 import numpy as np
 
@@ -77,6 +78,30 @@ class StepLog:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         self.window, self.skipped = [], 0
         return f"loss {loss}, lr {lr:.1e}, {speed:.0f} samples/s{skipped}"
+
+
+class Speed:
+    """Samples per second since the last line of the log, what ``pause`` says left out.
+
+    Args:
+        batch: samples of a step.
+    """
+
+    def __init__(self, batch: int):
+        self.batch, self.steps, self.started = batch, 0, time.perf_counter()
+
+    def step(self):
+        self.steps += 1
+
+    def pause(self, seconds: float):
+        self.started += seconds
+
+    def take(self) -> float:
+        """The speed until now; from now on it is measured anew."""
+        now = time.perf_counter()
+        speed = self.steps * self.batch / (now - self.started)
+        self.steps, self.started = 0, now
+        return speed
 
 
 def _mean(values: list) -> float | None:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import signal
 import time
+from collections import deque
 from pathlib import Path
 
 import mindspore as ms
@@ -28,11 +29,10 @@ from mindspore_coupalign.models.noise import draw_keys
 from mindspore_coupalign.portable import without_absolute_paths
 from mindspore_coupalign.training import init_from, setup
 from mindspore_coupalign.training.console import Bar, Console
-from mindspore_coupalign.training.objective import LOSSES
+from mindspore_coupalign.training.launched import Launched, steps_ahead
 from mindspore_coupalign.training.run_folder import RunFolder
 from mindspore_coupalign.training.schedule import Budget, learning_rate
-from mindspore_coupalign.training.step import RESULTS
-from mindspore_coupalign.training.step_log import StepLog
+from mindspore_coupalign.training.step_log import Speed, StepLog
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_parameters, named_arrays
 
 
@@ -55,6 +55,7 @@ class Trainer:
         self._find_samples()
         self.model = self._build_model()
         self.step = setup.build_train_step(self.model, config, runtime.ranks, runtime.target)
+        self.ahead = runtime.watch.ahead = steps_ahead(runtime.target)
         self.done, self.best, self.spent = 0, -1.0, 0.0  # steps, score, seconds of earlier runs that this one resumes
         self.seen = ""  # what _seen_images has found
         self.validated = 0  # step of the last validation
@@ -63,7 +64,8 @@ class Trainer:
         self.started = time.perf_counter()
         if state is not None:
             self._restore(state)
-        self.budget = Budget.of_run(config, state, math.ceil(len(self.val_samples) / train.batch_size))
+        self.launched = self.done  # steps; the results of the first ``done`` of them are read
+        self.budget = Budget.of_run(config, state, math.ceil(len(self.val_samples) / train.batch_size), self.ahead)
 
     def _find_samples(self):
         """The refs of an epoch, the samples of a validation, and how many steps there are of either.
@@ -113,11 +115,17 @@ class Trainer:
             self.best = -1.0
 
     def is_over(self) -> bool:
-        return self.done >= self.total or self.budget.over
+        """Whether no step is to be launched any more."""
+        return self.launched >= self.total or self.budget.over
 
     def _is_due(self) -> bool:
-        """Whether the validation of the step just done is still to come."""
+        """Whether the validation of the step just done, with none on its way, is still to come."""
         return self.validated < self.done and (self.is_over() or self.done % self.val_every == 0)
+
+    def _ends_with(self, step: int) -> bool:
+        """Whether the run saves, validates or ends after this step: the next one is not launched before."""
+        save_every = self.config.train.save_every
+        return step >= self.total or step % self.val_every == 0 or (save_every > 0 and step % save_every == 0)
 
     def train(self) -> dict | None:
         if self.is_over() and not self._is_due():
@@ -142,28 +150,52 @@ class Trainer:
         train, stream, stops = self.config.train, self.micro_batches(), False
         # asked to stop just before a validation, the earlier run has left it to this one
         result = self._save(validates=True) if self._is_due() else None
-        timed, started = 0, time.perf_counter()
-        while not (stops or self.is_over()):
-            lr = self.next_lr()
-            results = self.one_step(stream, lr)
-            bar.step()
-            self.step_log.note(self.done, results, self._samples_of_step)
-            for line in self.budget.warnings():
-                self.log(line)
-            timed, stops = timed + 1, results["stop"] > 0
-            if self.is_over() or self.done % train.log_every == 0:
-                self._log_losses(lr, timed * train.batch_size / (time.perf_counter() - started), bar)
-                timed, started = 0, time.perf_counter()
+        speed, waiting = Speed(train.batch_size), deque[Launched]()
+        while waiting or not (stops or self.is_over()):
+            if self._launches(waiting, stops):
+                waiting.append(self._launch_after(waiting, stream, speed, bar))
+                continue
+            stops |= self._finish(waiting, speed, bar)
+            if waiting:  # what is saved and validated is the state of a step whose results are read
+                continue
             validates = self._is_due() and not stops
             if validates or stops or (train.save_every and self.done % train.save_every == 0):
                 paused = time.perf_counter()
                 result = self._save(validates) or result
-                started += time.perf_counter() - paused
+                speed.pause(time.perf_counter() - paused)
         return stops, result
+
+    def _launches(self, waiting: deque, stops: bool) -> bool:
+        """Whether to launch a step, and not to read the first of those that are ``waiting`` for that."""
+        if stops or self.is_over():
+            return False
+        return not waiting or (len(waiting) <= self.ahead and not self._ends_with(self.launched))
+
+    def _launch_after(self, waiting: deque, stream, speed: Speed, bar: Bar) -> Launched:
+        """The next step; if it cannot be launched, as with a damaged image, those before it are not lost for that."""
+        try:
+            return self.launch(stream, self.next_lr())
+        except UserError:
+            while waiting:
+                self._finish(waiting, speed, bar)
+            raise
+
+    def _finish(self, waiting: deque, speed: Speed, bar: Bar) -> bool:
+        """Read the first step that is waiting, and tell of it; whether a rank had been asked to stop."""
+        step = waiting.popleft()
+        results = self.results(step)
+        bar.step()
+        speed.step()
+        self.step_log.note(self.done, results, self._samples_of_step)
+        for line in self.budget.warnings():
+            self.log(line)
+        if self.done % self.config.train.log_every == 0 or (self.is_over() and not waiting):
+            self._log_losses(step.lr, results["scale"], speed.take(), bar)
+        return results["stop"] > 0
 
     def next_lr(self) -> float:
         """The learning rate of the next step."""
-        return learning_rate(self.config, self.done, self.total, self.budget.share, self.refs)
+        return learning_rate(self.config, self.launched, self.total, self.budget.share, self.refs)
 
     def _save(self, validates: bool) -> dict | None:
         started = time.perf_counter()
@@ -199,24 +231,38 @@ class Trainer:
         return batches(self.source, self.source.local // train.accumulate, names.workers)
 
     def one_step(self, stream, lr: float) -> dict:
-        """One update from ``train.accumulate`` micro-batches; RESULTS by name, losses as means."""
-        train, found, watch = self.config.train, [], self.runtime.watch
+        """Take a step and wait for it, so that it can be timed."""
+        return self.results(self.launch(stream, lr))
+
+    def launch(self, stream, lr: float) -> Launched:
+        """One update from ``train.accumulate`` micro-batches, whose results are still to be read."""
+        train, outputs, watch, compiles = self.config.train, [], self.runtime.watch, not self.step.compiled
         clock = self._seconds() / (60 * train.minutes) if train.minutes else 0.0
         for micro in range(train.accumulate):
-            watch.enter("loading", self.done)
-            image, ids, word_mask, mask, _ = next(stream)
-            watch.enter("step", self.done, compiles=not self.step.compiled)
-            keys = draw_keys(self.step.keys.size, train.seed, self.runtime.rank, self.done, micro)
+            watch.enter("loading", self.launched)
+            arrays = next(stream)[:4]
+            image, ids, word_mask, mask = map(ms.Tensor.from_numpy, arrays)  # without a copy, unlike ms.Tensor
+            watch.enter("step", self.launched, compiles=not self.step.compiled)
+            keys = draw_keys(self.step.keys.size, train.seed, self.runtime.rank, self.launched, micro)
             last = micro == train.accumulate - 1
             if self.runtime.target == "CPU":  # elsewhere collectives wait for much longer
                 watch.barrier()
-            results = self.step(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask), ms.Tensor(mask),
-                                ms.Tensor(np.float32(lr)), keys, (self.stop.received > 0, clock), last)
-            found.append(results.asnumpy())
-        self.done += 1
-        results = dict(zip(RESULTS, map(float, found[-1]), strict=True))
-        results |= dict(zip(LOSSES, np.mean(found, 0)[:len(LOSSES)].astype(float), strict=False))
-        self.budget.note(results["clock"] / self.runtime.ranks * 60 * train.minutes, self.done)
+            outputs.append(self.step(image, ids, word_mask, mask, ms.Tensor(np.float32(lr)), keys,
+                                     (self.stop.received > 0, clock), last))
+            if compiles:  # another rank may compile for longer; the watch is patient with who waits in such a step
+                outputs[micro].asnumpy()
+            elif micro >= self.ahead:  # wait: no more micro-batches than that may lie on the device
+                outputs[micro - self.ahead].asnumpy()
+        self.launched += 1
+        return Launched(self.launched, lr, outputs)
+
+    def results(self, step: Launched) -> dict:
+        """RESULTS of the first step that is not read yet, by name, losses as means over its micro-batches."""
+        results, minutes = step.read(), self.config.train.minutes
+        self.done = step.number
+        if self.launched > self.done:
+            self.runtime.watch.enter("step", self.launched - 1)  # the rest has its time from now on
+        self.budget.note(results["clock"] / self.runtime.ranks * 60 * minutes, self.done)
         return results
 
     def _samples_of_step(self) -> dict:
@@ -290,9 +336,9 @@ class Trainer:
                  f"{self.runtime.target}{shared}, {parameters / 1e6:.2f} M parameters, output {self.run.path} "
                  "(the first step compiles the network)")
 
-    def _log_losses(self, lr: float, speed: float, bar: Bar):
-        scale = self.step.counters()["scale"] if self.step.scaler is not None else None
-        text, budget = self.step_log.write(self.done, lr, speed, scale), 60 * self.config.train.minutes
+    def _log_losses(self, lr: float, scale: float, speed: float, bar: Bar):
+        text = self.step_log.write(self.done, lr, speed, scale if self.step.scaler is not None else None)
+        budget = 60 * self.config.train.minutes
         bar.note(text + (f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""))
         if self.train_data.turned and not self.turned_said:
             self.turned_said = True
