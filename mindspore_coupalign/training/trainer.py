@@ -288,8 +288,9 @@ class Trainer:
                 result = report(self.data, scores)
                 score = result["image"]["oIoU"]
                 self.run.log({"step": self.done, "val": result})
-                self.log(f"step {self.done}: {self.config.data.val_split} oIoU {score:.2f}  mIoU "
-                         f"{result['image']['mIoU']:.2f}  P@0.5 {result['image']['P@0.5']:.2f}  "
+                named = (f"{name} {result['image'][name]:.2f}" for name in ("oIoU", "mIoU", "P@0.5", "N_acc", "T_acc")
+                         if name in result["image"])  # the last two where sentences mean nothing
+                self.log(f"step {self.done}: {self.config.data.val_split} {'  '.join(named)}  "
                          f"({len(self.val_samples)} sentences, image's own size)")
             if result is None or score > self.best:
                 self.best = score if result else self.best
