@@ -86,4 +86,5 @@ def _panel(data: ReferData, predictor: Predictor, sample: int, names: DataConfig
     sentence = data.sentence(sample, names.sentence_field)
     mask = predictor.predict(image, [sentence], strict=False)[0].mask
     score = float(iou(*np.array(overlap(mask, truth))))
-    return figures.overlay(image, mask, sentence, truth, f"IoU {score:.2f}")
+    nothing = "" if data.has_target[r] else "; the sentence means nothing"
+    return figures.overlay(image, mask, sentence, truth, f"IoU {score:.2f}{nothing}")
