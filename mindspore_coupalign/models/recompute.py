@@ -23,12 +23,16 @@ def recompute_blocks(model: nn.Cell) -> int:
 
     Only a graph with gradients differs by it: what is evaluated or exported computes everything once anyway.
     """
-    blocks = [cell for _, cell in model.cells_and_names() if isinstance(cell, BLOCKS)]
+    blocks = []
+    for _, cell in model.cells_and_names():
+        if isinstance(cell, BLOCKS):
+            blocks.append(cell)
+        elif isinstance(cell, FastLayerNorm):
+            # The compiler takes what a bprop of ours writes for forward nodes: a block whose output gets its gradient
+            # from there would wait for what waits for the block, "Graph cycle exists".
+            cell.fast = False
+        elif isinstance(cell, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            cell.bn_train.recompute(False)  # it moves its statistics, once per step
     for block in blocks:
-        for _, cell in block.cells_and_names():
-            if isinstance(cell, FastLayerNorm):
-                cell.fast = False  # MindSpore takes the nodes of a bprop inside the block for forward ones: a cycle
-            elif isinstance(cell, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-                cell.bn_train.recompute(False)  # it moves its statistics, once per step
         block.recompute()
     return len(blocks)
