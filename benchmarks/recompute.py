@@ -1,4 +1,4 @@
-"""What `train.recompute` saves and costs on this machine: `python benchmarks/recompute.py [--batch N ...] [key=value ...]`.
+"""What `train.recompute` saves and costs here: `python benchmarks/recompute.py [key=value ...] [--batch N ...]`.
 
 One training step of Swin-T with a BERT of four layers at 480 × 480 and random weights (override what you like), each
 variant in a process of its own. Memory: the process's peak, and MindSpore's own count of what its pool has handed out

@@ -1,8 +1,8 @@
 """Activation recomputation: which cells' activations the backward pass computes again instead of reading what the
 forward pass has kept (Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost").
 
-A block is one unit: its inputs and its output are kept, all between them is computed twice. Dropout and stochastic depth
-draw the same numbers both times, since ``noise.Noise`` is a function of its key alone.
+A block is one unit: its inputs and its output are kept, all between them is computed twice. Dropout and stochastic
+depth draw the same numbers both times, since ``noise.Noise`` is a function of its key alone.
 
 Shapes: none change; a block maps tokens (B, P, C) or (B, T, D), or a map (B, C, H, W), to the like.
 """
