@@ -109,10 +109,10 @@ class LargestBatch:
         of_all = f" of {self.total / GIB:.1f} GiB" if self.total else ""
         name = f"train.batch_size={self.batch}" + (f" with train.accumulate={self.accumulate}" * (self.accumulate > 1))
         tried = "" if micro == self.micro else f", for {micro} do not"
-        smaller = "train.recompute=true, a smaller data.image_size" if self.target != "CPU" else "data.image_size"
+        recompute = "set train.recompute=true, " if self.target != "CPU" else ""  # which saves nothing there
         if not self.growths:
             return UserError(f"{name}: its {self.micro} samples at a time do not fit into the memory{of_all}{tried} "
-                             f"({found.why}); lower {smaller} or take a smaller model")
+                             f"({found.why}); {recompute}lower data.image_size or take a smaller model")
         line = Line.through(self.growths)
         largest = max(min(self.growths), line.largest(self.room)) if self.total else min(self.growths)
         return UserError(f"{name}: its {self.micro} samples at a time do not fit into the memory{of_all}{tried} "
