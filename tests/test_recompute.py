@@ -29,11 +29,13 @@ VARIANTS = {
     "darknet": ("model.image.name=darknet", *CNN),
     "half": ("train.amp=O2",),
 }
+RATE = 1e-3
 GRADIENTS, ENDS = "Gradients/", re.compile(r" (?:cnode|primitive)_(?:primal_)?attrs: ")
 
 
 def two_steps(variant: str, recompute: bool) -> dict:
-    """Everything that two steps with different random numbers leave: weights, statistics, moments, results."""
+    """Everything that two steps with different random numbers leave: weights, statistics, moments, results. The first
+    has a learning rate of 0: Adam turns rounding, where a gradient is 0, into whole steps."""
     ms.set_seed(0)
     config = tiny_config(*DROPS, *VARIANTS[variant], f"train.recompute={str(recompute).lower()}")
     model = build.build_model(config, VOCABULARY)
@@ -41,7 +43,7 @@ def two_steps(variant: str, recompute: bool) -> dict:
     batch, left = [*map(ms.Tensor, tiny_batch(BATCH))], {}
     for number in range(2):
         keys = draw_keys(step.keys.size, 3, 0, number)
-        left[f"results {number}"] = step(*batch, ms.Tensor(1e-3, ms.float32), keys).asnumpy()
+        left[f"results {number}"] = step(*batch, ms.Tensor(RATE * number, ms.float32), keys).asnumpy()
         left |= {f"{section}.{name} {number}": np.array(array) for section, arrays in step.states().items()
                  for name, array in arrays.items()}
     return left | {p.name: p.asnumpy() for p in model.get_parameters()}
@@ -92,8 +94,9 @@ def same_as_recomputed(variant, tmp_path):
 
 
 def check_equal(kept, again, tolerance=1e-6):
-    """Moments are linear in the gradients; weights follow their signs, so that rounding may show where they are 0."""
+    """Moments are linear in the gradients; weights are compared where the gradient is more than rounding."""
     largest = max(np.abs(array).max() for name, array in kept.items() if name.startswith("adam_m."))
+    moved = 0
     for name, array in kept.items():
         if name.startswith("results"):
             np.testing.assert_allclose(again[name], array, rtol=tolerance, atol=tolerance, err_msg=name)
@@ -101,13 +104,18 @@ def check_equal(kept, again, tolerance=1e-6):
             np.testing.assert_allclose(again[name], array, rtol=1e-4, atol=tolerance * largest, err_msg=name)
         elif name.endswith(("moving_mean", "moving_variance")):
             np.testing.assert_allclose(again[name], array, rtol=1e-5, atol=tolerance, err_msg=name)
+        elif f"adam_m.{name} 1" in kept:
+            clear = np.abs(kept[f"adam_m.{name} 1"]) > 1e3 * tolerance * largest
+            np.testing.assert_allclose(again[name][clear], array[clear], rtol=0, atol=RATE / 50, err_msg=name)
+            moved += np.count_nonzero(clear)
+    assert moved > 1000 or tolerance > 1e-6
 
 
 @pytest.mark.parametrize("variant", ["swin", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS
                                                if name != "swin")])
 def test_recomputation_changes_no_number_and_waits_for_the_gradient(variant, tmp_path):
     kept, again = same_as_recomputed(variant, tmp_path)
-    check_equal(kept, again, 1e-3 if variant == "half" else 1e-6)
+    check_equal(kept, again, 1e-2 if variant == "half" else 1e-6)
     if variant in ("swin", "lavt"):
         check_graph(tmp_path / "graphs", blocks=6)
 
