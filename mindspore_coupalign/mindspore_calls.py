@@ -20,6 +20,15 @@ def graph_mode():
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
+def device_memory(target: str) -> int:
+    """Bytes of the current GPU or NPU; 0 where MindSpore does not say. An NPU is asked after its first kernel."""
+    try:
+        properties = ms.hal.get_device_properties(0, target)
+        return int(getattr(properties, "total_memory", 0))
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # the call is gone, or has no such device
+        return 0
+
+
 def kernel_threads(number: int):
     """Threads of the CPU's kernels."""
     ms.set_context(runtime_num_threads=number)

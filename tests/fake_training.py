@@ -4,8 +4,9 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.training import setup, trainer
+from mindspore_coupalign.training import largest_batch, setup, trainer
 from mindspore_coupalign.training.objective import LOSSES
+from mindspore_coupalign.training.step_memory import Measured
 
 
 class FakeStep:
@@ -44,6 +45,7 @@ def compute_nothing(monkeypatch, losses, evaluate=full_marks, **settings):
     """The command train takes FakeSteps and gives every sample the same score."""
     monkeypatch.setattr(setup, "build_train_step", lambda *_: FakeStep(losses, **settings))
     monkeypatch.setattr(trainer, "evaluate_samples", evaluate)
+    monkeypatch.setattr(largest_batch, "measure", lambda *_: Measured(1 << 20))
 
 
 def loop_of(config, tmp_path, monkeypatch):

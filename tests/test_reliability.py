@@ -216,6 +216,7 @@ def test_a_dry_run_writes_nothing(config, tmp_path, capsys, monkeypatch):
     assert not output.exists() and "nothing was written" in said
     for pattern in (r"data: .* 9 images are there", r"disk: up to 0\.0\d GB", r"step 1: loss \d\.\d+, .*with compiling",
                     r"step 9: loss", r"memory: \d\.\d GiB at most of \d",
+                    r"memory: about .*: the largest micro-batch that fits into \d+\.\d GiB is about \d+, 10% kept free",
                     r"the run: 41 steps more of \d+\.?\d* s \(median of 8\), \d+\.\d min"):
         assert re.search(pattern, said), (pattern, said)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--resume", metavar="DIR|FILE", help="go on from a run's folder or its last.safetensors")
     init_from.add_arguments(parser)
     parser.add_argument("--dry-run", action="store_true",
-                        help="check data, weights, disk and memory, compile, take a few steps, write nothing")
+                        help="check data, weights, disk and memory, compile, take a few steps, say the largest "
+                             "batch that fits (which compiles a second time), write nothing")
     add_device_argument(parser)
 
 

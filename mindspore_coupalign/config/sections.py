@@ -214,6 +214,8 @@ class TrainConfig:
     # decay then follows the time that training has had since the warm-up, and what is left of it
     batch_size: int = 32  # global: all ranks and micro-batches together
     accumulate: int = 1  # micro-batches per step, one after the other: less memory for the same batch
+    recompute: bool = False  # compute the activations of Swin, CNN and BERT blocks again in the backward pass instead
+    # of keeping them: less memory, longer steps, the same results
     amp: str = "auto"  # mixed precision: O0, O1, O2, O3 (models/precision.py), or auto: O0 on CPU, O1 elsewhere
     amp_dtype: str = "float16"  # float16 (with dynamic loss scaling) or bfloat16 (Ascend only)
     lr: float = 5e-5  # learning rate after the warm-up

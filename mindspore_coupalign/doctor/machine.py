@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mindspore_coupalign import __version__, packages
 from mindspore_coupalign.doctor.items import BAD, NOTE, OK, Item
+from mindspore_coupalign.memory import host, lines
 
 PYTHONS = ((3, 10), (3, 12))  # with a wheel of MindSpore 2.10, first and last
 MACHINES = ("x86_64", "aarch64")
@@ -68,7 +69,7 @@ def packages_found() -> Iterator[Item]:
 
 def processor() -> Iterator[Item]:
     cores, allowed, quota = os.cpu_count(), len(os.sched_getaffinity(0)), _quota()
-    names = {line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
+    names = {line.partition(":")[2].strip() for line in lines(Path("/proc/cpuinfo")) if line.startswith("model name")}
     text = f"{cores} cores" + (f", {allowed} of them for this process" if allowed != cores else "")
     text += f", {quota:g} by the container's quota" if quota else ""
     text += f", {', '.join(sorted(names))}" if names else ""
@@ -81,17 +82,15 @@ def processor() -> Iterator[Item]:
 
 def _quota() -> float:
     """Cores that a container may use at a time; 0 without a limit."""
-    fields = (_lines("/sys/fs/cgroup/cpu.max") or ["max"])[0].split()
+    fields = (lines(Path("/sys/fs/cgroup/cpu.max")) or ["max"])[0].split()
     return int(fields[0]) / int(fields[1]) if len(fields) == 2 and fields[0].isdigit() else 0
 
 
 def memory() -> Iterator[Item]:
-    table = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if " kB" in line}
-    total, free = table["MemTotal"], table["MemAvailable"]
-    limit = (_lines("/sys/fs/cgroup/memory.max") or ["max"])[0].strip()
+    total, free, limit = host()
     text = f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} free"
-    if limit.isdigit():
-        text, free = f"{text}, {int(limit) / 2**30:.1f} by the container's limit", min(free, int(limit))
+    if limit:
+        text, free = f"{text}, {limit / 2**30:.1f} by the container's limit", min(free, limit)
     few = "; the quickstart needs 3 GiB, a training step of the full recipe 15" if free < LEAST_MEMORY else ""
     yield Item("memory", NOTE if few else OK, text + few)
 
@@ -112,9 +111,3 @@ def environment() -> Iterator[Item]:
     wrong = "MS_COMPILER_CACHE_ENABLE=1 gave wrong numbers (docs/notes/mindspore.md); " if cache else ""
     yield Item("environment", NOTE if cache else OK, wrong + (", ".join(found) or "nothing special"))
 
-
-def _lines(path: str) -> list:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

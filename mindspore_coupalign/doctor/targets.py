@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindspore_coupalign import cuda
+from mindspore_coupalign.distributed.process import environment_alone
 from mindspore_coupalign.doctor.items import ABSENT, BAD, NOTE, OK, Item
 from mindspore_coupalign.doctor.machine import of_mindspore
 
@@ -155,9 +156,7 @@ def inputs(config: str | None, overrides: list, checkpoint: str | None, timeout:
 
 def probe(*arguments: str, timeout: float) -> list[tuple[bool, str]]:
     """What ``probe.py`` has found out, (good, text) each, the last of them its end where that was an accident."""
-    place = {k: v for k, v in os.environ.items() if not k.startswith(("MS_ROLE", "MS_SCHED", "COUPALIGN_RANKS"))}
-    root = str(Path(__file__).resolve().parents[2])
-    place["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [place.get("PYTHONPATH")])])
+    place = environment_alone()
     child = subprocess.Popen([sys.executable, "-m", "mindspore_coupalign.doctor.probe", *arguments], env=place,
                              text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     try:

@@ -1,7 +1,6 @@
 """``train --dry-run``: what can go wrong in a run's first hour, in its first minutes; writes nothing."""
 
 import os
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +13,9 @@ from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.distributed import collectives as ranks
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.memory import host, peak, resident
+from mindspore_coupalign.mindspore_calls import device_memory
+from mindspore_coupalign.training.largest_batch import LargestBatch
 
 TIMED, ENOUGH = 8, 30.0  # steps after the one that compiles, and their seconds, of which no more is needed
 
@@ -36,9 +38,12 @@ def dry_run(trainer) -> int:
     if wanted > free:
         raise UserError(f"{trainer.run.path}: the checkpoints need {wanted / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
                         "; lower train.keep, free some space or choose another --output")
+    largest = LargestBatch(trainer)
+    largest.check()
     ranks.broadcast(trainer.model.get_parameters(), trainer.runtime)
     stream = trainer.micro_batches()
     seconds: list[float] = []
+    before = resident()
     while len(seconds) < min(1 + TIMED, trainer.total - trainer.done) and not is_enough(seconds, trainer.runtime):
         start = time.perf_counter()
         results = trainer.one_step(stream, trainer.next_lr())
@@ -48,6 +53,7 @@ def dry_run(trainer) -> int:
             + (" with compiling" if len(seconds) == 1 else ""))
     used, total = memory(trainer.runtime.target)
     log(f"memory: {used / 2**30:.1f} GiB at most" + (f" of {total / 2**30:.1f}" if total else ""))
+    largest.report(before)
     left = trainer.total - trainer.done
     timed = seconds[1:] or seconds
     usual = float(np.median(timed))
@@ -96,6 +102,5 @@ def free_disk(path: Path) -> int:
 def memory(target: str) -> tuple[int, int]:
     """(peak, total) bytes: of the process and the machine on CPU, else of the device; 0 where it is not known."""
     if target == "CPU":
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    return ms.runtime.max_memory_allocated(), 0
+        return peak(), host().usable
+    return ms.runtime.max_memory_allocated(), device_memory(target)

@@ -6,6 +6,7 @@ from mindspore_coupalign.config import Config
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.losses import MaskLoss, PixelContrast
 from mindspore_coupalign.models.precision import choose_precision, set_precision
+from mindspore_coupalign.models.recompute import recompute_blocks
 from mindspore_coupalign.training.muon import matrix_shape
 from mindspore_coupalign.training.objective import Objective
 from mindspore_coupalign.training.optimizer import PACK_BELOW, Optimizer
@@ -98,6 +99,8 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
     loss, train = config.loss, config.train
     precision = choose_precision(train.amp, train.amp_dtype, target)
     set_precision(model, precision)
+    if train.recompute:
+        recompute_blocks(model)
     scaler = None
     if precision.amp_dtype == "float16":
         scaler = ms.amp.DynamicLossScaler(SCALE_START, 2, SCALE_WINDOW)
