@@ -133,6 +133,8 @@ class LargestBatch:
         self.growths[self.micro] = (int(grown) << 20) // self.runtime.ranks or 1
         if len(self.growths) == 1:
             return
+        if self.target != "CPU":  # an NPU's total is not known before something has run there
+            self.total = float(device_memory(self.target))
         for text in self.lines():
             self.trainer.log(text)
 

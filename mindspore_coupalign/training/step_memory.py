@@ -81,7 +81,8 @@ def main(target: str, vocabulary: str, micro: str):
     step = setup.build_train_step(build.build_model(config, int(vocabulary)), config, target=target)
     before = memory.resident()
     for _ in range(STEPS):
-        step(*map(ms.Tensor, batch), ms.Tensor(np.float32(0))).asnumpy()
+        image, ids, word_mask, mask = map(ms.Tensor, batch)
+        step(image, ids, word_mask, mask, ms.Tensor(np.float32(0))).asnumpy()
     print(json.dumps({"growth": used(target, before)}), flush=True)
 
 
