@@ -22,6 +22,7 @@ from mindspore_coupalign.evaluation import protocols
 from mindspore_coupalign.evaluation.answer import Answer, Existence, answer_of
 from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
 from mindspore_coupalign.evaluation.metrics import existence_scores, overlap
+from mindspore_coupalign.evaluation.tables import announce, read_references
 from mindspore_coupalign.inference.loading import load
 from mindspore_coupalign.models.coupalign import Outputs
 from mindspore_coupalign.training import setup
@@ -275,3 +276,19 @@ def test_graphs_answer_what_the_checkpoint_answers(with_head, tmp_path, command_
 def test_the_outputs_hold_the_answer():
     out = Outputs(*eager(tiny_model("model.no_target=true").outputs, *tiny_batch(2)[:3]))
     assert out.exists.shape == (2,)
+
+
+def test_the_baselines_of_the_generalised_task_are_read_and_printed(tmp_path, capsys):
+    data = general(tmp_path)
+    of_phrase = {"gIoU": 54.5, "cIoU": 43.4, "N_acc": None, "T_acc": 100.0}
+    content = {"splits": {"val": {"all_objects": 1, "random_object": 2, "noun_phrase": 3,
+                                  "noun_phrase_scores": of_phrase}}}
+    (tmp_path / "tiny/references.json").write_text(json.dumps(content))
+    found = read_references(data, ["val", "testA"])
+    assert found == {"val": {"all_objects": 1, "random_object": 2, "noun_phrase": 3, "noun_phrase_scores": {
+        "gIoU": 54.5, "cIoU": 43.4, "T_acc": 100.0}}}
+    announce("tiny", {}, [], tiny_config(), found)
+    assert "noun phrase, or nothing where nothing does: gIoU 54.50, cIoU 43.40, T_acc 100.00" in capsys.readouterr().out
+    (tmp_path / "tiny/references.json").write_text('{"splits": {"val": 5}}')
+    with pytest.raises(UserError, match="references.json: damaged"):
+        read_references(data, ["val"])

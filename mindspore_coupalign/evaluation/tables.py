@@ -11,6 +11,7 @@ from mindspore_coupalign.evaluation.metrics import THRESHOLDS
 from mindspore_coupalign.evaluation.protocols import IMAGE, SIZE_NAMES, SIZES
 
 REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of guesses with perfect masks (data/refshapes)
+PHRASE = "noun_phrase_scores"  # of the last one, all scores of the generalised task; generalised RefShapes has them
 
 
 def read_references(data: ReferData, splits: list) -> dict:
@@ -18,10 +19,16 @@ def read_references(data: ReferData, splits: list) -> dict:
     path = data.source.parent / "references.json"
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))["splits"]
-        return {name: {key: float(stated[name][key]) for key in REFERENCES} for name in splits if name in stated}
+        found: dict[str, dict] = {}
+        for name in (name for name in splits if name in stated):
+            found[name] = {key: float(stated[name][key]) for key in REFERENCES}
+            if PHRASE in stated[name]:
+                scores = stated[name][PHRASE].items()
+                found[name][PHRASE] = {key: float(value) for key, value in scores if value is not None}
+        return found
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, OSError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as exc:
         raise UserError(f"{path}: damaged ({exc}); make the data set again, or remove the file") from exc
 
 
@@ -41,6 +48,9 @@ def announce(label: str, results: dict, chosen: list, config: Config, references
     for name, values in references.items():
         print(f"{name}: baselines with perfect masks: oIoU {values['all_objects']} for all objects, "
               f"{values['random_object']} for a random one, {values['noun_phrase']} for all that fit the noun phrase")
+        if PHRASE in values:
+            scores = ", ".join(f"{key} {value:.2f}" for key, value in values[PHRASE].items())
+            print(f"{name}: all that fit the noun phrase, or nothing where nothing does: {scores}")
 
 
 def format_table(label: str, results: dict) -> str:
