@@ -51,6 +51,8 @@ def test_one_sentence_gives_one_prediction_and_a_list_gives_a_list(make_model, p
                              ((picture.rgb / 255, "red"), "not uint8"), (("none.png", "red"), "no such image")):
         with pytest.raises(UserError, match=match):
             model.predict(*arguments)
+    with pytest.raises(UserError, match="threshold must lie between 0 and 1, found 'x'"):
+        model.predict(picture.path, "the red circle", threshold="x")
     with pytest.raises(UserError, match="threshold must lie"):
         model.predict(picture.rgb, "red", threshold=1)
 

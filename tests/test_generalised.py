@@ -56,6 +56,16 @@ def test_a_mask_is_all_that_is_meant(tmp_path):
         np.testing.assert_array_equal(data.mask(r), plain.mask(r))
 
 
+def test_crowds_are_no_objects_and_that_is_said(tmp_path):
+    refs, instances = refs_and_instances()
+    refs[0].update(ann_id=["7000", 7001])
+    instances["annotations"][1]["iscrowd"] = 1
+    write_refer(tmp_path, refs, instances)
+    data = read_refer(tmp_path, "tiny", "unc")
+    assert data.objects_of(0) == [7000] and data.objects_of(1) == [7001]  # which alone is meant, as in REFER
+    assert len(data.notes) == 1 and data.notes[0].startswith("note: 1 crowd annotations")
+
+
 @pytest.mark.parametrize("left_out", [0, 3])
 def test_parts_and_unions_keep_what_each_ref_means(tmp_path, left_out):
     data = general(tmp_path)
@@ -153,10 +163,12 @@ def test_shares_of_right_answers():
 
 @pytest.mark.parametrize("pixels, exists, least, expected", [
     (5, None, 0, True), (0, None, 0, False), (5, None, 6, False), (6, None, 6, True),
-    (5, 0.1, 0, True), (0, 0.1, 0, True), (5, 0.0, 0, False), (5, -3.0, 0, False), (5, 0.1, 6, False)])
+    (5, 0.1, 0, True), (0, 0.1, 0, False), (5, 0.0, 0, False), (5, -3.0, 0, False), (5, 0.1, 6, False)])
 def test_when_a_sentence_means_something(pixels, exists, least, expected):
     mask = np.arange(20).reshape(4, 5) < pixels
     assert Existence(0.5, least)(mask, exists) is expected
+    by_head = exists is not None and exists > 0 and least == 0  # ReLA asks the head alone
+    assert Existence(0.5, least)(mask, exists, head_alone=True) is (expected or by_head)
 
 
 def test_the_heads_threshold_is_a_probability():

@@ -189,7 +189,7 @@ def test_objects_can_be_kept_in_grefcocos_form_which_is_read_and_exported(capsys
     lines = tmp_path / "own.jsonl"
     export = ["export-data", *check[1:], "--output", str(lines), "--format"]
     assert main([*export, "coco"]) == 2 and "ref 51 means 2 objects" in capsys.readouterr().err
-    assert main([*export, "jsonl"]) == 0
+    assert main([*export, "jsonl"]) == 0 and "--objects keep" in capsys.readouterr().out
     code, _, err = import_data(capsys, "jsonl", lines, tmp_path / "again", "--objects", "keep", images=refer.images)
     assert code == 0, err
     back = read_refer(tmp_path / "again", "own", "own")

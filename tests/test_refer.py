@@ -240,6 +240,7 @@ def test_annotation_on_another_image(tmp_path):
     ({"refs": lambda refs: refs[2].update(ann_id=[7002, "7002"])}, ("ref 502", "names an annotation twice")),
     ({"refs": lambda refs: refs[2].update(ann_id=[7002], no_target=True)}, ("ref 502", "contradict each other")),
     ({"refs": lambda refs: refs[2].update(ann_id=[-1], no_target=False)}, ("ref 502", "contradict each other")),
+    ({"refs": lambda refs: refs[2].update(ann_id=[7002, "-1"])}, ("ref 502", "-1, which stands for no object")),
     ({"refs": lambda refs: refs[2].update(no_target=1)}, ("ref 502", "'no_target'", "true or false")),
     ({"refs": lambda refs: refs[2].update(ann_id=[7002, 7000])}, ("annotation 7000 lies on image 100", "ref 502")),
     ({"refs": lambda refs: refs[0].update(ann_id=[7000, 7001]),

@@ -55,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(data, refs, drawn, masks))
     write_file(args.output, text.encode("utf-8"))
     count = int(np.isin(data.sentence_ref, refs).sum())
-    print(f"written      {args.output}: {count:,} sentences of {len(refs):,} objects in "
+    print(f"written      {args.output}: {count:,} sentences of {len(refs):,} refs in "
           f"{len(np.unique(data.ref_image[refs])):,} images")
     print(f"images       {data.image_dir}")
-    back = shlex.join(["--format", args.format, str(args.output), "--images", str(data.image_dir)])
+    keep = [] if data.has_target[refs].all() else ["--objects", "keep"]
+    back = shlex.join(["--format", args.format, str(args.output), "--images", str(data.image_dir), *keep])
     print(f"Back again: python -m mindspore_coupalign import-data {back} --output ROOT")
     return 0
 

@@ -90,9 +90,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: records left out: {job.bad:,}")
     if any(len(ref.targets) != 1 for ref in job.refs):
         print("\nSentences of several objects, or none, were kept in gRefCOCO's form.")
-    else:
-        names = shlex.join(["--root", str(root), "--dataset", dataset, "--split-by", split_by])
-        print(f"\nNext: python -m mindspore_coupalign check-data {names}")
+    names = shlex.join(["--root", str(root), "--dataset", dataset, "--split-by", split_by])
+    print(f"\nNext: python -m mindspore_coupalign check-data {names}")
     return 0
 
 
@@ -141,7 +140,8 @@ def _refuse_bad(job: Import, allowed: int):
     for text in job.problems if job.bad else ():
         print(f"left out: {text}")
     if not job.refs:
-        raise UserError(f"{job.source}: holds no record with an object; nothing was written; is --format right?")
+        cause = "--objects keep takes sentences that mean no object" if job.notes else "is --format right?"
+        raise UserError(f"{job.source}: holds no record with an object; nothing was written; {cause}")
 
 
 def _vocabulary(job: Import) -> str:

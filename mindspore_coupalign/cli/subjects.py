@@ -66,6 +66,8 @@ class GraphSubject:
             UserError: a bad file or override, nothing says where the data lies, or another input than the graph's.
         """
         source = sidecar.sidecar_path(self.path)
+        if of_network := [override for override in overrides if override.startswith("model.")]:
+            raise UserError(f"{of_network[0]}: {self.path} is as it was exported; leave it out, or export it anew")
         if path:
             check_overrides(overrides)
             config = load_config(path, overrides)

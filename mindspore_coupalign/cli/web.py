@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--device-target", choices=TARGETS, default="auto",
                         help="where to compute (default: auto, an Ascend NPU, else a GPU, else the CPU)")
     parser.add_argument("--amp", choices=AMP_LEVELS, help="precision of a checkpoint (default: its training's)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example eval.exists_threshold=0.7")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,20 +32,23 @@ def run(args: argparse.Namespace) -> int:
     server.check_port(args.host, args.port)
     if min(args.max_megabytes, args.max_megapixels) < 1:
         raise UserError("--max-megabytes and --max-megapixels must be at least 1")
-    from mindspore_coupalign.inference.loading import CHECKPOINT, kind_of, load
+    from mindspore_coupalign.inference.loading import CHECKPOINT, kind_of, open_model
     from mindspore_coupalign.inference.shipped import find_model, shipped_models
     from mindspore_coupalign.web.answers import Limits
     from mindspore_coupalign.web.examples import folder_examples, shapes_examples
 
     path = find_model(args.model)
-    explains = kind_of(path) == CHECKPOINT  # graphs hold the mask alone
+    kind = kind_of(path)
+    explains = kind == CHECKPOINT  # graphs hold the mask alone
+    if args.amp and not explains:
+        raise UserError(f"--amp needs a checkpoint: {path} computes in the precision that it was exported in")
     print(f"loading and compiling {args.model} (seconds for a small network, up to two minutes for the full recipe)",
           flush=True)
     for number in (signal.SIGTERM, signal.SIGHUP):  # until the page listens; its folder goes with it
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with server.scratch() as folder:
         examples = folder_examples(Path(args.examples)) if args.examples else shapes_examples(folder)
-        model = load(path, args.device_target, args.amp, details=explains)
+        model = open_model(path, kind, args.device_target, args.amp, explains, args.overrides)
         model.warm_up()
         title = f"The model is **{args.model if args.model in shipped_models() else path.name}**."
         if args.model == "refshapes":

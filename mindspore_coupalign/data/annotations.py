@@ -91,7 +91,7 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
     instances = _read_instances(source)
     images, annotations = _Records(instances, "images", source), _Records(instances, "annotations", source)
     files: list[str] = []
-    index, sizes, ref_image, regions, meant = {}, [], [], [], []
+    index, sizes, ref_image, regions, meant, crowds = {}, [], [], [], [], 0
     for ref_id, ann_ids, image_id in keys:
         named = f"annotation {', '.join(map(str, ann_ids))}" if ann_ids else "no target"
         image = images.of(image_id, f"which ref {ref_id} ({named}) of {refs_file.name} names")
@@ -105,6 +105,7 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
         parts = [_region(annotation, size, source, ann_id, ref_id) for ann_id, annotation in found.items()]
         regions.append(parts[0] if len(parts) == 1 else united(parts, *size))
         meant.append(list(found))
+        crowds += len(ann_ids) - len(found)
     unions, singles, outside, left_out = zip(*regions, strict=True)
     return {
         "ann_ids": np.array([ann_id for ids in meant for ann_id in ids] or np.zeros(0, np.int64)),
@@ -114,6 +115,8 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
         "ref_left_out": np.array(left_out, np.int32),
         "rle": b"".join(unions), "rle_at": _offsets(unions),
         "single": b"".join(singles), "single_at": _offsets(singles), "annotations": len(annotations.found),
+        "notes": (f"note: {crowds:,} crowd annotations (iscrowd) of refs that mean several objects are left out of the "
+                  "masks, as gRefCOCO's loader does it",) if crowds else (),
         "unnamed": len(annotations.found) - len({ann_id for _, ann_ids, _ in keys for ann_id in ann_ids}),
     }
 

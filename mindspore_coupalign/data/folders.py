@@ -51,6 +51,8 @@ def image_places(root: Path, dataset: str) -> list[Path]:
     """Where a data set's pictures usually lie below root, the most usual place first."""
     if dataset.startswith("refcoco"):
         return [root / "images/train2014", root / "images/mscoco/images/train2014", root / "train2014"]
+    if dataset.startswith("grefcoco"):
+        return [root / "images" / dataset, *image_places(root, "refcoco")]
     if dataset.startswith("refclef"):
         return [root / "images/saiapr_tc-12", root / "saiapr_tc-12"]
     return [root / "images" / dataset, root / "images"]

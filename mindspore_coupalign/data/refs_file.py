@@ -23,12 +23,14 @@ def annotations_of(ref: dict) -> list:
     gRefCOCO writes as ``[-1]`` with ``no_target``.
 
     Raises:
-        ValueError: the two fields contradict each other.
+        ValueError: the two fields contradict each other, or -1 stands beside others.
     """
     value, none = ref.get("ann_id"), ref.get("no_target")
-    found = value if isinstance(value, list) else [value]
+    found = [-1 if one == "-1" else as_key(one) for one in (value if isinstance(value, list) else [value])]
+    if isinstance(value, list) and len(found) > 1 and -1 in found:
+        raise ValueError(f"field 'ann_id' has -1, which stands for no object, beside others: {reprlib.repr(value):.60}")
     if none is None:
-        return [] if isinstance(value, list) and value in ([], [-1]) else found
+        return [] if isinstance(value, list) and found in ([], [-1]) else found
     if not isinstance(none, bool):
         raise ValueError(f"field 'no_target' must be true or false; found {reprlib.repr(none):.60}")
     if none != (found in ([], [-1])):

@@ -26,21 +26,26 @@ def answer_of(result) -> Answer:
 
 @dataclass(frozen=True)
 class Existence:
-    """When a sentence counts as meaning something: by the head, where there is one, and by the mask's pixels.
+    """When a sentence counts as meaning something: the mask has pixels enough, and the head, where there is one, says
+    yes.
 
     Args:
         threshold: probability above which the head's answer is yes.
-        min_pixels: a mask of fewer pixels counts as none. Without a head, so does one of no pixel at all.
+        min_pixels: a mask of fewer pixels counts as none; one of no pixel always does.
     """
 
     threshold: float = 0.5
     min_pixels: int = 0
 
-    def __call__(self, mask: np.ndarray, exists: float | None) -> bool:
-        """Of a mask (h, w), before anything is taken from it, and the head's logit."""
+    def __call__(self, mask: np.ndarray, exists: float | None, head_alone: bool = False) -> bool:
+        """Of a mask (h, w), before anything is taken from it, and the head's logit.
+
+        Args:
+            head_alone: an empty mask is no answer where there is a head, unless ``min_pixels`` is set (ReLA's rule).
+        """
         if exists is not None and exists <= logit(self.threshold):
             return False
-        least = self.min_pixels if exists is not None else max(self.min_pixels, 1)
+        least = self.min_pixels if head_alone and exists is not None else max(self.min_pixels, 1)
         return least == 0 or int(np.count_nonzero(mask)) >= least
 
 

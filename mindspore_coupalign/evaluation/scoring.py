@@ -140,11 +140,11 @@ class _Ref:
         return self._once((prompts, size, protocol.resize, protocol.threshold), make)
 
     def exists(self, protocol: Protocol, prompts: tuple) -> bool:
-        """Whether the network says that a unit means anything; where it has no head for it, by the first size's
-        mask."""
+        """Whether the network says that a unit means anything, by its head and the first size's mask."""
         found = [self.answers[k][1] for k in prompts]
         mean = None if found[0] is None else float(np.mean(found))
-        return self.existence(self.drawn(protocol, prompts, protocol.sizes[0]), mean)
+        mask = self.drawn(protocol, prompts, protocol.sizes[0])
+        return self.existence(mask, mean, head_alone=protocol.empty == NO_TARGET)
 
     def count(self, protocol: Protocol, unit, size: str) -> tuple[int, int, bool, bool]:
         mask, said = self.drawn(protocol, unit.prompts, size), self.exists(protocol, unit.prompts)

@@ -61,12 +61,12 @@ def format_table(label: str, results: dict) -> str:
            for result in results.values()):
         names += ["N_acc", "T_acc"]
     others = any(result.get("protocols") for result in results.values())
-    lines = [f"{label:<24}{'protocol':<18}{'units' if others else 'sentences':>9}  "
+    lines = [f"{label:<23} {'protocol':<18}{'units' if others else 'sentences':>9}  "
              + "".join(f"{n:>8}" for n in names)]
 
     def row(first: str, protocol: str, scores: dict):
         cells = "".join(f"{scores[n]:8.2f}" if n in scores else f"{'-':>8}" for n in names)
-        lines.append(f"{first:<24}{protocol:<18}{scores['samples']:>9}  {cells}")
+        lines.append(f"{first:<23} {protocol:<18}{scores['samples']:>9}  {cells}")
 
     for split, result in results.items():
         for size in SIZES:

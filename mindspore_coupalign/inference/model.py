@@ -7,6 +7,7 @@ The image is prepared and the logits are turned back exactly as ``evaluate`` doe
 """
 
 import contextlib
+import numbers
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -177,8 +178,8 @@ class Model:
 
     def _cut(self, threshold: float | None) -> float:
         value = self.threshold if threshold is None else threshold
-        if not 0 < value < 1:
-            raise UserError(f"threshold must lie between 0 and 1, found {value}")
+        if not (isinstance(value, numbers.Real) and 0 < value < 1):
+            raise UserError(f"threshold must lie between 0 and 1, found {value!r}")
         return logit(value)
 
     def _batch(self, number: int, wanted: int, alone: bool = True) -> int:

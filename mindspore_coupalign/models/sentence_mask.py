@@ -50,7 +50,7 @@ class ExistenceHead(nn.Cell):
     """Whether the sentence means anything in the picture: logits (B,), positive where it does.
 
     It compares the sentence with the pixels that answer it best, pooled by the mask's own logits, and knows how sure
-    and how large that mask is. The mask is only read: the head's loss moves the features, not the mask's logits.
+    and how large that mask is. It only reads: its loss moves its own parameters alone, and no mask gets worse by it.
     """
 
     def __init__(self, dim: int, word_dim: int):
@@ -60,8 +60,9 @@ class ExistenceHead(nn.Cell):
         self.over_pixels, self.pool, self.relu = nn.Softmax(-1), Product(transposed=True), nn.ReLU()
 
     def construct(self, pixels, coarse, sentence):
+        pixels, coarse, sentence = ops.stop_gradient(pixels), ops.stop_gradient(coarse), ops.stop_gradient(sentence)
         b, c, h, w = pixels.shape
-        coarse = ops.stop_gradient(coarse.reshape((b, 1, h * w)))
+        coarse = coarse.reshape((b, 1, h * w))
         found = self.pool(self.over_pixels(coarse), pixels.reshape((b, c, h * w))).reshape((b, c))
         matched = self.of_pixels(found) * self.of_sentence(sentence)
         surest, area = ops.amax(coarse, -1), ops.sigmoid(coarse).mean(-1)  # (B, 1)

@@ -115,8 +115,8 @@ def record(found: Prediction) -> dict:
         notes.append("longer than the network reads; its end was cut off")
     existence = None if found.existence is None else round(found.existence, 4)
     if not found.exists:
-        notes.append("nothing predicted" if existence is None else
-                     f"nothing is meant: the probability that the sentence means anything here is {existence:.2f}")
+        chance = "" if existence is None else f"; the probability that the sentence means anything is {existence:.2f}"
+        notes.append(f"nothing predicted{chance}")
     return {"sentence": found.sentence, "exists": found.exists, "existence": existence,
             "score": round(found.score, 4), "box": found.box, "area": found.area, "width": width, "height": height,
             "rle": found.rle(), "seconds": round(found.seconds, 4), "notes": notes}

@@ -92,7 +92,7 @@ class SentenceMaskAlignment(nn.Module):
 
 
 class ExistenceHead(nn.Module):
-    """f = Σ softmax(m)_p x_p; w2 relu(W1 [(f W_f) (L_g W_s), f, max m, mean σ(m)]), m without a gradient."""
+    """f = Σ softmax(m)_p x_p; w2 relu(W1 [(f W_f) (L_g W_s), f, max m, mean σ(m)]), of inputs without a gradient."""
 
     def __init__(self, dim: int, word_dim: int):
         super().__init__()
@@ -100,7 +100,7 @@ class ExistenceHead(nn.Module):
         self.hidden, self.answer = nn.Linear(3 * dim + 2, dim), nn.Linear(dim, 1)
 
     def forward(self, pixels, coarse, sentence):
-        m = coarse.detach().flatten(1)
+        pixels, sentence, m = pixels.detach(), sentence.detach(), coarse.detach().flatten(1)
         f = torch.einsum("bp,bcp->bc", m.softmax(1), pixels.flatten(2))
         parts = (self.pixels(f) * self.words(sentence), f, m.amax(1, True), m.sigmoid().mean(1, True))
         return self.answer(self.hidden(torch.cat(parts, 1)).relu())[:, 0]

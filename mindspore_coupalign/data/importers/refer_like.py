@@ -68,6 +68,9 @@ def _ann_ids(ref: dict) -> list[int]:
     """The annotations that a ref means; none where it says so."""
     value = take(ref, "ann_id", (int, str, list))
     ids = [whole(one, "ann_id") for one in (value if isinstance(value, list) else [value])]
+    if len(set(ids)) != len(ids) or (len(ids) > 1 and -1 in ids):
+        what = "an annotation twice" if len(set(ids)) != len(ids) else "-1, which stands for no object, beside others"
+        raise BadRecord(f"field 'ann_id' has {what}: {shown(value)}")
     none = take(ref, "no_target", bool, ids == [-1])
     if none != (ids in ([], [-1])):
         raise BadRecord(f"fields 'no_target' ({none}) and 'ann_id' ({shown(value)}) contradict each other")
