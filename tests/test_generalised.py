@@ -267,7 +267,7 @@ def test_graphs_answer_what_the_checkpoint_answers(with_head, tmp_path, command_
     explained = load(path, device="CPU", details=True).predict(photograph, sentences)
     same(explained, expected)
     assert explained[0].details is not None
-    for name, more in (("a.mindir", ()), ("b.onnx", ("--uint8",))):
+    for name, more in (("a.mindir", ("--batch", 2)), ("b.onnx", ("--uint8",))):
         if name.endswith("onnx"):
             pytest.importorskip("onnxruntime")
         file = tmp_path / name

@@ -166,6 +166,7 @@ def test_the_log_goes_on(whole, resumed):
     assert scores_2 == scores and 1 <= resumed.step < 6 and f"{6 - resumed.step} steps of 4 samples on" in resumed.out
 
 
+@pytest.mark.slow
 def test_reading_a_step_behind_changes_nothing(whole, config, tmp_path, monkeypatch):
     """As on a device, where the next step is launched before one's results are read (tests/test_overlap.py)."""
     monkeypatch.setitem(AHEAD, "CPU", 1)
