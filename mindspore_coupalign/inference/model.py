@@ -7,7 +7,6 @@ The image is prepared and the logits are turned back exactly as ``evaluate`` doe
 """
 
 import contextlib
-import numbers
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -178,7 +177,7 @@ class Model:
 
     def _cut(self, threshold: float | None) -> float:
         value = self.threshold if threshold is None else threshold
-        if not (isinstance(value, numbers.Real) and 0 < value < 1):
+        if not (isinstance(value, int | float | np.floating) and 0 < value < 1):
             raise UserError(f"threshold must lie between 0 and 1, found {value!r}")
         return logit(value)
 
