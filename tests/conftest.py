@@ -71,6 +71,24 @@ def tiny_restored(tiny_checkpoint) -> SimpleNamespace:
     return SimpleNamespace(model=model, tokenizer=tokenizer, config=checkpoint.config, predictor=predictor)
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A RefShapes of a few scenes, to train on."""
+    from mindspore_coupalign.data.refshapes.dataset import make_shapes
+
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(folder, 1, train=5, val=3, testA=1, testB=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(root, tmp_path_factory) -> Path:
+    """The file of a small configuration for it."""
+    from test_train import write_config
+
+    return write_config(tmp_path_factory.mktemp("config") / "small.yaml", root)
+
+
 def red_network(image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> np.ndarray:
     """A network of no parameters: where the picture is redder than a level that the word pieces choose."""
     level = (ids * word_mask).sum(1) % 7 / 7 - 0.5

@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, ops
-from tiny_network import VOCABULARY, pynative, tiny_batch, tiny_config
+from tiny_network import DROPPING, ENCODERS, VOCABULARY, pynative, tiny_batch, tiny_config
 
 from mindspore_coupalign import build
 from mindspore_coupalign.cli import train
@@ -19,15 +19,7 @@ from mindspore_coupalign.models.noise import Dropout, DropPath, Noise, draw_keys
 from mindspore_coupalign.training import setup
 
 BATCH = 4
-DROPS = ("model.image.depths=[1,1,1,1]", "model.image.drop_path=0.3", "model.text.dropout=0.2",
-         "model.text.groups=[1,0,0,1]", "model.wpa_stages=[1]", f"train.batch_size={BATCH}")
-CNN = ("model.image.freeze_batch_norm=false",)
-VARIANTS = {
-    "swin": (),
-    "resnet": ("model.image.name=resnet", *CNN),
-    "darknet": ("model.image.name=darknet", *CNN),
-    "lavt": ("model.name=lavt", "model.wpa_stages=[1,2,3,4]"),
-}
+DROPS = (*DROPPING, f"train.batch_size={BATCH}")
 
 
 def recorded_numbers(self, shape):
@@ -84,7 +76,7 @@ def recording(monkeypatch):
 def check_step(variant, recording, compiled: bool):
     """Sites of a network with every kind of drop after its compiled training step, or the step's forward pass alone."""
     ms.set_seed(0)
-    config = tiny_config(*DROPS, *VARIANTS[variant])
+    config = tiny_config(*DROPS, *ENCODERS[variant])
     step = setup.build_train_step(build.build_model(config, VOCABULARY), config)
     batch, keys = tiny_batch(BATCH), draw_keys(step.keys.size, 3, 0, 17)
     sites = recording(step, batch)

@@ -10,13 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fake_training import FakeStep, full_marks
-from test_train import log_of, write_config
+from test_train import log_of
 from tiny_network import tiny_config
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed import watchdog
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.training import launched, setup, trainer
@@ -67,18 +66,6 @@ def batches(source, size, workers):
     """A pipeline that is not made by MindSpore, whose end takes seconds."""
     for start in range(0, len(source), size):
         yield tuple(map(np.stack, zip(*(source[start + i] for i in range(size)), strict=True)))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    make_shapes(folder, 1, train=5, val=3, testA=1, testB=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(root, tmp_path_factory):
-    return write_config(tmp_path_factory.mktemp("config") / "small.yaml", root)
 
 
 @pytest.fixture

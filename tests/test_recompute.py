@@ -9,7 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from tiny_network import VOCABULARY, tiny_batch, tiny_config, tiny_model
+from tiny_network import DROPPING, ENCODERS, VOCABULARY, tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
 from mindspore_coupalign.distributed.process import environment_alone
@@ -18,17 +18,8 @@ from mindspore_coupalign.models.recompute import BLOCKS, recompute_blocks
 from mindspore_coupalign.training import setup
 
 BATCH = 4
-DROPS = ("model.image.depths=[1,1,1,1]", "model.image.drop_path=0.3", "model.text.dropout=0.2",
-         "model.text.groups=[1,0,0,1]", "model.wpa_stages=[1]", f"train.batch_size={BATCH}")
-CNN = ("model.image.freeze_batch_norm=false",)
-VARIANTS = {
-    "swin": (),
-    "lavt": ("model.name=lavt", "model.wpa_stages=[1,2,3,4]"),
-    "frozen": ("model.image.name=resnet",),
-    "resnet": ("model.image.name=resnet", *CNN),
-    "darknet": ("model.image.name=darknet", *CNN),
-    "half": ("train.amp=O2",),
-}
+DROPS = (*DROPPING, f"train.batch_size={BATCH}")
+VARIANTS = {**ENCODERS, "frozen": ("model.image.name=resnet",), "half": ("train.amp=O2",)}
 RATE = 1e-3
 GRADIENTS, ENDS = "Gradients/", re.compile(r" (?:cnode|primitive)_(?:primal_)?attrs: ")
 

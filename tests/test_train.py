@@ -72,18 +72,6 @@ def write_config(path, root, overrides=()):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    make_shapes(folder, 1, train=5, val=3, testA=1, testB=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(root, tmp_path_factory):
-    return write_config(tmp_path_factory.mktemp("config") / "small.yaml", root)
-
-
-@pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
     """An undisturbed run of six steps."""
     output = tmp_path_factory.mktemp("runs") / "whole"

@@ -9,27 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fake_training import full_marks, loop_of
-from test_train import log_of, write_config
+from test_train import log_of
 
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.training import trainer
 from mindspore_coupalign.training.run_folder import RunFolder
 from mindspore_coupalign.weights.checkpoint import load_checkpoint, save_checkpoint
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    make_shapes(folder, 1, train=5, val=3, testA=1, testB=1)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(root, tmp_path_factory):
-    return write_config(tmp_path_factory.mktemp("config") / "small.yaml", root)
 
 
 @pytest.fixture

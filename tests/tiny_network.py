@@ -28,6 +28,16 @@ TINY = {
     "eval": {"batch_size": 4},
 }
 
+# Dropout and stochastic depth in little to compile, and what else draws or normalises in its own way
+DROPPING = ("model.image.depths=[1,1,1,1]", "model.image.drop_path=0.3", "model.text.dropout=0.2",
+            "model.text.groups=[1,0,0,1]", "model.wpa_stages=[1]")
+ENCODERS = {
+    "swin": (),
+    "resnet": ("model.image.name=resnet", "model.image.freeze_batch_norm=false"),
+    "darknet": ("model.image.name=darknet", "model.image.freeze_batch_norm=false"),
+    "lavt": ("model.name=lavt", "model.wpa_stages=[1,2,3,4]"),
+}
+
 
 def tiny_config(*overrides: str) -> Config:
     config = config_from_dict(TINY, "the tests' network")

@@ -24,8 +24,13 @@ class CellNetwork:
         self._cell = cell
 
     def __call__(self, image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> Answer:
-        result = self._cell(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask))
-        return Answer(*map(array, result if isinstance(result, tuple) else (result,)))
+        return of_tensors(self._cell(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask)))
+
+
+def of_tensors(result) -> Answer:
+    """The answer of what a cell returns: logits, or (logits, exists or None)."""
+    logits, exists = result if isinstance(result, tuple) else (result, None)
+    return Answer(array(logits), None if exists is None else array(exists))
 
 
 def array(tensor: ms.Tensor) -> np.ndarray:

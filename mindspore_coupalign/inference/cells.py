@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import nn
 
 from mindspore_coupalign.evaluation.answer import Answer
-from mindspore_coupalign.evaluation.networks import CellNetwork, array
+from mindspore_coupalign.evaluation.networks import CellNetwork, of_tensors
 from mindspore_coupalign.inference.model import square
 from mindspore_coupalign.inference.prediction import Details
 from mindspore_coupalign.models.coupalign import Outputs
@@ -33,7 +33,7 @@ class Explainer:
     def __call__(self, pixels, ids, word_mask) -> tuple[Answer, Callable[[int, list[str]], Details] | None]:
         result = self._cell(ms.Tensor(pixels), ms.Tensor(ids), ms.Tensor(word_mask))
         if not isinstance(result, tuple) or len(result) < len(Outputs._fields):
-            return Answer(*map(array, result if isinstance(result, tuple) else (result,))), None
+            return of_tensors(result), None
         outputs = Outputs(*result)
         proposals, weights = outputs.proposals, outputs.weights
 
@@ -44,7 +44,7 @@ class Explainer:
                 return Details(pieces, maps, np.zeros((0, 1, 1), np.float32), np.zeros(0, np.float32))
             return Details(pieces, maps, square(proposals[row].asnumpy().T), weights[row].asnumpy())
 
-        return Answer(array(outputs.logits), None if outputs.exists is None else array(outputs.exists)), details
+        return of_tensors((outputs.logits, outputs.exists)), details
 
 
 class WithOutputs(nn.Cell):

@@ -193,17 +193,10 @@ def join(answers: list[Answer]) -> Answer:
 def difference(found: Answer, expected: Answer) -> float:
     """The largest of all outputs, each relative to the output's largest absolute value; NaN where an output is
     missing."""
-    worst = 0.0
-    for ours, theirs in zip(found, expected, strict=True):
-        if (ours is None) != (theirs is None):
-            return math.nan
-        if ours is not None and theirs is not None:
-            worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(theirs).max()), key=_nan_last)
-    return worst
-
-
-def _nan_last(value: float) -> float:
-    return math.inf if math.isnan(value) else value
+    if (found.exists is None) != (expected.exists is None):
+        return math.nan
+    pairs = ((ours, theirs) for ours, theirs in zip(found, expected, strict=True) if theirs is not None)
+    return float(np.max([np.abs(ours - theirs).max() / np.abs(theirs).max() for ours, theirs in pairs]))  # NaN stays
 
 
 def load_mindir(path: str | Path) -> tuple[nn.GraphCell, dict]:

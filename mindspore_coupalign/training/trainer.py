@@ -124,8 +124,11 @@ class Trainer:
 
     def _ends_with(self, step: int) -> bool:
         """Whether the run saves, validates or ends after this step: the next one is not launched before."""
+        return step >= self.total or step % self.val_every == 0 or self._saves_after(step)
+
+    def _saves_after(self, step: int) -> bool:
         save_every = self.config.train.save_every
-        return step >= self.total or step % self.val_every == 0 or (save_every > 0 and step % save_every == 0)
+        return save_every > 0 and step % save_every == 0
 
     def train(self) -> dict | None:
         if self.is_over() and not self._is_due():
@@ -159,7 +162,7 @@ class Trainer:
             if waiting:  # what is saved and validated is the state of a step whose results are read
                 continue
             validates = self._is_due() and not stops
-            if validates or stops or (train.save_every and self.done % train.save_every == 0):
+            if validates or stops or self._saves_after(self.done):
                 paused = time.perf_counter()
                 result = self._save(validates) or result
                 speed.pause(time.perf_counter() - paused)

@@ -23,7 +23,7 @@ import numpy as np
 from mindspore_coupalign.data.refshapes import sentences as singular
 from mindspore_coupalign.data.refshapes.general import MIDDLE, PLURAL_FORMS, Meaning, beside, in_half, joined, unmeant
 from mindspore_coupalign.data.refshapes.scenes import COLOURS, KINDS, SIZE, Shape
-from mindspore_coupalign.data.refshapes.sentences import ANY, ORDINALS, RELATION_AXES, SIDE_AXES, choose
+from mindspore_coupalign.data.refshapes.sentences import ANY, ORDINALS, RELATION_AXES, SIDE_AXES, choose, weighted
 
 _REASONS = {  # how often each, by form; the other forms have "phrase" alone
     "ordinal": {"phrase": 1, "few": 9}, "corner": {"phrase": 1, "place": 9}, "half": {"phrase": 1, "place": 9},
@@ -118,12 +118,6 @@ def _draw_once(rng, room, form, reason, phrase_type):
     colour, noun, fits = phrase
     cue = _false_cue(rng, room, form, reason, fits)
     return unmeant(form, fits, colour, noun, cue) if cue else None
-
-
-def weighted(rng: np.random.Generator, weights: dict):
-    """A key of ``weights``, each as often as its weight says."""
-    values = np.array(list(weights.values()), float)
-    return list(weights)[rng.choice(len(values), p=values / values.sum())]
 
 
 def _missing_phrase(rng, room, phrase_type):

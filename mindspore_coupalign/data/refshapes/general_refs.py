@@ -16,10 +16,17 @@ from typing import NamedTuple
 import numpy as np
 
 from mindspore_coupalign.data.refshapes import refs as plain
-from mindspore_coupalign.data.refshapes.absent import Room, draw_absent, look, weighted
+from mindspore_coupalign.data.refshapes.absent import Room, draw_absent, look
 from mindspore_coupalign.data.refshapes.general import Meaning, joined, one, plurals, word
 from mindspore_coupalign.data.refshapes.scenes import Shape
-from mindspore_coupalign.data.refshapes.sentences import SENTENCE_KINDS, Claim, choose, claims, possible_anchors
+from mindspore_coupalign.data.refshapes.sentences import (
+    SENTENCE_KINDS,
+    Claim,
+    choose,
+    claims,
+    possible_anchors,
+    weighted,
+)
 
 # What a scene's two refs mean: two that mean nothing would be one, so this is drawn again: 5, 3 and 2 in ten.
 _MEANT = {"one": 15, "several": 9, "none": 8}

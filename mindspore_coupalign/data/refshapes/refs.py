@@ -10,7 +10,7 @@ other splits; the sentences of a ref are of different categories (sentences.py).
 import numpy as np
 
 from mindspore_coupalign.data.refshapes.scenes import KINDS, Shape, draw_scene
-from mindspore_coupalign.data.refshapes.sentences import ANY, SENTENCE_KINDS, Claim, claims, word
+from mindspore_coupalign.data.refshapes.sentences import ANY, SENTENCE_KINDS, Claim, claims, weighted, word
 
 HELD_OUT = (("red", "circle"), ("green", "square"), ("blue", "triangle"), ("yellow", "star"), ("purple", "cross"),
             ("white", "circle"))
@@ -78,8 +78,7 @@ def choose_ref(rng: np.random.Generator, split: str, leading: str, open_claims: 
     for _ in range(least - 1 + int(rng.integers(2))):
         left = sorted({c.kind for c in about} - {c.kind for c in chosen})
         if left:
-            weights = np.array([_FURTHER[kind] for kind in left])
-            more = pick(rng, about, left[rng.choice(len(left), p=weights / weights.sum())])
+            more = pick(rng, about, weighted(rng, {kind: _FURTHER[kind] for kind in left}))
             chosen += [more] if more else []
     return chosen if len(chosen) >= least else None
 

@@ -131,6 +131,12 @@ def choose(rng: np.random.Generator, options: tuple | list):
     return options[rng.integers(len(options))]
 
 
+def weighted(rng: np.random.Generator, weights: dict):
+    """A key of ``weights``, each as often as its weight says."""
+    values = np.array(list(weights.values()), float)
+    return list(weights)[rng.choice(len(values), p=values / values.sum())]
+
+
 def possible_anchors(shapes: list[Shape]) -> list[int]:
     """Indices of the shapes that colour and kind name uniquely."""
     per_pair = Counter((shape.colour, shape.kind) for shape in shapes)
