@@ -45,10 +45,11 @@ def step(config_file, overrides):
     import mindspore as ms
     import numpy as np
 
+    from mindspore_coupalign.mindspore_calls import device_target
     from mindspore_coupalign.training import setup
 
     config, model, batch, built = prepare(config_file, overrides)
-    train_step = setup.build_train_step(model, config)
+    train_step = setup.build_train_step(model, config, target=device_target())
     rate = ms.Tensor(np.float32(config.train.lr))
     return built, *twice(lambda: train_step(*map(ms.Tensor, batch), rate).asnumpy())
 
@@ -86,7 +87,12 @@ def main():
     arguments = sys.argv[1:]
     if arguments and arguments[0] in ("forward", "step", "export"):
         built, first, second = globals()[arguments[0]](arguments[1], arguments[2:])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        import mindspore as ms
+
+        from mindspore_coupalign.mindspore_calls import device_target
+        on_cpu = device_target() == "CPU"
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 if on_cpu
+                else ms.runtime.max_memory_allocated() / 2**30)
         print(json.dumps({"build_s": round(built, 1), "first_s": round(first, 1), "second_s": round(second, 1),
                           "peak_GiB": round(peak, 1)}))
         return

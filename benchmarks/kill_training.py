@@ -1,6 +1,6 @@
 """Kill a training run at random moments, go on with --resume each time, and compare its end with an undisturbed run.
 
-    python benchmarks/kill_training.py --kills 100 [key=value ...]
+    python benchmarks/kill_training.py --kills 100 [--device-target CPU] [key=value ...]
 
 A small network with dropout and sampled negatives, on RefShapes, that saves after every step. The kills take turns:
 while a checkpoint is being written, twice among the steps, and at any moment of the start (imports, compiling). After
@@ -30,9 +30,9 @@ SETTINGS = [
 WAYS = ("in a save", "among the steps", "at the start", "among the steps")
 
 
-def train(data: Path, output: Path, steps: int, resume: bool, overrides: list) -> subprocess.Popen:
+def train(data: Path, output: Path, steps: int, resume: bool, target: str, overrides: list) -> subprocess.Popen:
     how = ["--resume", output] if resume else ["--config", ROOT / "configs" / "refshapes_tiny.yaml"]
-    arguments = [*how, "--output", output, "--device-target", "CPU", f"data.root={data}", f"train.steps={steps}"]
+    arguments = [*how, "--output", output, "--device-target", target, f"data.root={data}", f"train.steps={steps}"]
     command = [sys.executable, "-m", "mindspore_coupalign", "train", *map(str, arguments), *SETTINGS, *overrides]
     with open(f"{output}.txt", "a") as log:
         return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
@@ -82,22 +82,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device-target", default="CPU", help="a device whose kernels add up in any order gives other "
+                        "last digits each time")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="another network than the usual one")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from mindspore_coupalign.data.refshapes.dataset import make_shapes
 
+    more = (args.device_target, args.overrides)
     draw, steps = random.Random(args.seed), 24 + 8 * args.kills
     with tempfile.TemporaryDirectory() as folder:
         data, whole, killed = (Path(folder) / name for name in ("data", "whole", "killed"))
         make_shapes(data, 1, train=6, val=1, testA=1, testB=1)
         start = time.perf_counter()
-        if train(data, whole, steps, False, args.overrides).wait():
+        if train(data, whole, steps, False, *more).wait():
             sys.exit(Path(f"{whole}.txt").read_text())
         start_up, counts, cut = (time.perf_counter() - start) / 2, dict.fromkeys(WAYS, 0), 0
         for number in range(args.kills):
             way, state = WAYS[number % 4], killed / "last.safetensors"
-            process = train(data, killed, steps, bool(states(killed)), args.overrides)
+            process = train(data, killed, steps, bool(states(killed)), *more)
             was_killed, lived = kill_once(process, killed, way, start_up, draw)
             process.wait()
             if not was_killed:
@@ -109,7 +112,7 @@ def main() -> int:
                 state.write_bytes(state.read_bytes()[:draw.randrange(1, state.stat().st_size)])
                 cut += 1
             print(f"kill {number + 1}: {way} after {lived:.1f} s, {newest_step(killed)} steps logged", flush=True)
-        if train(data, killed, steps, bool(states(killed)), args.overrides).wait():
+        if train(data, killed, steps, bool(states(killed)), *more).wait():
             sys.exit(Path(f"{killed}.txt").read_text())
         different = differences(whole, killed)
         same_curve = losses(whole) == losses(killed)

@@ -1,9 +1,10 @@
-"""This project and its twin in plain PyTorch side by side on the CPU: `python benchmarks/pytorch_twin.py --help`.
+"""This project and its twin in plain PyTorch side by side on a CPU or GPU: `python benchmarks/pytorch_twin.py --help`.
 
 The forward pass and the training step (forward, losses, backward, clipping, AdamW), each side in a process of its own;
 they take turns, so that noise hits both. Random weights, random data, the configuration's drops and losses. Needs
 requirements-parity.txt; the twin is tests/torch_twin. With --onnx, for the forward pass, the exported ONNX file in
-onnxruntime takes its turn as well.
+onnxruntime takes its turn as well. On a GPU (--device-target GPU, not run so far) each has the card alone, float32
+means float32 on both, and O1 stands beside PyTorch's autocast in float16 with its GradScaler.
 """
 
 import argparse
@@ -26,32 +27,34 @@ WARM_UP = 1
 
 
 def ours(case: dict, batch: tuple, threads: int):
-    """(call, facts) of the project."""
+    """(call, facts, peak of its memory in bytes) of the project."""
     import mindspore as ms
     import numpy as np
 
     from mindspore_coupalign import build, runtime
     from mindspore_coupalign.config import config_from_dict
     from mindspore_coupalign.models import macs
+    from mindspore_coupalign.models.precision import choose_precision, set_precision
     from mindspore_coupalign.training import setup
-    config = config_from_dict(case["config"], "case")
-    runtime.setup("CPU", 0)
-    if threads < os.cpu_count():
+    config, target = config_from_dict(case["config"], "case"), case["target"]
+    runtime.setup(target, 0)
+    if target == "CPU" and threads < os.cpu_count():
         ms.set_context(runtime_num_threads=threads)
     model = build.build_model(config, VOCABULARY)
     facts = {"macs": sum(row[2] for row in macs.parts(model, config.data.max_tokens)),
              "parameters": sum(p.size for p in model.trainable_params()),
              "settings": f"MindSpore {ms.__version__}, {ISA}={os.environ[ISA]}, {threads} threads"}
     inputs = [ms.Tensor(array) for array in batch]
+    memory = resident if target == "CPU" else ms.runtime.max_memory_allocated
     if case["what"] == "forward":
-        model.set_train(False)
-        return lambda: model(*inputs[:3]).asnumpy(), facts
-    step, rate = setup.build_train_step(model, config), ms.Tensor(np.float32(config.train.lr))
-    return lambda: step(*inputs, rate).asnumpy()[0], facts
+        set_precision(model.set_train(False), choose_precision(config.train.amp, config.train.amp_dtype, target))
+        return lambda: model(*inputs[:3]).asnumpy(), facts, memory
+    step, rate = setup.build_train_step(model, config, target=target), ms.Tensor(np.float32(config.train.lr))
+    return lambda: step(*inputs, rate).asnumpy()[0], facts, memory
 
 
 def theirs(case: dict, batch: tuple, threads: int):
-    """(call, facts) of the twin."""
+    """(call, facts, peak of its memory) of the twin."""
     import torch
     from torch_twin import macs
     from torch_twin.losses import losses
@@ -59,41 +62,54 @@ def theirs(case: dict, batch: tuple, threads: int):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     config, train = case["config"], case["config"]["train"]
-    twin = Twin(config, VOCABULARY)
+    device = "cuda" if case["target"] == "GPU" else "cpu"
+    torch.backends.cudnn.allow_tf32 = False  # as the project has it
+    half = torch.autocast(device, torch.float16, enabled=train["amp"] != "O0")
+    scaler = torch.amp.GradScaler(device, enabled=train["amp"] != "O0")
+    memory = resident if device == "cpu" else torch.cuda.max_memory_allocated
+    twin = Twin(config, VOCABULARY).to(device)
     facts = {"macs": macs.count(config, VOCABULARY), "parameters": sum(p.numel() for p in twin.parameters()),
              "settings": f"PyTorch {torch.__version__}, {ISA} {os.environ.get(ISA, 'not set')}, {threads} threads, "
                          f"attention by {twin.text.layer[0].attention.self.config._attn_implementation}"}
-    image, ids, word_mask, mask = map(torch.from_numpy, batch)
+    image, ids, word_mask, mask = (torch.from_numpy(array).to(device) for array in batch)
     ids = ids.long()
     if case["what"] == "forward":
         twin.eval()
 
         def forward():
-            with torch.inference_mode():
-                return twin(image, ids, word_mask)["logits"].numpy()
-        return forward, facts
+            with torch.inference_mode(), half:
+                return twin(image, ids, word_mask)["logits"].float().cpu().numpy()
+        return forward, facts, memory
     optimizer = torch.optim.AdamW(twin.train().parameters(), train["lr"], weight_decay=train["weight_decay"])
 
     def step():
         optimizer.zero_grad()
-        loss = losses(twin(image, ids, word_mask), mask, config["loss"])["loss"]
-        loss.backward()
+        with half:
+            loss = losses(twin(image, ids, word_mask), mask, config["loss"])["loss"]
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         if train["clip_norm"] > 0:
             torch.nn.utils.clip_grad_norm_(twin.parameters(), train["clip_norm"])
-        optimizer.step()
-        return loss.detach().numpy()
-    return step, facts
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach().cpu().numpy()
+    return step, facts, memory
 
 
 def onnx(case: dict, batch: tuple, threads: int):
-    """(call, facts) of the ONNX file, by the way that prediction takes."""
+    """(call, facts, peak of its memory) of the ONNX file, by the way that prediction takes."""
     import onnxruntime
 
     from mindspore_coupalign.inference.onnx import session
     run = session.runner(case["onnx"])
     facts = {"macs": None, "parameters": None, "settings": f"onnxruntime {onnxruntime.__version__}, {threads} threads, "
              f"{os.path.getsize(case['onnx']) / 2**30:.2f} GiB"}
-    return lambda: run(*batch[:3]), facts
+    return lambda: run(*batch[:3]), facts, resident
+
+
+def resident() -> int:
+    """Peak of the process's memory in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def write_onnx(path: str):
@@ -111,14 +127,15 @@ def child():
     """Reads a case, then a line per run from stdin; answers with a line of JSON each."""
     Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends, this process goes first
     case = json.loads(sys.stdin.readline())
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:case["threads"]])
+    if case["target"] == "CPU":
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:case["threads"]])
     import numpy as np
     from torch_twin.inputs import random_batch
     # as many background cells as the contrast draws, so that both compare the same number of pairs
     side = max(1, min(int(case["config"]["loss"]["negatives"] ** 0.5), case["config"]["data"]["image_size"] // 16))
     batch = random_batch(case["config"], VOCABULARY, case["batch"], background=side)
     start = time.perf_counter()
-    call, facts = SIDES[case["side"]][1](case, batch, case["threads"])
+    call, facts, memory = SIDES[case["side"]][1](case, batch, case["threads"])
     built = time.perf_counter()
     call()
     facts |= {"build_s": built - start, "first_s": time.perf_counter() - built}
@@ -131,8 +148,7 @@ def child():
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy
         if not np.isfinite(result).all():
             raise SystemExit("the result is not finite")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_GiB": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_GiB": memory() / 2**30}), flush=True)
 
 
 SIDES = {"ours": ("ours", ours), "theirs": ("PyTorch", theirs), "onnx": ("onnxruntime", onnx)}
@@ -142,7 +158,8 @@ class Child:
     """One side in its process."""
 
     def __init__(self, side: str, case: dict, environment: dict):
-        self.process = subprocess.Popen([sys.executable, __file__, "--child"], stdin=subprocess.PIPE, text=True,
+        python = case["peer_python"] if side == "theirs" else sys.executable
+        self.process = subprocess.Popen([python, __file__, "--child"], stdin=subprocess.PIPE, text=True,
                                         stdout=subprocess.PIPE, env=environment)
         self.peak, self.seconds, self.cpu = 0.0, [], []
         self.facts = self.ask(json.dumps(case | {"side": side}))
@@ -187,13 +204,17 @@ def together(case: dict, rounds: int, environment: dict) -> dict:
 
 
 def alone(side: str, case: dict, rounds: int, environment: dict) -> Child | None:
-    """One side by itself; None where the memory does not suffice."""
+    """One side by itself; None where the memory does not suffice, on a GPU where it fails for any reason."""
     one = None
     try:
         one = Child(side, case, environment)
         for _ in range(rounds):
             one.run()
     except MemoryError:
+        return None
+    except RuntimeError:
+        if case["target"] == "CPU":
+            raise
         return None
     finally:
         if one is not None:
@@ -203,8 +224,10 @@ def alone(side: str, case: dict, rounds: int, environment: dict) -> Child | None
 
 def measure(case: dict, rounds: int, environment: dict) -> dict:
     """A row: figures of all sides, taken in turn where the memory allows it, else one after the other."""
-    row = {key: case[key] for key in ("model", "what", "batch", "threads")}
+    row = {key: case[key] for key in ("target", "model", "what", "batch", "threads")}
     try:
+        if case["target"] != "CPU":
+            raise MemoryError
         children, row["in_turn"] = together(case, rounds, environment), True
     except MemoryError:
         children = {side: alone(side, case, rounds, environment) for side in case["sides"]}
@@ -224,7 +247,7 @@ def table(row: dict, sides: list) -> str:
     for side in sides:
         one = row.get(side)
         if one is None:
-            cells.append(f"{'' if side not in row else 'out of memory':>50}")
+            cells.append(f"{'' if side not in row else 'no figure':>50}")
             continue
         span = f"({min(one['seconds']):.2f}-{max(one['seconds']):.2f})"
         macs = "" if one["macs"] is None else f"{one['macs'] / 1e9:.1f}"
@@ -243,9 +266,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each side, after two that are not")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="and cores, of both sides")
+    parser.add_argument("--device-target", choices=("CPU", "GPU"), default="CPU")
+    parser.add_argument("--amp", choices=("O0", "O1"), default="O0", help="O1: half precision, on a GPU alone")
+    parser.add_argument("--peer-python", default=sys.executable, metavar="FILE", help="the Python that has PyTorch")
     parser.add_argument("--onnx", action="store_true", help="also time the ONNX file's forward pass")
     parser.add_argument("--json", help="write every figure to this file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.device_target == "CPU" and options.amp != "O0":
+        parser.error("--amp O1: half precision is emulated on a CPU; there is nothing to compare")
+    return options
 
 
 def main():
@@ -268,8 +297,8 @@ def main():
           + "".join(f"{f': {name}':>12}" for name in names[1:]))
     rows = []
     for model in options.models:
-        off = ["loss.proposals=0", f"model.name={model}"] if model == "lavt" else []
-        config = config_to_dict(load_config(options.config, [*options.overrides, *off]))
+        off = ["loss.proposal_mask=0", f"model.name={model}"] if model == "lavt" else []
+        config = config_to_dict(load_config(options.config, [*options.overrides, *off, f"train.amp={options.amp}"]))
         with tempfile.TemporaryDirectory() as folder:
             file = f"{folder}/model.onnx"
             if options.onnx:
@@ -278,7 +307,8 @@ def main():
             for what in options.what:
                 for batch in options.batches:
                     case = {"model": model, "what": what, "batch": batch, "config": config, "onnx": file,
-                            "threads": options.threads, "sides": sides[:3 if what == "forward" else 2]}
+                            "threads": options.threads, "target": options.device_target,
+                            "peer_python": options.peer_python, "sides": sides[:3 if what == "forward" else 2]}
                     rows.append(measure(case, options.rounds, environment))
                     print(table(rows[-1], sides), flush=True)
     for side in sides:

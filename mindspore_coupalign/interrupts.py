@@ -5,10 +5,12 @@ SIGINT is therefore blocked before any of its threads exists and waited for by a
 """
 
 import _thread
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 
 GRACE = 5.0  # seconds after Ctrl-C in which what runs outside of Python (the compiler) may come to its end
 
@@ -34,6 +36,19 @@ def _end():
     """The main thread has not come back to Python."""
     print("interrupted", file=sys.stderr, flush=True)
     os._exit(130)
+
+
+@contextlib.contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """In this block SIGTERM raises SystemExit, so that child processes end and half-made folders are removed."""
+    def stop(number, _):
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:

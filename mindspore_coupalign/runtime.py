@@ -1,5 +1,6 @@
 """Device, graph mode, ranks and seed: what has to be set before the first kernel runs."""
 
+import contextlib
 import os
 
 import mindspore as ms
@@ -65,7 +66,23 @@ def choose_device(target: str, option: str = "--device-target ") -> str:
                         f"mindspore_coupalign doctor` says why; {option}CPU runs anywhere")
     ms.set_device(target, int(os.environ.get("DEVICE_ID", "0"))) if target != "CPU" else ms.set_device(target)
     graph_mode()
+    _plain_float32(target)
     return target
+
+
+def _plain_float32(target: str):
+    """Float32 is float32: by default convolutions on cards and NPUs round it to TF32's or HF32's 11 bits.
+
+    A program that has set HF32 itself keeps what it has set.
+    """
+    if target == "GPU":
+        ms.device_context.gpu.op_precision.conv_allow_tf32(False)
+        ms.device_context.gpu.op_precision.matmul_allow_tf32(False)
+    elif target == "Ascend":
+        for allow in (ms.device_context.ascend.op_precision.conv_allow_hf32,
+                      ms.device_context.ascend.op_precision.matmul_allow_hf32):
+            with contextlib.suppress(RuntimeError):  # it can be set once
+                allow(False)
 
 
 def _has_gpu() -> bool:

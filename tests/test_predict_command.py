@@ -123,9 +123,10 @@ def test_nothing_is_loaded_for_nothing(call, unloaded, picture, tmp_path):
     ("\x07\x00", "empty"), ("?! ...", "no words"), ("\U0001f642", "no words"),
     ("zebra \U0001f642", "none of its words"),
     ("x" * 100_000, "none of its words"), (" ".join(f"q{i}" for i in range(5000)), "and 4990 more")])
-def test_sentences_without_a_word_are_refused_in_one_short_line(call, picture, text, match):
+def test_sentences_without_a_word_are_refused_in_one_short_line(call, picture, tmp_path, text, match):
     code, _, err = call([picture.path], [text])
     assert code == 2 and match in err and err.count("\n") == 1 and len(err) < 500
+    assert not (tmp_path / "out").exists()
 
 
 def test_odd_sentences_are_printed_and_drawn_in_bounds(call, picture, tmp_path):
@@ -308,13 +309,17 @@ def test_lists_that_are_none(call, unloaded, tmp_path):
         assert code == 2 and match in err and err.count("\n") == 1
 
 
-def test_a_sentence_without_a_known_word_in_a_list_is_named_before_anything_is_computed(call, picture, tmp_path):
+def test_a_sentence_without_a_known_word_in_a_list_is_named_and_the_others_go_on(call, picture, tmp_path):
+    """Once, with its first line; under the names that all of them have with it."""
     write(tmp_path / "a.png", picture.rgb)
-    pairs = [{"image": "a.png", "sentence": text} for text in ("red", "zebra")]
+    pairs = [{"image": "a.png", "sentence": text} for text in ("red", "zebra", "zebra", "blue", "???")]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    code, out, err = call([], [], "--list", tmp_path / "list.jsonl")
-    assert code == 2 and out == "" and "list.jsonl: line 2: sentence 'zebra': none of its words" in err
-    assert masks(tmp_path / "out") == {}
+    code, _, err = call([], [], "--list", tmp_path / "list.jsonl")
+    assert code == 1 and [line.partition(": none")[0].partition(": no words")[0] for line in err.splitlines()] == [
+        f"error: {tmp_path / 'list.jsonl'}: line 2: sentence 'zebra'",
+        f"error: {tmp_path / 'list.jsonl'}: line 5: sentence '???'"]
+    assert list(masks(tmp_path / "out")) == ["a_1_red_mask.png", "a_4_blue_mask.png"]
+    assert [record["sentence"] for record in records(tmp_path / "out")] == ["red", "blue"]
 
 
 def test_a_broken_image_in_the_middle_of_a_batch(call, picture, model, tmp_path):

@@ -5,11 +5,9 @@ import dataclasses
 
 from mindspore_coupalign import build, runtime
 from mindspore_coupalign.config import Config, load_config
-from mindspore_coupalign.data.tokenizer import SentenceTokenizer, local_folder
+from mindspore_coupalign.data.tokenizer import vocabulary_size
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models import macs
-
-_BERT_VOCABULARY = 30522  # of bert-base-uncased
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +30,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--batch must be at least 1, found {args.batch}")
     config = load_config(args.config, args.overrides)
     runtime.setup("CPU", config.train.seed)
-    vocabulary, source = vocabulary_size(config)
+    vocabulary, source = vocabulary_size(config.data.tokenizer, config.data.max_tokens)
     data = config.data
     print(f"{args.config}: input {data.image_size} x {data.image_size}, {data.max_tokens} word pieces, "
           f"vocabulary of {vocabulary} ({source})")
     print(format_parts(describe(config, vocabulary), config, args.batch))
     return 0
-
-
-def vocabulary_size(config: Config) -> tuple[int, str]:
-    """The tokenizer's size and where it is from; BERT's where the tokenizer is not on this machine."""
-    name = config.data.tokenizer
-    try:
-        return SentenceTokenizer.from_name(name, config.data.max_tokens, download=False).vocab_size, name
-    except UserError:
-        if local_folder(name).is_dir():
-            raise
-        return _BERT_VOCABULARY, f"BERT's: the tokenizer {name!r} is not on this machine"
 
 
 def describe(config: Config, vocabulary: int) -> list[Part]:

@@ -3,11 +3,11 @@
 import argparse
 import json
 import os
-import signal
 from pathlib import Path
 
 from mindspore_coupalign.data.refshapes.dataset import GENERAL, PLAIN, SPLITS, make_shapes
 from mindspore_coupalign.data.refshapes.references import table
+from mindspore_coupalign.interrupts import unwound_by_sigterm
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -27,18 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     sizes = {split: getattr(args, split) for split in SPLITS}
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
+    with unwound_by_sigterm():
         made = make_shapes(args.output, args.seed, **sizes, workers=args.workers, force=args.force,
                            generalised=args.generalised)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     variant = GENERAL if args.generalised else PLAIN
     state = "written" if made else "of this seed and size is there already; kept as it is"
     print(f"{args.output}: {variant.name} {state}")
     print(table(json.loads((Path(args.output) / variant.folder / "references.json").read_text())["splits"]))
     return 0
-
-
-def _stop(signum, frame):
-    raise SystemExit(128 + signum)  # unwinds, so that the half-made folder is removed

@@ -78,13 +78,16 @@ def run(args: argparse.Namespace) -> int:
     readable = _from_first_readable(asked)
     if not readable:
         return 2
-    make_folder(output)
     started = time.perf_counter()
     with told(LOADING):
         model = loading.open_model(path, kind, args.device_target, args.amp, args.attention, args.overrides)
     loaded = time.perf_counter() - started
     model.while_compiling = functools.partial(told, COMPILING)
-    _check_sentences(model, asked)
+    bad = _bad_sentences(model, asked)
+    readable = [request for request in readable if request.sentence not in bad]
+    if not readable:
+        return 2
+    make_folder(output)
     with records:
         done = _predict(model, readable, args, output, records, loaded)
     return 0 if done == len(asked) else 1 if done else 2
@@ -144,16 +147,19 @@ def _from_first_readable(asked: list[Request]) -> list[Request]:
     return []
 
 
-def _check_sentences(model: Model, asked: list[Request]):
-    """All of them, before the first is computed."""
-    checked = set()
+def _bad_sentences(model: Model, asked: list[Request]) -> set:
+    """Those that the network cannot read, named on stderr before the first of the others is computed."""
+    bad, checked = set(), set()
     for request in asked:
-        if request.sentence not in checked:
-            try:
-                model.check_sentence(request.sentence)
-            except UserError as exc:
-                raise UserError(f"{request.origin}{exc}") from exc
-            checked.add(request.sentence)
+        if request.sentence in checked:
+            continue
+        checked.add(request.sentence)
+        try:
+            model.check_sentence(request.sentence)
+        except UserError as exc:
+            bad.add(request.sentence)
+            print(f"error: {request.origin}{exc}", file=sys.stderr)
+    return bad
 
 
 def _predict(model: Model, asked: list[Request], args: argparse.Namespace, output: Path, records: Records,

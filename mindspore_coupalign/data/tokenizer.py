@@ -16,6 +16,7 @@ from mindspore_coupalign.errors import UserError, one_line
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED = {name: _ASSETS / f"{name}_tokenizer" for name in ("refshapes", "refshapes_general")}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+BERT_VOCABULARY = 30522  # of bert-base-uncased
 _PROBE_SECONDS = 5
 
 
@@ -95,6 +96,20 @@ class SentenceTokenizer:
 def local_folder(name: str) -> Path:
     """Where a tokenizer of that name lies, if it is one on this machine."""
     return SHIPPED.get(name, Path(os.path.expanduser(name)))
+
+
+def vocabulary_size(name: str, max_tokens: int) -> tuple[int, str]:
+    """A tokenizer's word pieces and where the number is from; BERT's where it is not on this machine.
+
+    Raises:
+        UserError: it is here and cannot be read.
+    """
+    try:
+        return SentenceTokenizer.from_name(name, max_tokens, download=False).vocab_size, name
+    except UserError:
+        if local_folder(name).is_dir():
+            raise
+        return BERT_VOCABULARY, f"BERT's: the tokenizer {name!r} is not on this machine"
 
 
 def _from_folder(folder: Path) -> Tokenizer:

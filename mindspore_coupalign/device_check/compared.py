@@ -1,0 +1,89 @@
+"""How far the results of two processes (computed.py) lie apart, and how far they may. NumPy alone.
+
+An error is the largest difference of a tensor over its largest value. In half precision single values of a gradient say
+little: there, gradients and changes of weights are measured as one vector each, by its norm.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+WEIGHTS = "weights.npz"  # that all processes start from
+# Largest errors, in float32 and in half precision; a CPU's own half precision stays below half of the latter
+BOUNDS = {"forward": (1e-3, 3e-2), "losses": (1e-3, 3e-2), "gradients": (1e-3, 0.2), "weights": (1e-3, 0.2),
+          "curve": (1e-2, 5e-2)}
+# A gradient below this share of the largest is measured by that share: those that are 0 by their formula, as of what
+# adds the same to all scores of a softmax, are rounding alone
+NEGLIGIBLE = 1e-5
+# Adam moves a weight by the sign of its gradient: only gradients above this share of their tensor's largest count
+CLEAR = 0.1
+EPS = float(np.finfo(np.float32).eps)
+
+
+class Row(NamedTuple):
+    part: str
+    where: str  # the first tensor, loss or step that is beyond the bound, else the one with the largest error
+    error: float  # its
+    bound: float
+
+    @property
+    def good(self) -> bool:
+        return bool(self.error <= self.bound)  # NaN is not
+
+
+def compare(folder: Path, found: Path, reference: Path, half: bool) -> list[Row]:
+    """A row for each part that ``found`` has computed, in the order of computation.
+
+    Args:
+        folder: with the weights that both started from.
+    """
+    rows = []
+    for part, bounds in BOUNDS.items():
+        if not (found / f"{part}.npz").exists():
+            break
+        with np.load(found / f"{part}.npz") as ours, np.load(reference / f"{part}.npz") as theirs:
+            counted = {name: (ours[name].astype(np.float64), theirs[name].astype(np.float64)) for name in theirs}
+        if part == "weights":
+            counted = _clear(counted, folder / WEIGHTS, reference / "gradients.npz")
+        if half and part in ("gradients", "weights"):
+            rows.append(Row(part, "all as one vector", _of_all(counted), bounds[half]))
+        else:
+            errors = _errors(counted, NEGLIGIBLE if part == "gradients" else 0)
+            first = next((name for name, error in errors.items() if not error <= bounds[half]), None)
+            where = first or max(errors, key=errors.__getitem__)
+            rows.append(Row(part, where, errors[where], bounds[half]))
+    return rows
+
+
+def _errors(counted: dict, negligible: float) -> dict:
+    """Name -> error of each tensor; NaN where one has a value that is not finite."""
+    least = max(negligible * max(_size(theirs) for _, theirs in counted.values()), EPS)
+    return {name: _size(ours - theirs) / max(_size(theirs), least) for name, (ours, theirs) in counted.items()}
+
+
+def _of_all(counted: dict) -> float:
+    """The norm of the difference over the norm, of all tensors together."""
+    difference, norm = (sum(float(np.sum(x**2)) for x in values) for values in (
+        (ours - theirs for ours, theirs in counted.values()), (theirs for _, theirs in counted.values())))
+    return float(np.sqrt(difference / norm))
+
+
+def _clear(counted: dict, weights: Path, gradients: Path) -> dict:
+    """The changes of those weights whose gradient says clearly where to; without the rounding of the weight itself."""
+    with np.load(weights) as start, np.load(gradients) as by_name:
+        largest, found = max(_size(by_name[name]) for name in counted), {}
+        for name, (ours, theirs) in counted.items():
+            gradient = np.abs(by_name[name])
+            clear = (gradient >= CLEAR * _size(gradient)) & (gradient >= NEGLIGIBLE * largest)
+            rounding = EPS * np.abs(start[name][clear])
+            difference = ours[clear] - theirs[clear]
+            beyond = np.sign(difference) * np.maximum(np.abs(difference) - rounding, 0)
+            if clear.any():
+                found[name] = theirs[clear] + beyond, theirs[clear]
+    return found
+
+
+def _size(values: np.ndarray) -> float:
+    """The largest absolute value; NaN where there is one."""
+    return float(np.max(np.abs(values))) if values.size else 0.0

@@ -1,0 +1,76 @@
+"""A short training on RefShapes on each target, and what follows it, by the real commands in processes of their own."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
+from mindspore_coupalign.device_check import children
+from mindspore_coupalign.device_check.compared import Row
+
+MAIN, CONFIG = "mindspore_coupalign", "refshapes_tiny"
+SCENES = (2000, 200)  # in train and val
+AMP = ["--amp", "O0"]
+LINES = 6  # of the table of losses
+# Two trainings part ways by rounding: their losses at the end differ as those of two seeds; the scores of one
+# checkpoint by pixels on the threshold
+CURVE, SCORE = 0.1, 0.1  # relative; points of oIoU
+
+
+class Training(NamedTuple):
+    """Loss of each step; the run's folder; why it failed, or ""."""
+
+    losses: list
+    folder: Path
+    why: str
+
+
+def train(folder: Path, name: str, target: str, amp: str, steps: int) -> Training:
+    """``train`` for so many steps into ``folder/name``, with data that the first call draws."""
+    if not (folder / "shapes").exists():
+        train_scenes, val_scenes = SCENES
+        make_shapes(folder / "shapes", train=train_scenes, val=val_scenes, testA=1, testB=1)
+    output = folder / name
+    why = children.run(MAIN, "train", "--config", CONFIG, "--device-target", target, "--output", output,
+                       f"data.root={folder / 'shapes'}", f"train.amp={amp}", f"train.steps={steps}", "train.minutes=0",
+                       "train.log_every=1", f"train.val_every={steps}", log=output.with_suffix(".log"))
+    log = output / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return Training([line["loss"] for line in lines if line.get("loss") is not None], output, why)
+
+
+def compare(found: Training, reference: Training) -> Row:
+    """The mean loss of the last tenth."""
+    last = max(1, len(reference.losses) // 10)
+    ours, theirs = (float(np.mean(training.losses[-last:])) for training in (found, reference))
+    return Row("training", f"mean loss of the last {last} steps", abs(ours - theirs) / theirs, CURVE)
+
+
+def table(trainings: dict, steps: int) -> list[str]:
+    """Mean losses of equal parts of the trainings, side by side."""
+    lines = [f"  {'loss of steps':<16}" + "".join(f"{name:>12}" for name in trainings)]
+    for part in np.array_split(np.arange(steps), min(LINES, steps)):
+        means = [np.mean(t.losses[part[0]:part[-1] + 1]) if len(t.losses) > part[-1] else np.nan
+                 for t in trainings.values()]
+        lines.append(f"  {f'{part[0] + 1} to {part[-1] + 1}':<16}" + "".join(f"{mean:>12.4f}" for mean in means))
+    return lines
+
+
+def export(checkpoint: Path, mindir: Path, target: str) -> str:
+    """``export`` in float32; why it failed, or ""."""
+    return children.run(MAIN, "export", "--checkpoint", checkpoint, "--output", mindir, "--device-target", target, *AMP,
+                        log=mindir.with_suffix(".log"))
+
+
+def score(folder: Path, kind: str, file: Path, target: str) -> tuple[float, str]:
+    """(oIoU on val by ``evaluate`` in float32, why it failed or "")."""
+    output = folder / f"score_{kind}_{target}.json"
+    amp = AMP if kind == "checkpoint" else []
+    why = children.run(MAIN, "evaluate", f"--{kind}", file, "--split", "val", "--output", output, "--device-target",
+                       target, *amp, f"data.root={folder / 'shapes'}", log=output.with_suffix(".log"))
+    if why:
+        return float("nan"), why
+    (found,) = json.loads(output.read_text())["splits"]["val"].values()
+    return found["oIoU"], ""

@@ -1,0 +1,177 @@
+"""``check-device``: what counts as equal, that what is wrong is named, and the whole command on the CPU."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import yaml
+from tiny_network import DROPPING, TINY
+
+from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.cli import check_device
+from mindspore_coupalign.device_check import checks, children, trained
+from mindspore_coupalign.device_check.compared import BOUNDS, EPS, compare
+from mindspore_coupalign.doctor.items import ABSENT, OK, Item
+
+FORWARD = {"stage 1": np.ones((2, 3)), "stage 2": np.full((2, 3), 5.0), "logits": np.full((2, 1), 0.1)}
+GRADIENTS = {"a.weight": np.array([1.0, -0.5, 1e-4]), "a.bias": np.array([1e-9, -2e-9])}  # that bias has none
+WEIGHTS = {name: -1e-3 * np.sign(gradient) for name, gradient in GRADIENTS.items()}  # Adam's first step
+RESULTS = {"forward": FORWARD, "losses": {"loss": np.float32(2), "dice": np.float32(0)}, "gradients": GRADIENTS,
+           "weights": WEIGHTS, "curve": {"step 1": np.float32(2), "step 2": np.float32(1)}}
+START = {"a.weight": np.array([1.0, 1.0, 1.0]), "a.bias": np.array([0.0, 0.0])}
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """(results of the device) -> rows by part."""
+    np.savez(tmp_path / "weights.npz", **START)
+
+    def write(name: str, results: dict):
+        (tmp_path / name).mkdir()
+        for part, arrays in results.items():
+            np.savez(tmp_path / name / f"{part}.npz", **arrays)
+
+    def compared(results: dict, half: bool = False) -> dict:
+        write("found", results)
+        return {row.part: row for row in compare(tmp_path, tmp_path / "found", tmp_path / "reference", half)}
+
+    write("reference", RESULTS)
+    return compared
+
+
+def changed(part: str, name: str, value) -> dict:
+    return RESULTS | {part: RESULTS[part] | {name: np.asarray(value)}}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_equal_results(compared, half):
+    rows = compared(RESULTS, half)
+    assert list(rows) == list(BOUNDS) and all(row.good and row.error == 0 for row in rows.values())
+
+
+@pytest.mark.parametrize("part, name, value, where", [
+    ("forward", "stage 2", [[5, 5, 5], [5, 5, 5.01]], "stage 2"),
+    ("forward", "stage 1", [[1, 1, 1], [1, 1, np.nan]], "stage 1"),
+    ("losses", "loss", 2.01, "loss"),
+    ("losses", "dice", 1e-3, "dice"),
+    ("gradients", "a.weight", [1.0, -0.5, 2e-3], "a.weight"),
+    ("gradients", "a.bias", [1e-7, 0], "a.bias"),  # of a tensor without a gradient: beside the largest of all
+    ("weights", "a.weight", [-1e-3, -1e-3, -1e-3], "a.weight"),  # moved the wrong way
+    ("curve", "step 2", 1.1, "step 2")])
+def test_what_differs_is_named(compared, part, name, value, where):
+    rows = compared(changed(part, name, value))
+    assert [row.part for row in rows.values() if not row.good] == [part]
+    assert rows[part].where == where
+
+
+@pytest.mark.parametrize("part, name, value", [
+    ("forward", "stage 2", [[5, 5, 5], [5, 5, 5.004]]),
+    ("gradients", "a.bias", [-3e-9, 4e-9]),  # rounding alone
+    ("weights", "a.bias", [1e-3, 1e-3]),  # whose signs Adam follows
+    ("weights", "a.weight", [-1e-3, 1e-3, 1e-3]),  # the third gradient is too small to say where to
+    ("weights", "a.weight", [-1e-3 - 1.1 * EPS, 1e-3, -1e-3])])  # 1 - 1e-3 has no more digits
+def test_what_is_rounding_passes(compared, part, name, value):
+    assert all(row.good for row in compared(changed(part, name, value)).values())
+
+
+def test_the_first_that_is_wrong_is_named_not_the_worst(compared):
+    wrong = RESULTS | {"forward": FORWARD | {"stage 2": FORWARD["stage 2"] * 1.01, "logits": FORWARD["logits"] * 3}}
+    assert compared(wrong)["forward"].where == "stage 2"
+
+
+def test_half_precision_is_measured_as_a_whole(compared):
+    rows = compared(changed("gradients", "a.weight", [1.02, -0.51, 5e-3]), half=True)
+    assert rows["gradients"].good and 0.01 < rows["gradients"].error < 0.03
+    assert rows["gradients"].where == "all as one vector"
+
+
+def test_a_process_that_ended_early_is_compared_as_far_as_it_came(compared):
+    assert list(compared({part: RESULTS[part] for part in ("forward", "losses")})) == ["forward", "losses"]
+
+
+def test_why_a_process_ended():
+    said = "a warning\nTraceback (most recent call last):\nRuntimeError: no kernel for Erf\n\n----\n- Hint\nuse\n"
+    assert children.reason(1, said) == "exit code 1: RuntimeError: no kernel for Erf - Hint use"
+    assert children.reason(-9, "compiling\n") == "its process ended by signal 9: compiling"
+    assert children.reason(2, "error: x.json: no such file\n") == "exit code 2: error: x.json: no such file"
+    assert children.reason(3, "") == "exit code 3"
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return ["--config", str(tmp_path / "tiny.yaml"), "--batch", "2", "--steps", "2", "train.ema=0.9", *DROPPING]
+
+
+@pytest.mark.slow
+def test_the_cpu_agrees_with_itself(tiny, tmp_path, capsys):
+    """In float32 bit by bit, dropout included; in emulated half precision with the errors that it has."""
+    assert main(["check-device", "CPU", "--amp", "O0", "O1", "--output", str(tmp_path / "r.json"), *tiny]) == 0
+    same, half = json.loads((tmp_path / "r.json").read_text())["results"][1:]
+    assert [row["part"] for row in same["rows"]] == [row["part"] for row in half["rows"]] == list(BOUNDS)
+    assert not any(row["error"] for row in same["rows"])
+    errors = {row["part"]: row["error"] for row in half["rows"]}
+    assert 1e-5 < errors["forward"] < 1e-2 and 1e-5 < errors["gradients"] < 0.1 and half["facts"]["overflows"] >= 0
+    assert "\nCPU agrees with the CPU\n" in capsys.readouterr().out
+
+
+def test_a_device_that_is_wrong_and_one_that_dies(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(checks, "COMPUTED", "wrong_device")
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    assert main(["check-device", "CPU", "--amp", "O1", "O2", "--output", str(tmp_path / "r.json"), *tiny]) == 1
+    reference, wrong, dead = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert reference["good"] and not wrong["good"] and not dead["good"]
+    assert wrong["rows"][0]["where"] == "stage 3" and not wrong["why"]
+    assert "signal 9" in dead["why"] and [row["part"] for row in dead["rows"]] == ["forward"]
+    printed = capsys.readouterr().out
+    assert "CPU does not agree with the CPU, or fails: CPU O1; CPU O2" in printed and "BAD  forward" in printed
+
+
+def test_a_reference_that_fails_ends_it(tiny, capsys):
+    assert main(["check-device", "CPU", *tiny, "model.image_weights=nowhere.pth", "train.amp_dtype=float16",
+                 "train.freeze=[nothing]"]) == 1
+    printed = capsys.readouterr().out
+    assert "no parameter's name starts with 'nothing'" in printed and printed.count("BAD") == 1
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["GPU"], "GPU: no card; `pip install x` is the next thing to try"),
+    (["CPU", "--amp", "O4"], "--amp O4: no such level; choose among O0 O1 O2 O3"),
+    (["CPU", "--batch", "0"], "--batch 0: must be at least 1"),
+    (["CPU", "--output", "nowhere/r.json"], "its folder nowhere does not exist"),
+    (["CPU", "--config", "refshapes_tiny", "train.lr=x"], "train.lr")])
+def test_what_cannot_be_checked_is_refused(arguments, says, capsys, monkeypatch):
+    monkeypatch.setattr(check_device.targets, "gpu", lambda _: iter([Item("GPU", ABSENT, "no card", "pip install x")]))
+    monkeypatch.setattr(check_device.targets, "cpu", lambda _: iter([Item("CPU", OK, "fine")]))
+    assert main(["check-device", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_table_of_trainings():
+    """Means of equal parts; a run that ended early has none for the rest."""
+    runs = {"CPU O0": trained.Training(list(range(12)), None, ""), "GPU O1": trained.Training([1.0] * 5, None, "dead")}
+    lines = trained.table(runs, 12)
+    assert len(lines) == 7 and lines[1].split()[:5] == ["1", "to", "2", "0.5000", "1.0000"]
+    assert lines[3].split()[-1] == "nan" and lines[-1].split()[3] == "10.5000"
+
+
+def test_trainings_are_compared_by_their_end():
+    def run(*losses):
+        return trained.Training(list(losses), None, "")
+
+    reference = run(*[3.0] * 18, 2.0, 1.0)
+    assert trained.compare(run(*[9.0] * 18, 2.0, 1.1), reference).good
+    assert not trained.compare(run(*[3.0] * 18, 2.0, 2.0), reference).good
+    assert not trained.compare(run(*[3.0] * 19, float("nan")), reference).good
+
+
+@pytest.mark.slow
+def test_training_evaluation_and_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, "SCENES", (20, 5))
+    results = list(checks.trainings(tmp_path / "t", "CPU", ["O0"], 3))
+    assert all(result.good for result in results), [result.report() for result in results]
+    names = " ".join(result.name for result in results)
+    assert [row.error for result in results for row in result.rows] == [0, 0, 0]
+    for part in ("again", "loss by steps", "export", "evaluation of the checkpoint", "evaluation of the mindir"):
+        assert part in names
