@@ -175,6 +175,20 @@ def test_a_resumed_run_elsewhere(loop, tmp_path, capsys):
     assert best("another") == 3
 
 
+@pytest.mark.parametrize("by, step", [("oIoU", 2), ("mIoU", 4)])
+def test_the_best_weights_are_the_best_by_the_configured_score(loop, tmp_path, monkeypatch, by, step):
+    scores, report_of = iter([(50, 60), (90, 65), (80, 65), (70, 70)]), trainer.report
+
+    def report(*arguments):
+        found = report_of(*arguments)
+        found["image"]["oIoU"], found["image"]["mIoU"] = next(scores)
+        return found
+
+    monkeypatch.setattr(trainer, "report", report)
+    assert loop([1.0] * 4, "train.steps=4", "train.val_every=1", f"train.best_by={by}") == 0
+    assert load_checkpoint(tmp_path / "run" / "best.safetensors").progress["step"] == step
+
+
 def test_a_copy_of_a_state_sets_nothing_aside(loop, tmp_path):
     """Nothing tells whether the states in the rotation are newer than a file of the user's."""
     assert loop([1.0] * 2, "train.steps=2", "train.save_every=1") == 0

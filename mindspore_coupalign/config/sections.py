@@ -237,6 +237,8 @@ class TrainConfig:
     ema: float = 0.0  # decay of the averaged weights that are evaluated and exported; 0: off
     val_every: int = 0  # steps between validations; 0: once per epoch
     val_samples: int = 0  # validate on the first so many samples; 0: on all
+    best_by: str = "oIoU"  # the score that chooses best.safetensors: oIoU or mIoU, which is gIoU where sentences may
+    # mean nothing
     save_every: int = 0  # steps between checkpoints that --resume can go on from; 0: at every validation
     keep: int = 2  # so many of the newest checkpoints are kept, beside the best
     max_nonfinite_steps: int = 10  # end the run after so many steps in a row with a non-finite loss or gradient
@@ -260,6 +262,7 @@ class TrainConfig:
                "train.weight_decay, clip_norm, val_every and val_samples must not be negative")
         yield self.log_every >= 1, "train.log_every must be at least 1"
         yield 0 <= self.ema < 1, "train.ema is a decay, 0 (off) to below 1"
+        yield one_of("train.best_by", self.best_by, ("oIoU", "mIoU"))
         yield one_of("train.decayed", self.decayed, ("matrices", "lavt", "all"))
         yield from self._learning_rate_rules()
         yield from self._guard_rules()

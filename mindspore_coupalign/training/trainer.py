@@ -289,7 +289,7 @@ class Trainer:
                 scores = evaluate_samples(self.model, self.data, self.val_samples, self.tokenizer, self.config,
                                           runtime=self.runtime)
                 result = report(self.data, scores)
-                score = result["image"]["oIoU"]
+                score = result["image"][self.config.train.best_by]
                 self.run.log({"step": self.done, "val": result})
                 named = (f"{name} {result['image'][name]:.2f}" for name in ("oIoU", "mIoU", "P@0.5", "N_acc", "T_acc")
                          if name in result["image"])  # the last two where sentences mean nothing
@@ -351,8 +351,9 @@ class Trainer:
 
 def _judged_by(config: Config) -> tuple:
     """What scores must have in common to be compared."""
-    data = config.data
-    return data.val_split, data.sentence_field, data.overlap, config.train.val_samples, config.eval.threshold
+    data, judge = config.data, config.eval
+    return (data.val_split, data.sentence_field, data.overlap, config.train.val_samples, config.train.best_by,
+            judge.threshold, judge.exists_threshold, judge.min_pixels)
 
 
 class _Averaged:
