@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 WEIGHTS = "weights.npz"  # that all processes start from
-# Largest errors, in float32 and in half precision; a CPU's own half precision stays below half of the latter
-BOUNDS = {"forward": (1e-3, 3e-2), "losses": (1e-3, 3e-2), "gradients": (1e-3, 0.2), "weights": (1e-3, 0.2),
+# Largest errors, in float32 and in half precision. Two sets of a CPU's float32 kernels differ by up to 1.5e-3 in a
+# gradient of the full recipe; a CPU's own half precision stays below half of the latter
+BOUNDS = {"forward": (1e-3, 3e-2), "losses": (1e-3, 3e-2), "gradients": (5e-3, 0.2), "weights": (1e-3, 0.2),
           "curve": (1e-2, 5e-2)}
 # A gradient below this share of the largest is measured by that share: those that are 0 by their formula, as of what
 # adds the same to all scores of a softmax, are rounding alone
