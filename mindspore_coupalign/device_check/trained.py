@@ -72,5 +72,4 @@ def score(folder: Path, kind: str, file: Path, target: str) -> tuple[float, str]
                        target, *amp, f"data.root={folder / 'shapes'}", log=output.with_suffix(".log"))
     if why:
         return float("nan"), why
-    (found,) = json.loads(output.read_text())["splits"]["val"].values()
-    return found["oIoU"], ""
+    return json.loads(output.read_text())["splits"]["val"]["image"]["oIoU"], ""
