@@ -150,7 +150,8 @@ def test_what_cannot_be_checked_is_refused(arguments, says, capsys, monkeypatch)
 
 def test_the_table_of_trainings():
     """Means of equal parts; a run that ended early has none for the rest."""
-    runs = {"CPU O0": trained.Training(list(range(12)), None, ""), "GPU O1": trained.Training([1.0] * 5, None, "dead")}
+    reference, dead = list(range(12)), [float("nan"), 1.0, 1.0, 1.0, 1.0]  # the first made the loss scale smaller
+    runs = {"CPU O0": trained.Training(reference, None, ""), "GPU O1": trained.Training(dead, None, "dead")}
     lines = trained.table(runs, 12)
     assert len(lines) == 7 and lines[1].split()[:5] == ["1", "to", "2", "0.5000", "1.0000"]
     assert lines[3].split()[-1] == "nan" and lines[-1].split()[3] == "10.5000"
@@ -163,7 +164,8 @@ def test_trainings_are_compared_by_their_end():
     reference = run(*[3.0] * 18, 2.0, 1.0)
     assert trained.compare(run(*[9.0] * 18, 2.0, 1.1), reference).good
     assert not trained.compare(run(*[3.0] * 18, 2.0, 2.0), reference).good
-    assert not trained.compare(run(*[3.0] * 19, float("nan")), reference).good
+    assert trained.compare(run(*[3.0] * 19, 1.5), reference).error == pytest.approx(0.5)
+    assert not trained.compare(run(*[float("nan")] * 20), reference).good
 
 
 @pytest.mark.slow
@@ -173,5 +175,5 @@ def test_training_evaluation_and_export(tmp_path, monkeypatch):
     assert all(result.good for result in results), [result.report() for result in results]
     names = " ".join(result.name for result in results)
     assert [row.error for result in results for row in result.rows] == [0, 0, 0]
-    for part in ("again", "loss by steps", "export", "evaluation of the checkpoint", "evaluation of the mindir"):
+    for part in ("again", "mean loss of steps", "export", "evaluation of the checkpoint", "evaluation of the mindir"):
         assert part in names

@@ -73,7 +73,7 @@ def trainings(folder: Path, target: str, levels: list, steps: int) -> Iterator[R
         yield result
         if reference.why:
             return
-    yield Result("loss by steps", lines=trained.table(runs, steps))
+    yield Result("mean loss of steps", lines=trained.table(runs, steps))
     yield from followed(folder, reference.folder / "best.safetensors", target)
 
 

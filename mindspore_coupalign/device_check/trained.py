@@ -20,7 +20,7 @@ CURVE, SCORE = 0.1, 0.1  # relative; points of oIoU
 
 
 class Training(NamedTuple):
-    """Loss of each step; the run's folder; why it failed, or ""."""
+    """Loss of each step, NaN of one that was not finite; the run's folder; why it failed, or ""."""
 
     losses: list
     folder: Path
@@ -38,24 +38,31 @@ def train(folder: Path, name: str, target: str, amp: str, steps: int) -> Trainin
                        "train.log_every=1", f"train.val_every={steps}", log=output.with_suffix(".log"))
     log = output / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    return Training([line["loss"] for line in lines if line.get("loss") is not None], output, why)
+    losses = [line["loss"] for line in lines if "loss" in line]  # null where a loss scale was too high
+    return Training([np.nan if loss is None else loss for loss in losses], output, why)
 
 
 def compare(found: Training, reference: Training) -> Row:
     """The mean loss of the last tenth."""
     last = max(1, len(reference.losses) // 10)
-    ours, theirs = (float(np.mean(training.losses[-last:])) for training in (found, reference))
+    ours, theirs = (_mean(training.losses[-last:]) for training in (found, reference))
     return Row("training", f"mean loss of the last {last} steps", abs(ours - theirs) / theirs, CURVE)
 
 
 def table(trainings: dict, steps: int) -> list[str]:
     """Mean losses of equal parts of the trainings, side by side."""
-    lines = [f"  {'loss of steps':<16}" + "".join(f"{name:>12}" for name in trainings)]
+    lines = [f"  {'steps':<12}" + "".join(f"{name:>14}" for name in trainings)]
     for part in np.array_split(np.arange(steps), min(LINES, steps)):
-        means = [np.mean(t.losses[part[0]:part[-1] + 1]) if len(t.losses) > part[-1] else np.nan
+        means = [_mean(t.losses[part[0]:part[-1] + 1]) if len(t.losses) > part[-1] else np.nan
                  for t in trainings.values()]
-        lines.append(f"  {f'{part[0] + 1} to {part[-1] + 1}':<16}" + "".join(f"{mean:>12.4f}" for mean in means))
+        lines.append(f"  {f'{part[0] + 1} to {part[-1] + 1}':<12}" + "".join(f"{mean:>14.4f}" for mean in means))
     return lines
+
+
+def _mean(losses: list) -> float:
+    """Of those that are finite; NaN where none is."""
+    finite = [loss for loss in losses if np.isfinite(loss)]
+    return float(np.mean(finite)) if finite else np.nan
 
 
 def export(checkpoint: Path, mindir: Path, target: str) -> str:
