@@ -177,3 +177,5 @@ def test_training_evaluation_and_export(tmp_path, monkeypatch):
     assert [row.error for result in results for row in result.rows] == [0, 0, 0]
     for part in ("again", "mean loss of steps", "export", "evaluation of the checkpoint", "evaluation of the mindir"):
         assert part in names
+    oiou = float(results[-1].rows[0].where.partition(",")[0])
+    assert 30 < oiou < 90  # of some 40 sentences, by a trained model

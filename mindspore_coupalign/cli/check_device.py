@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--steps", type=int, default=10, metavar="N",
                         help="training steps over one batch of random pictures (default 10)")
     parser.add_argument("--train", type=int, default=0, metavar="STEPS",
-                        help="also train on RefShapes for so many steps, evaluate and export")
+                        help="also train on RefShapes for so many steps, evaluate and export the shipped model")
     parser.add_argument("--output", metavar="FILE", help="write everything as JSON, also what failed processes said")
 
 

@@ -59,7 +59,7 @@ def networks(folder: Path, config: Config, vocabulary: int, target: str, levels:
 
 
 def trainings(folder: Path, target: str, levels: list, steps: int) -> Iterator[Result]:
-    """Train on the CPU and on ``target`` at each level; then score and export the CPU's checkpoint there."""
+    """Train on the CPU and on ``target`` at each level; then score and export the shipped model there."""
     folder.mkdir()
     runs: dict[str, trained.Training] = {}
     for place, amp in (REFERENCE, *((target, level) for level in levels)):
@@ -74,21 +74,21 @@ def trainings(folder: Path, target: str, levels: list, steps: int) -> Iterator[R
         if reference.why:
             return
     yield Result("mean loss of steps", lines=trained.table(runs, steps))
-    yield from followed(folder, reference.folder / "best.safetensors", target)
+    yield from shipped(folder, target)
 
 
-def followed(folder: Path, checkpoint: Path, target: str) -> Iterator[Result]:
-    """What one does with a checkpoint on a target: evaluate, export, evaluate the MINDIR."""
-    expected, why = trained.score(folder, "checkpoint", checkpoint, "CPU")
-    yield Result.of("CPU: evaluation", why, folder / "score_checkpoint_CPU.log")
+def shipped(folder: Path, target: str) -> Iterator[Result]:
+    """What one does with a trained model, the package's, on a target: evaluate, export, evaluate the MINDIR."""
+    expected, why = trained.score(folder, "checkpoint", trained.SHIPPED, "CPU")
+    yield Result.of("CPU: evaluation of the shipped model", why, folder / "score_checkpoint_CPU.log")
     if why:
         return
     mindir = folder / "coupalign.mindir"
-    why = trained.export(checkpoint, mindir, target)
+    why = trained.export(mindir, target)
     exported = Result.of(f"{target}: export, which compares the MINDIR with the checkpoint", why,
                          mindir.with_suffix(".log"))
     yield exported
-    for kind, file in (("checkpoint", checkpoint), *((("mindir", mindir),) if exported.good else ())):
+    for kind, file in (("checkpoint", trained.SHIPPED), *((("mindir", mindir),) if exported.good else ())):
         found, why = trained.score(folder, kind, file, target)
         result = Result.of(f"{target}: evaluation of the {kind}", why, folder / f"score_{kind}_{target}.log")
         if not why:

@@ -1,4 +1,4 @@
-"""A short training on RefShapes on each target, and what follows it, by the real commands in processes of their own."""
+"""A short training on RefShapes, and what one does with a trained model: the real commands, each in its own process."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.device_check import children
 from mindspore_coupalign.device_check.compared import Row
 
-MAIN, CONFIG = "mindspore_coupalign", "refshapes_tiny"
+MAIN, CONFIG, SHIPPED = "mindspore_coupalign", "refshapes_tiny", "refshapes"
 SCENES = (2000, 200)  # in train and val
 AMP = ["--amp", "O0"]
 LINES = 6  # of the table of losses
@@ -65,13 +65,13 @@ def _mean(losses: list) -> float:
     return float(np.mean(finite)) if finite else np.nan
 
 
-def export(checkpoint: Path, mindir: Path, target: str) -> str:
-    """``export`` in float32; why it failed, or ""."""
-    return children.run(MAIN, "export", "--checkpoint", checkpoint, "--output", mindir, "--device-target", target, *AMP,
+def export(mindir: Path, target: str) -> str:
+    """``export`` of the shipped model in float32; why it failed, or ""."""
+    return children.run(MAIN, "export", "--checkpoint", SHIPPED, "--output", mindir, "--device-target", target, *AMP,
                         log=mindir.with_suffix(".log"))
 
 
-def score(folder: Path, kind: str, file: Path, target: str) -> tuple[float, str]:
+def score(folder: Path, kind: str, file: Path | str, target: str) -> tuple[float, str]:
     """(oIoU on val by ``evaluate`` in float32, why it failed or "")."""
     output = folder / f"score_{kind}_{target}.json"
     amp = AMP if kind == "checkpoint" else []
