@@ -35,6 +35,7 @@ CATCH_ALL = {  # handlers of Exception or BaseException per file, and why; whoev
     "doctor/__init__.py": (1, "a report with a hole is better than none"),
     "doctor/probe.py": (1, "what a device says when it is tried"),
     "inference/onnx/session.py": (1, "onnxruntime's own errors have no common base"),
+    "web/page.py": (1, "what a program sends: Gradio's, pydantic's and Python's own errors"),
     "weights/torch_files.py": (1, "damaged pickles raise nearly anything"),
 }
 

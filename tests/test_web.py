@@ -188,6 +188,34 @@ def test_unusual_pictures_are_taken(client, scene, tmp_path, kind):
     assert (record["width"], record["height"]) == size
 
 
+@pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}], ids=["plain", "as_file"])
+def test_only_uploaded_pictures_are_read(server, client, scene, meta):
+    """A question names its picture by a path: of an upload, not of whatever the server could read."""
+    uploads = Path(ask(client, scene, "the red circle")[3][0])  # the client has copied it; it knows no folder of ours
+    assert uploads.exists()
+    call = f"{server.url}gradio_api/call/segment"
+    for path in (scene, Path("/etc/hostname"), scene.with_name("none.png"), Path("gradio/../scene.png")):
+        question = httpx.post(call, json={"data": [{"path": str(path), **meta}, "the red circle", 0.5, False]})
+        said = httpx.get(f"{call}/{question.json()['event_id']}", timeout=60).text
+        assert "event: error" in said and "upload" in said and "complete" not in said, said
+    sent = httpx.post(f"{server.url}gradio_api/upload", files={"files": ("a.png", scene.read_bytes())}).json()[0]
+    for path, event in ((sent, "complete"), (str(Path(sent) / ".." / ".." / ".." / "a.png"), "error")):
+        question = httpx.post(call, json={"data": [{"path": path, **meta}, "the red circle", 0.5, False]})
+        assert f"event: {event}" in httpx.get(f"{call}/{question.json()['event_id']}", timeout=60).text
+
+
+@pytest.mark.parametrize("data", [[], [1, 2, 3, 4], [{"path": "x"}, 5, "z", False], [None, "red", [1], 0], "red"])
+def test_what_is_no_question_is_refused_in_words(server, data):
+    """And the fixture sees that the server has printed no traceback."""
+    call = f"{server.url}gradio_api/call/segment"
+    question = httpx.post(call, json={"data": data})
+    if question.status_code == 200:
+        said = httpx.get(f"{call}/{question.json()['event_id']}", timeout=60).text
+        assert "event: error" in said and "this is no question" in said
+    else:
+        assert question.status_code == 422
+
+
 def test_a_large_upload_is_refused(server, client, scene):
     """Beyond --max-megabytes; the others go on, and the server keeps nothing of it in memory."""
     before = memory(server.process.pid)

@@ -66,6 +66,20 @@ def answer(model: Model, image: str | None, text: str, threshold: float, attenti
     return write_files(found, attention and found[0].details is not None, folder)
 
 
+def check_place(image: str | None, places: list[Path]):
+    """A question names its picture by a path, which a program may choose freely.
+
+    Args:
+        places: resolved folders of uploads, and further files that may be read.
+
+    Raises:
+        UserError: the path leads elsewhere.
+    """
+    path = Path(image or places[0]).resolve()
+    if not any(path.is_relative_to(place) for place in places):
+        raise UserError("the picture: not uploaded; upload it first, no other file of the server is read")
+
+
 def read_sentences(text: str, limits: Limits) -> list[str]:
     """The lines that are not blank.
 
@@ -90,6 +104,8 @@ def check_pixels(path: str, limits: Limits):
     """
     from PIL import Image, UnidentifiedImageError
 
+    if not Path(path).is_file():
+        raise UserError("the picture: not there any more; upload it again")
     if not Path(path).stat().st_size:
         raise UserError("the picture: the file is empty")
     try:

@@ -4,15 +4,28 @@ from pathlib import Path
 
 import gradio as gr
 
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, one_line
 from mindspore_coupalign.inference.model import Model
-from mindspore_coupalign.web.answers import KEPT, Limits, answer
+from mindspore_coupalign.web.answers import KEPT, Limits, answer, check_place
 
 AT_ONCE = 2  # questions that are prepared side by side; the network runs for one after the other
 FONTS = ["ui-sans-serif", "system-ui", "Helvetica", "Arial", "sans-serif"]  # no font comes from the net
 STYLE = ".gradio-container {max-width: 1180px !important; margin: auto;}"
 HEADERS = ["sentence", "score", "x, y, width, height", "pixels", "notes"]
 WIDTHS: list[str | int] = ["28%", "11%", "24%", "13%", "24%"]
+
+
+class Page(gr.Blocks):
+    """What is sent and is no question is answered by one line, and leaves no traceback on the server."""
+
+    async def preprocess_data(self, *arguments, **more):
+        try:
+            return await super().preprocess_data(*arguments, **more)
+        except gr.Error:
+            raise
+        except Exception as exc:
+            raise gr.Error(f"this is no question to the page: {one_line(exc, 200)}", duration=None,
+                           print_exception=False) from exc
 
 
 def build(model: Model, title: str, examples: list[tuple[str, str]], limits: Limits, folder: Path,
@@ -22,13 +35,15 @@ def build(model: Model, title: str, examples: list[tuple[str, str]], limits: Lim
     Args:
         title: what model it is.
         examples: (path of a picture, sentences).
-        folder: for the answers' files.
+        folder: for the answers' files; Gradio's uploads are below it as well.
         explains: whether the model can say what each word looked at.
     """
     theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
+    places = [Path(path).resolve() for path, _ in examples]
 
     def segment(image: str, sentences: str, threshold: float, attention: bool):
         try:
+            check_place(image, [folder, *places])
             found = answer(model, image, sentences, threshold, attention, limits, folder)
         except UserError as exc:
             raise gr.Error(str(exc), duration=None, print_exception=False) from exc
@@ -37,7 +52,7 @@ def build(model: Model, title: str, examples: list[tuple[str, str]], limits: Lim
         return (found.overlays, rows, found.records, found.files,
                 gr.Image(found.attention, visible=found.attention is not None))
 
-    with gr.Blocks(title="CoupAlign", analytics_enabled=False, delete_cache=(KEPT // 4, KEPT)) as page:
+    with Page(title="CoupAlign", analytics_enabled=False, delete_cache=(KEPT // 4, KEPT)) as page:
         gr.Markdown(f"# CoupAlign\nA picture and a sentence in, the mask of what the sentence names out. {title}")
         with gr.Row():
             with gr.Column():
