@@ -62,6 +62,14 @@ def served(*arguments, end=signal.SIGINT, temporary=None):
         assert lines[-1] == "the page is closed\n" and "Traceback" not in "".join(lines), "".join(lines)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def downloads(tmp_path_factory):
+    """Gradio's client leaves an empty folder for each file that it has fetched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("downloads")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("temporary")
