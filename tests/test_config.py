@@ -306,6 +306,12 @@ def test_every_field_is_read_by_the_package():
     assert not dead
 
 
+@pytest.mark.parametrize("name", shipped_configs())
+def test_a_shipped_configuration_has_todays_keys(name, capsys):
+    load_config(name)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_shipped_configuration_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     shipped = shipped_configs()
     assert {"base", "refshapes_tiny", "refshapes_general", "refcoco_swin_b", "lavt_swin_b",

@@ -30,6 +30,7 @@ from mindspore_coupalign.training.step import RESULTS
 from mindspore_coupalign.weights.checkpoint import load_parameters
 
 SEED, SPREAD = 0, 0.02  # of what is added to the initial weights, so that no part begins at 0
+FROZEN = 0.5  # factor of batch norms' scales: with fixed statistics 23 residual blocks of random weights overflow
 OVERFLOWS = 24  # steps that the loss scale may take to come down
 TIMED = 3  # calls after the one that compiles
 
@@ -65,8 +66,12 @@ def weights_of(model, path: Path) -> dict:
     if not path.exists():
         random = np.random.default_rng(SEED)
         arrays = {p.name: p.asnumpy() for p in model.get_parameters()}
-        arrays = {name: (value + SPREAD * random.standard_normal(value.shape)).astype(value.dtype)
-                  for name, value in arrays.items()}
+        for name, value in arrays.items():
+            spread = SPREAD * (float(value.std()) if value.ndim > 1 and value.any() else 1)
+            arrays[name] = (value + spread * random.standard_normal(value.shape)).astype(value.dtype)
+        for name in arrays:
+            if name.endswith("moving_variance"):
+                arrays[name.replace("moving_variance", "gamma")] *= np.float32(FROZEN)
         np.savez(path, **arrays)
     with np.load(path) as arrays:
         return dict(arrays)
