@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -96,6 +100,26 @@ def test_why_a_process_ended():
     assert children.reason(-9, "compiling\n") == "its process ended by signal 9: compiling"
     assert children.reason(2, "error: x.json: no such file\n") == "exit code 2: error: x.json: no such file"
     assert children.reason(3, "") == "exit code 3"
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_check_that_is_ended_leaves_nothing(tmp_path, number, code):
+    """Neither its folder nor the process that computes, whose session it shares."""
+    place = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-m", "mindspore_coupalign", "check-device", "CPU", "--amp", "O0"]
+    with subprocess.Popen(command, env=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          start_new_session=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as check:  # if it is ignored
+        computing = ["pgrep", "--session", str(check.pid), "--full", "device_check.computed"]
+        until = time.time() + 120
+        while subprocess.run(computing, stdout=subprocess.DEVNULL).returncode and time.time() < until:
+            time.sleep(0.1)
+        assert list(tmp_path.glob("coupalign-check-*"))
+        check.send_signal(number)
+        said, _ = check.communicate(timeout=60)
+    assert check.returncode == code and "Traceback" not in said
+    assert subprocess.run(computing, stdout=subprocess.DEVNULL).returncode == 1
+    assert not list(tmp_path.glob("coupalign-check-*"))
 
 
 @pytest.fixture

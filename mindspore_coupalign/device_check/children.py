@@ -3,20 +3,29 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from mindspore_coupalign.distributed.process import environment_alone
 
 ERROR = re.compile(r"(error: .*|(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")  # as Python ends, or this package
 
+LOOK = 0.1  # seconds
+
 
 def run(module: str, *arguments, log: Path) -> str:
     """Run ``python -m MODULE`` to its end; "" or the line that says why it failed. All that it says is in ``log``."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     with open(log, "w") as said:
-        code = subprocess.run(command, env=environment_alone(), stdin=subprocess.DEVNULL, stdout=said,
-                              stderr=subprocess.STDOUT).returncode
-    return "" if code == 0 else reason(code, log.read_text(errors="replace"))
+        child = subprocess.Popen(command, env=environment_alone(), stdin=subprocess.DEVNULL, stdout=said,
+                                 stderr=subprocess.STDOUT)
+        try:
+            while child.poll() is None:  # a wait without an end would not hear of Ctrl-C (interrupts.py)
+                time.sleep(LOOK)
+        finally:
+            child.kill()
+            child.wait()
+    return "" if child.returncode == 0 else reason(child.returncode, log.read_text(errors="replace"))
 
 
 def reason(code: int, said: str) -> str:

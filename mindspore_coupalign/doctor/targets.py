@@ -166,6 +166,9 @@ def probe(*arguments: str, timeout: float) -> list[tuple[bool, str]]:
         os.killpg(child.pid, signal.SIGKILL)
         out, err = child.communicate()
         late = True
+    finally:
+        if child.returncode is None:  # Ctrl-C
+            os.killpg(child.pid, signal.SIGKILL)
     found = [(said["good"], said["text"]) for said in map(_said, out.splitlines()) if said]
     subject = arguments[0] + ": " if arguments[0] != "device" else ""
     if late:
