@@ -8,10 +8,12 @@ import _thread
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 
+LOOK = 0.2  # seconds between looks whether Ctrl-C was pressed
 GRACE = 5.0  # seconds after Ctrl-C in which what runs outside of Python (the compiler) may come to its end
 
 
@@ -36,6 +38,20 @@ def _end():
     """The main thread has not come back to Python."""
     print("interrupted", file=sys.stderr, flush=True)
     os._exit(130)
+
+
+def finish(child: subprocess.Popen, text: str | None = None) -> tuple:
+    """What a child process has said at its end, as ``communicate`` gives it, which would not hear of Ctrl-C. Whatever
+    ends the wait ends the child."""
+    try:
+        while True:
+            try:
+                return child.communicate(text, timeout=LOOK)
+            except subprocess.TimeoutExpired:
+                text = None  # it has it
+    finally:
+        child.kill()
+        child.wait()
 
 
 @contextlib.contextmanager

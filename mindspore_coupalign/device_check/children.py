@@ -3,14 +3,12 @@
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from mindspore_coupalign.distributed.process import environment_alone
+from mindspore_coupalign.interrupts import finish
 
 ERROR = re.compile(r"(error: .*|(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")  # as Python ends, or this package
-
-LOOK = 0.1  # seconds
 
 
 def run(module: str, *arguments, log: Path) -> str:
@@ -19,12 +17,7 @@ def run(module: str, *arguments, log: Path) -> str:
     with open(log, "w") as said:
         child = subprocess.Popen(command, env=environment_alone(), stdin=subprocess.DEVNULL, stdout=said,
                                  stderr=subprocess.STDOUT)
-        try:
-            while child.poll() is None:  # a wait without an end would not hear of Ctrl-C (interrupts.py)
-                time.sleep(LOOK)
-        finally:
-            child.kill()
-            child.wait()
+        finish(child)
     return "" if child.returncode == 0 else reason(child.returncode, log.read_text(errors="replace"))
 
 
