@@ -1,7 +1,8 @@
 """How far the results of two processes (computed.py) lie apart, and how far they may. NumPy alone.
 
 An error is the largest difference of a tensor over its largest value. In half precision single values of a gradient say
-little: there, gradients and changes of weights are measured as one vector each, by its norm.
+little: there, gradients and changes of weights are measured as one vector each, by its norm, and each gradient by its
+own, more coarsely: one that is missing or has the wrong sign has an error of 1 or more.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ WEIGHTS = "weights.npz"  # that all processes start from
 # gradient of the full recipe; a CPU's own half precision stays below half of the latter
 BOUNDS = {"forward": (1e-3, 3e-2), "losses": (1e-3, 3e-2), "gradients": (5e-3, 0.2), "weights": (1e-3, 0.2),
           "curve": (1e-2, 5e-2)}
+EACH = 0.5  # of a single gradient's norm in half precision
 # A gradient below this share of the largest is measured by that share: those that are 0 by their formula, as of what
 # adds the same to all scores of a softmax, are rounding alone
 NEGLIGIBLE = 1e-5
@@ -49,18 +51,29 @@ def compare(folder: Path, found: Path, reference: Path, half: bool) -> list[Row]
             counted = _clear(counted, folder / WEIGHTS, reference / "gradients.npz")
         if half and part in ("gradients", "weights"):
             rows.append(Row(part, "all as one vector", _of_all(counted), bounds[half]))
+            if part == "gradients":
+                rows.append(_row("each", _errors(counted, NEGLIGIBLE, _norm), EACH))
         else:
-            errors = _errors(counted, NEGLIGIBLE if part == "gradients" else 0)
-            first = next((name for name, error in errors.items() if not error <= bounds[half]), None)
-            where = first or max(errors, key=errors.__getitem__)
-            rows.append(Row(part, where, errors[where], bounds[half]))
+            rows.append(_row(part, _errors(counted, NEGLIGIBLE if part == "gradients" else 0), bounds[half]))
     return rows
 
 
-def _errors(counted: dict, negligible: float) -> dict:
-    """Name -> error of each tensor; NaN where one has a value that is not finite."""
+def _row(part: str, errors: dict, bound: float) -> Row:
+    first = next((name for name, error in errors.items() if not error <= bound), None)
+    where = first or max(errors, key=errors.__getitem__)
+    return Row(part, where, errors[where], bound)
+
+
+def _errors(counted: dict, negligible: float, measure=None) -> dict:
+    """Name -> error of each tensor; NaN where one has a value that is not finite.
+
+    Args:
+        measure: array -> its size; None: the largest absolute value.
+    """
+    measure = measure or _size
     least = max(negligible * max(_size(theirs) for _, theirs in counted.values()), EPS)
-    return {name: _size(ours - theirs) / max(_size(theirs), least) for name, (ours, theirs) in counted.items()}
+    return {name: measure(ours - theirs) / max(measure(theirs), measure(np.full(theirs.shape, least)))
+            for name, (ours, theirs) in counted.items()}
 
 
 def _of_all(counted: dict) -> float:
@@ -83,6 +96,10 @@ def _clear(counted: dict, weights: Path, gradients: Path) -> dict:
             if clear.any():
                 found[name] = theirs[clear] + beyond, theirs[clear]
     return found
+
+
+def _norm(values: np.ndarray) -> float:
+    return float(np.sqrt(np.sum(values**2)))
 
 
 def _size(values: np.ndarray) -> float:
