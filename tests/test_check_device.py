@@ -177,6 +177,8 @@ def test_a_reference_that_fails_ends_it(tiny, capsys):
 @pytest.mark.parametrize("arguments, says", [
     (["GPU"], "GPU: no card; `pip install x` is the next thing to try"),
     (["CPU", "--amp", "O4"], "--amp O4: no such level; choose among O0 O1 O2 O3"),
+    (["CPU", "train.amp=O1"], "train.amp=…: give --amp instead"),
+    (["CPU", "--amp", "O1", "train.amp_dtype=bfloat16"], "MindSpore has no such kernels for the CPU"),
     (["CPU", "--batch", "0"], "--batch 0: must be at least 1"),
     (["CPU", "--output", "nowhere/r.json"], "its folder nowhere does not exist"),
     (["CPU", "--config", "refshapes_tiny", "train.lr=x"], "train.lr")])
@@ -185,6 +187,14 @@ def test_what_cannot_be_checked_is_refused(arguments, says, capsys, monkeypatch)
     monkeypatch.setattr(check_device.targets, "cpu", lambda _: iter([Item("CPU", OK, "fine")]))
     assert main(["check-device", *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_levels_are_the_usual_ones_where_only_settings_follow_amp(monkeypatch):
+    asked = []
+    monkeypatch.setattr(check_device.targets, "cpu", lambda _: iter([Item("CPU", OK, "fine")]))
+    monkeypatch.setattr(check_device, "results_of", lambda _, args, levels, *more: iter(asked.append(levels) or ()))
+    assert main(["check-device", "CPU", "--amp", "train.ema=0.9"]) == 0
+    assert asked == [["O0", "O1", "O2"]]
 
 
 def test_the_table_of_trainings():
@@ -205,6 +215,8 @@ def test_trainings_are_compared_by_their_end():
     assert not trained.compare(run(*[3.0] * 18, 2.0, 2.0), reference).good
     assert trained.compare(run(*[3.0] * 19, 1.5), reference).error == pytest.approx(0.5)
     assert not trained.compare(run(*[float("nan")] * 20), reference).good
+    assert not trained.compare(run(1.5), reference).good  # it ended early
+    assert not trained.compare(run(*[3.0] * 18, *[float("nan")] * 2), reference).good
 
 
 @pytest.mark.slow

@@ -322,6 +322,16 @@ def test_a_sentence_without_a_known_word_in_a_list_is_named_and_the_others_go_on
     assert [record["sentence"] for record in records(tmp_path / "out")] == ["red", "blue"]
 
 
+def test_no_folder_is_left_where_every_line_is_bad(call, picture, tmp_path):
+    """A bad sentence for a good picture, and a bad picture for a good sentence."""
+    write(tmp_path / "a.png", picture.rgb)
+    (tmp_path / "bad.png").write_bytes(b"GIF89a")
+    pairs = [{"image": "a.png", "sentence": "zebra"}, {"image": "bad.png", "sentence": "red"}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    code, _, err = call([], [], "--list", tmp_path / "list.jsonl")
+    assert code == 2 and err.count("error: ") == 2 and not (tmp_path / "out").exists()
+
+
 def test_a_broken_image_in_the_middle_of_a_batch(call, picture, model, tmp_path):
     images = [write(tmp_path / f"{k}.png", np.roll(picture.rgb, k, 0)) for k in range(5)]
     images[2].write_bytes(images[2].read_bytes()[:100])

@@ -13,10 +13,14 @@ from mindspore_coupalign.device_check import checks
 from mindspore_coupalign.doctor import targets
 from mindspore_coupalign.doctor.items import OK
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.evaluation.tables import without_nan
 from mindspore_coupalign.interrupts import unwound_by_sigterm
 from mindspore_coupalign.outputs import check_writable, write_file
 
 FIRST_START = 3600  # seconds; a card for which the driver has to compile MindSpore's kernels needs many minutes
+DEFAULT = ["O0", "O1", "O2"]
+OPTIONS = {"train.amp=": "--amp", "train.batch_size=": "--batch", "train.accumulate=": "--batch",
+           "train.steps=": "--steps"}
 LEVELS = [level for level in AMP_LEVELS if level != "auto"]
 
 
@@ -25,24 +29,29 @@ def add_arguments(parser: argparse.ArgumentParser):
                         help="what to compare with the CPU; CPU itself is a rehearsal")
     parser.add_argument("--config", default="refshapes_tiny", metavar="FILE",
                         help="whose network to compute, with random weights (default refshapes_tiny)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.amp_dtype=bfloat16")
-    parser.add_argument("--amp", nargs="+", default=["O0", "O1", "O2"], metavar="LEVEL",
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="of that configuration, for example model.wpa_stages=[1,2]")
+    parser.add_argument("--amp", nargs="+", default=DEFAULT, metavar="LEVEL",
                         help=f"precisions, of {' '.join(LEVELS)} (default O0 O1 O2)")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples (default 4)")
     parser.add_argument("--steps", type=int, default=10, metavar="N",
                         help="training steps over one batch of random pictures (default 10)")
     parser.add_argument("--train", type=int, default=0, metavar="STEPS",
-                        help="also train on RefShapes for so many steps, evaluate and export the shipped model")
+                        help="also train refshapes_tiny on RefShapes for so many steps, whatever --config and "
+                        "key=value say, and evaluate and export the shipped model")
     parser.add_argument("--output", metavar="FILE", help="write everything as JSON, also what failed processes said")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0 where everything agrees, else 1."""
-    levels = [name for name in args.amp if "=" not in name]  # argparse gives --amp all that follows it
+    levels = [name for name in args.amp if "=" not in name] or DEFAULT  # argparse gives --amp all that follows it
     settings = [*args.overrides, *(name for name in args.amp if "=" in name)]
     for name in levels:
         if name not in LEVELS:
             raise UserError(f"--amp {name}: no such level; choose among {' '.join(LEVELS)}")
+    for start, option in OPTIONS.items():
+        if any(setting.startswith(start) for setting in settings):
+            raise UserError(f"{start}…: give {option} instead")
     for option, least in (("batch", 1), ("steps", 1), ("train", 0)):
         if getattr(args, option) < least:
             raise UserError(f"--{option} {getattr(args, option)}: must be at least {least}")
@@ -50,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         check_writable(Path(args.output))
     config = load_config(args.config, [*settings, f"train.batch_size={args.batch}", "train.accumulate=1",
                                        f"train.steps={args.steps}", "train.minutes=0"])
+    if config.train.amp_dtype == "bfloat16" and args.target != "Ascend" and levels != ["O0"]:
+        raise UserError(f"train.amp_dtype=bfloat16: MindSpore has no such kernels for the {args.target}; leave it out")
     vocabulary, source = vocabulary_size(config.data.tokenizer, config.data.max_tokens)
     check_target(args.target)
     print(f"{args.config}: {config.model.name} with {config.model.image.name}, random weights, {args.batch} random "
@@ -60,14 +71,14 @@ def run(args: argparse.Namespace) -> int:
         for result in results_of(Path(folder), args, levels, config, vocabulary):
             results.append(result)
             print("\n".join(lines(result)), flush=True)
-    if args.output:
-        document = {"version": __version__, "target": args.target, "config": args.config, "overrides": settings,
-                    "batch": args.batch, "results": [result.report() for result in results]}
-        write_file(args.output, (json.dumps(document, indent=1) + "\n").encode())
-        print(f"wrote {args.output}")
     bad = [result.name for result in results if not result.good]
     print(f"{args.target} does not agree with the CPU, or fails: {'; '.join(bad)}; put this output, and the doctor's, "
           "into an issue" if bad else f"{args.target} agrees with the CPU")
+    if args.output:
+        document = {"version": __version__, "target": args.target, "config": args.config, "overrides": settings,
+                    "batch": args.batch, "results": [result.report() for result in results]}
+        write_file(args.output, (json.dumps(without_nan(document), indent=1) + "\n").encode())
+        print(f"wrote {args.output}")
     return int(bool(bad))
 
 
@@ -91,7 +102,8 @@ def lines(result: checks.Result) -> list[str]:
     """A result as it is printed."""
     facts, said = result.facts, []
     if facts:
-        said = [facts["amp_dtype"], f"forward {facts['forward_s']:.3g} s", f"training step {facts['step_s']:.3g} s"]
+        said = [facts["amp_dtype"], f"forward {facts['forward_s']:.3g} s"]
+        said += [f"training step {facts['step_s']:.3g} s"] if facts["step_s"] else []
         said += [f"{facts['memory'] / 2**30:.1f} GiB of {facts['of'] / 2**30:.1f}"] if "memory" in facts else []
         said += [f"{facts['overflows']} steps until the loss scale fits"] if facts["overflows"] else []
     head = f"{result.name}: {result.why}" if result.why else f"{result.name}" + (f": {', '.join(said)}" if said else "")

@@ -6,6 +6,7 @@ and files that are there already stay unless ``--overwrite`` is given.
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
@@ -87,9 +88,13 @@ def run(args: argparse.Namespace) -> int:
     readable = [request for request in readable if request.sentence not in bad]
     if not readable:
         return 2
+    own = output.is_dir()
     make_folder(output)
     with records:
         done = _predict(model, readable, args, output, records, loaded)
+    if not done and not own:
+        with contextlib.suppress(OSError):  # it is not empty
+            output.rmdir()
     return 0 if done == len(asked) else 1 if done else 2
 
 

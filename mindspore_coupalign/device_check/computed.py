@@ -137,7 +137,7 @@ def training(model, config: Config, target: str, batch: tuple, start: dict, writ
         if not results["finite"]:
             raise ValueError(f"training step {steps.taken + 1} is not finite")
         curve.append(results["loss"])
-    seconds = (time.perf_counter() - begun) / max(1, len(curve) - 1)
+    seconds = (time.perf_counter() - begun) / (len(curve) - 1) if len(curve) > 1 else None
     write("curve", {f"step {i + 1}": np.float32(loss) for i, loss in enumerate(curve)})
     return {"step_s": seconds, "overflows": overflows}
 
@@ -148,7 +148,9 @@ def main(folder: str, output: str, target: str, amp: str):
     config = with_overrides(config_from_dict(case["config"], "the case"), [f"train.amp={amp}"], "the case")
 
     def write(part: str, arrays: dict):
-        np.savez(Path(output) / f"{part}.npz", **arrays)
+        half = Path(output) / "half_written.npz"
+        np.savez(half, **arrays)
+        half.replace(half.with_name(f"{part}.npz"))
 
     target = runtime.setup(target, SEED).target
     noise.check_device(target)

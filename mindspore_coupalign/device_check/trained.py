@@ -46,6 +46,8 @@ def compare(found: Training, reference: Training) -> Row:
     """The mean loss of the last tenth."""
     last = max(1, len(reference.losses) // 10)
     ours, theirs = (_mean(training.losses[-last:]) for training in (found, reference))
+    if len(found.losses) < len(reference.losses) or np.isfinite(found.losses[-last:]).mean() < 0.5:
+        ours = np.nan
     return Row("training", f"mean loss of the last {last} steps", abs(ours - theirs) / theirs, CURVE)
 
 
