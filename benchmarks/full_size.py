@@ -5,7 +5,6 @@ its own so that peak memory is its own; exports it and compares the MINDIR file.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -87,12 +86,9 @@ def main():
     arguments = sys.argv[1:]
     if arguments and arguments[0] in ("forward", "step", "export"):
         built, first, second = globals()[arguments[0]](arguments[1], arguments[2:])
-        import mindspore as ms
-
         from mindspore_coupalign.mindspore_calls import device_target
-        on_cpu = device_target() == "CPU"
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 if on_cpu
-                else ms.runtime.max_memory_allocated() / 2**30)
+        from mindspore_coupalign.training.dry_run import memory
+        peak = memory(device_target())[0] / 2**30
         print(json.dumps({"build_s": round(built, 1), "first_s": round(first, 1), "second_s": round(second, 1),
                           "peak_GiB": round(peak, 1)}))
         return

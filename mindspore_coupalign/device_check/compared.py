@@ -5,6 +5,7 @@ little: there, gradients and changes of weights are measured as one vector each,
 own, more coarsely: one that is missing or has the wrong sign has an error of 1 or more.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,13 +65,17 @@ def _row(part: str, errors: dict, bound: float) -> Row:
     return Row(part, where, errors[where], bound)
 
 
-def _errors(counted: dict, negligible: float, measure=None) -> dict:
-    """Name -> error of each tensor; NaN where one has a value that is not finite.
+def _size(values: np.ndarray) -> float:
+    """The largest absolute value; NaN where there is one."""
+    return float(np.max(np.abs(values))) if values.size else 0.0
 
-    Args:
-        measure: array -> its size; None: the largest absolute value.
-    """
-    measure = measure or _size
+
+def _norm(values: np.ndarray) -> float:
+    return float(np.sqrt(np.sum(values**2)))
+
+
+def _errors(counted: dict, negligible: float, measure: Callable = _size) -> dict:
+    """Name -> error of each tensor by a measure of arrays; NaN where one has a value that is not finite."""
     least = max(negligible * max(_size(theirs) for _, theirs in counted.values()), EPS)
     return {name: measure(ours - theirs) / max(measure(theirs), measure(np.full(theirs.shape, least)))
             for name, (ours, theirs) in counted.items()}
@@ -96,12 +101,3 @@ def _clear(counted: dict, weights: Path, gradients: Path) -> dict:
             if clear.any():
                 found[name] = theirs[clear] + beyond, theirs[clear]
     return found
-
-
-def _norm(values: np.ndarray) -> float:
-    return float(np.sqrt(np.sum(values**2)))
-
-
-def _size(values: np.ndarray) -> float:
-    """The largest absolute value; NaN where there is one."""
-    return float(np.max(np.abs(values))) if values.size else 0.0

@@ -20,11 +20,11 @@ from mindspore import nn
 from mindspore_coupalign import build, runtime
 from mindspore_coupalign.config import Config, config_from_dict, with_overrides
 from mindspore_coupalign.device_check.compared import WEIGHTS
-from mindspore_coupalign.mindspore_calls import device_memory
 from mindspore_coupalign.models import noise
 from mindspore_coupalign.models.coupalign import Outputs
 from mindspore_coupalign.models.precision import choose_precision, set_precision
 from mindspore_coupalign.training import setup
+from mindspore_coupalign.training.dry_run import memory
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.step import RESULTS
 from mindspore_coupalign.weights.checkpoint import load_parameters
@@ -164,7 +164,7 @@ def main(folder: str, output: str, target: str, amp: str):
     facts = {"amp_dtype": model.precision.amp_dtype, "forward_s": seconds}
     facts |= training(model, config, target, batch, start, write)
     if target != "CPU":
-        facts["memory"], facts["of"] = ms.runtime.max_memory_allocated(), device_memory(target)
+        facts["memory"], facts["of"] = memory(target)
     (Path(output) / "facts.json").write_text(json.dumps(facts))
 
 

@@ -67,7 +67,7 @@ def answer(model: Model, image: str | None, text: str, threshold: float, attenti
 
 
 def check_place(image: str | None, places: list[Path]):
-    """A question names its picture by a path, which a program may choose freely.
+    """A question names its picture, where it has one, by a path, which a program may choose freely.
 
     Args:
         places: resolved folders of uploads, and further files that may be read.
@@ -75,8 +75,7 @@ def check_place(image: str | None, places: list[Path]):
     Raises:
         UserError: the path leads elsewhere.
     """
-    path = Path(image or places[0]).resolve()
-    if not any(path.is_relative_to(place) for place in places):
+    if image and not any(Path(image).resolve().is_relative_to(place) for place in places):
         raise UserError("the picture: not uploaded; upload it first, no other file of the server is read")
 
 
