@@ -1,13 +1,11 @@
 """``check-device``: what counts as equal, that what is wrong is named, and the whole command on the CPU."""
 
-import _thread
 import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from mindspore_coupalign.cli import check_device
 from mindspore_coupalign.device_check import checks, children, trained
 from mindspore_coupalign.device_check.compared import BOUNDS, EPS, compare
 from mindspore_coupalign.doctor.items import ABSENT, OK, Item
-from mindspore_coupalign.interrupts import finish
 
 FORWARD = {"stage 1": np.ones((2, 3)), "stage 2": np.full((2, 3), 5.0), "logits": np.full((2, 1), 0.1)}
 GRADIENTS = {"a.weight": np.array([1.0, -0.5, 1e-4]), "a.bias": np.array([1e-9, -2e-9])}  # that bias has none
@@ -241,20 +238,3 @@ def test_training_evaluation_and_export(tmp_path, monkeypatch):
         assert part in names
     oiou = float(results[-1].rows[0].where.partition(",")[0])
     assert 30 < oiou < 90  # of some 40 sentences, by a trained model
-
-
-def test_a_child_that_is_waited_for_ends_with_ctrl_c():
-    """The thread that hears of it (interrupts.py) tells Python's main thread, and no system call of it."""
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    threading.Timer(0.5, _thread.interrupt_main).start()
-    started = time.time()
-    with pytest.raises(KeyboardInterrupt):
-        finish(child)
-    assert time.time() - started < 10 and child.returncode == -signal.SIGKILL
-
-
-def test_a_child_gets_and_says_all():
-    code = "import sys, time; text = sys.stdin.read(); time.sleep(0.5); sys.stdout.write(text + text)"
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    text = "0123456789" * 100_000
-    assert finish(child, text)[0] == text + text and child.returncode == 0

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from mindspore_coupalign.distributed.process import environment_alone
-from mindspore_coupalign.interrupts import finish
+from mindspore_coupalign.interrupts import run_child
 
 ERROR = re.compile(r"(error: .*|(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")  # as Python ends, or this package
 
@@ -15,10 +15,9 @@ def run(module: str, *arguments, log: Path) -> str:
     """Run ``python -m MODULE`` to its end; "" or the line that says why it failed. All that it says is in ``log``."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     with open(log, "w") as said:
-        child = subprocess.Popen(command, env=environment_alone(), stdin=subprocess.DEVNULL, stdout=said,
-                                 stderr=subprocess.STDOUT)
-        finish(child)
-    return "" if child.returncode == 0 else reason(child.returncode, log.read_text(errors="replace"))
+        ended = run_child(command, env=environment_alone(), stdin=subprocess.DEVNULL, stdout=said,
+                          stderr=subprocess.STDOUT)
+    return "" if ended.code == 0 else reason(ended.code, log.read_text(errors="replace"))
 
 
 def reason(code: int, said: str) -> str:

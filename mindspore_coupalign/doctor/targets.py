@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from mindspore_coupalign import cuda
 from mindspore_coupalign.distributed.process import environment_alone
 from mindspore_coupalign.doctor.items import ABSENT, BAD, NOTE, OK, Item
 from mindspore_coupalign.doctor.machine import of_mindspore
+from mindspore_coupalign.interrupts import run_child
 
 NPUS = "/dev/davinci[0-9]*"
 CANN_SCRIPTS = ("/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/cann/set_env.sh",
@@ -156,26 +156,15 @@ def inputs(config: str | None, overrides: list, checkpoint: str | None, timeout:
 
 def probe(*arguments: str, timeout: float) -> list[tuple[bool, str]]:
     """What ``probe.py`` has found out, (good, text) each, the last of them its end where that was an accident."""
-    place = environment_alone()
-    child = subprocess.Popen([sys.executable, "-m", "mindspore_coupalign.doctor.probe", *arguments], env=place,
-                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    try:
-        out, err = child.communicate(timeout=timeout)
-        late = False
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        out, err = child.communicate()
-        late = True
-    finally:
-        if child.returncode is None:  # Ctrl-C
-            os.killpg(child.pid, signal.SIGKILL)
-    found = [(said["good"], said["text"]) for said in map(_said, out.splitlines()) if said]
+    ended = run_child([sys.executable, "-m", "mindspore_coupalign.doctor.probe", *arguments], limit=timeout,
+                      env=environment_alone(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    found = [(said["good"], said["text"]) for said in map(_said, ended.out.splitlines()) if said]
     subject = arguments[0] + ": " if arguments[0] != "device" else ""
-    if late:
+    if ended.late:
         found.append((False, f"{subject}no answer within {timeout} s; --timeout waits for longer"))
-    elif child.returncode:
-        how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
-        last = next((line for line in reversed(err.splitlines()) if line.strip()), "")
+    elif ended.code:
+        how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
+        last = next((line for line in reversed(ended.err.splitlines()) if line.strip()), "")
         found.append((False, f"{subject}its process ended by {how}: {last.strip()[:300]}"))
     return found or [(False, f"{subject}its process said nothing")]
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mindspore_coupalign import memory
 from mindspore_coupalign.config import Config, config_from_dict, config_to_dict, with_overrides
 from mindspore_coupalign.distributed.process import environment_alone
-from mindspore_coupalign.interrupts import finish
+from mindspore_coupalign.interrupts import run_child
 
 WANT = re.compile(r"out of memory|memory (is )?not enough|memory isn't enough|bad_alloc|cannot allocate|"
                   r"alloc\w* .*memory.* fail", re.IGNORECASE)  # what is said for want of memory
@@ -34,10 +34,9 @@ class Measured(NamedTuple):
 def measure(config: Config, target: str, vocabulary: int, micro: int) -> Measured:
     """The memory of a step of ``micro`` samples on this rank's device, in a child process. Compiles, so takes long."""
     command = [sys.executable, "-m", "mindspore_coupalign.training.step_memory", target, str(vocabulary), str(micro)]
-    child = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             env=environment_alone())
-    out, err = finish(child, json.dumps(config_to_dict(config)))
-    return outcome(child.returncode, out, err)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    ended = run_child(command, json.dumps(config_to_dict(config)), env=environment_alone(), **pipes)
+    return outcome(ended.code, ended.out, ended.err)
 
 
 def outcome(code: int, out: str, err: str) -> Measured:
