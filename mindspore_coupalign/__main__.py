@@ -1,7 +1,8 @@
 """The command line: ``python -m mindspore_coupalign COMMAND`` (``coupalign COMMAND`` when installed).
 
 Each command is a module with ``add_arguments(parser)`` and ``run(args)``; it is imported only when it is called,
-so that ``--help`` answers at once. Exit codes: 0 done, 1 a check failed or a bug, 2 bad input, 130 interrupted.
+so that ``--help`` answers at once. Exit codes: 0 done, 1 a check failed or a bug, 2 bad input, 130 interrupted (by
+SIGTERM 143, by SIGHUP 129).
 """
 
 import argparse
@@ -17,7 +18,7 @@ from mindspore_coupalign.cli.examples import epilog
 from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.distributed.process import is_scheduler
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.interrupts import watch_interrupts
+from mindspore_coupalign.interrupts import unwind_at_the_end, watch_interrupts
 from mindspore_coupalign.outputs import silence
 
 COMMANDS = {
@@ -117,8 +118,9 @@ def run_rank():
 
 
 def console() -> int:
-    """``main`` as a process of its own, which answers Ctrl-C by 130 whatever MindSpore makes of the signal."""
+    """``main`` as its own process, which Ctrl-C, SIGTERM and SIGHUP end in order, even while MindSpore computes."""
     watch_interrupts()
+    unwind_at_the_end()
     return main()
 
 

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: a training finishes its step and saves, any other command ends with 130. Needs no MindSpore.
+"""Ctrl-C, SIGTERM and SIGHUP: a training finishes its step and saves, any other command removes what is half made, ends
+its child processes and ends with 130, 143 or 129. Needs no MindSpore.
 
 With every compiled call MindSpore takes SIGINT's handler and leaves its own there, which sends the process a SIGTERM.
 SIGINT is therefore blocked before any of its threads exists and waited for by a thread of ours.
@@ -17,7 +18,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 LOOK = 0.2  # seconds between looks whether Ctrl-C was pressed
-GRACE = 5.0  # seconds after Ctrl-C in which what runs outside of Python (the compiler) may come to its end
+GRACE = 5.0  # seconds after a signal in which what runs outside of Python (the compiler) may come to its end
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def watch_interrupts():
@@ -32,15 +34,49 @@ def _pass_on():
         ends = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         _thread.interrupt_main(signal.SIGINT)
         if ends:
-            timer = threading.Timer(GRACE, _end)
-            timer.daemon = True
-            timer.start()
+            _end_late(signal.SIGINT)
 
 
-def _end():
-    """The main thread has not come back to Python."""
-    print("interrupted", file=sys.stderr, flush=True)
-    os._exit(130)
+def unwind_at_the_end():
+    """Have SIGTERM and SIGHUP raise SystemExit in the main thread, which calls this; Ctrl-C: KeyboardInterrupt."""
+    for number in ENDINGS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _unwind)
+    arriving, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)  # written to when the signal comes, while Python's handler waits for Python
+    threading.Thread(target=_limit, args=(arriving,), daemon=True).start()
+    os.register_at_fork(after_in_child=_as_by_default)
+
+
+def _unwind(number: int, _):
+    raise SystemExit(128 + number)
+
+
+def _limit(arriving: int):
+    while True:
+        number = os.read(arriving, 1)[0]
+        if signal.getsignal(number) is _unwind:
+            _end_late(number)
+
+
+def _as_by_default():
+    """A forked process would tell its parent of signals that it gets itself."""
+    signal.set_wakeup_fd(-1)
+    for number in ENDINGS:
+        if signal.getsignal(number) is _unwind:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end_late(number: int):
+    """End the process when the main thread has not come back to Python."""
+    def end():
+        print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    timer = threading.Timer(GRACE, end)
+    timer.daemon = True
+    timer.start()
 
 
 class Ended(NamedTuple):
@@ -89,9 +125,9 @@ def _kill(child: subprocess.Popen, start_new_session: bool = False, **_):
 
 @contextlib.contextmanager
 def _held() -> Iterator[None]:
-    """SIGINT and SIGTERM take effect at the end of this block: in between nobody would know of a half-started child."""
+    """Signals that end take effect at the end of this block: in between nobody would know of a half-started child."""
     arrived: list[int] = []
-    before = {number: handler for number in (signal.SIGINT, signal.SIGTERM)
+    before = {number: handler for number in (signal.SIGINT, *ENDINGS)
               if (handler := signal.getsignal(number)) is not signal.SIG_IGN}  # which a child inherits
     for number in before:
         signal.signal(number, lambda arriving, _: arrived.append(arriving))
@@ -102,19 +138,6 @@ def _held() -> Iterator[None]:
             signal.signal(number, handler)
         if arrived:
             os.kill(os.getpid(), arrived[0])
-
-
-@contextlib.contextmanager
-def unwound_by_sigterm() -> Iterator[None]:
-    """In this block SIGTERM raises SystemExit, so that child processes end and half-made folders are removed."""
-    def stop(number, _):
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:

@@ -1,4 +1,4 @@
-"""A command that waits for a child process: what ends the command, at any moment, ends the child."""
+"""What ends a command, at any moment, removes what is half made and ends the child that the command waits for."""
 
 import _thread
 import os
@@ -7,13 +7,56 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from test_reliability import hear_interrupts
 
 from mindspore_coupalign import interrupts
-from mindspore_coupalign.interrupts import run_child, unwound_by_sigterm
+from mindspore_coupalign.interrupts import run_child
 
 ASLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+COMMAND = """
+import os, signal, sys, tempfile, time, types
+from mindspore_coupalign import __main__ as command_line
+
+command = types.ModuleType("mindspore_coupalign.cli.command")
+command.add_arguments = lambda parser: None
+
+def run(args):
+    with tempfile.TemporaryDirectory(dir="."):
+        compute()
+    return 0
+
+command.run = run
+sys.modules[command.__name__] = command
+command_line.COMMANDS["command"] = "compute for long"
+number, sys.argv[1:] = int(sys.argv[1]), ["command"]
+sys.exit(command_line.console())
+"""
+MINDSPORE = """
+def compute():
+    import mindspore as ms
+    import numpy as np
+
+    @ms.jit
+    def product(x):
+        return ms.ops.matmul(x, x)
+
+    x = ms.Tensor(np.ones((9, 9), np.float32))
+    product(x).asnumpy()
+    os.kill(os.getpid(), number)
+    for _ in range(100000):
+        product(x).asnumpy()
+"""
+OUTSIDE_OF_PYTHON = """
+def compute():
+    import hashlib, threading
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+ROOT = Path(__file__).parents[1]
+ENDINGS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
 @pytest.fixture
@@ -48,10 +91,57 @@ def test_a_signal_while_the_child_starts_ends_it(children, monkeypatch, number, 
             time.sleep(0.01)  # in which Python calls the handler
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
-    before = signal.getsignal(number)
-    with pytest.raises(error), unwound_by_sigterm():
-        run_child(ASLEEP)
-    assert children[0].returncode == -signal.SIGKILL and signal.getsignal(number) == before
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else interrupts._unwind)
+    try:
+        with pytest.raises(error):
+            run_child(ASLEEP)
+        assert signal.getsignal(number) in (signal.default_int_handler, interrupts._unwind)
+    finally:
+        signal.signal(number, before)
+    assert children[0].returncode == -signal.SIGKILL
+
+
+def ended(folder: Path, number: int, compute: str) -> subprocess.CompletedProcess:
+    """A command that is sent a signal while it computes."""
+    (folder / "command.py").write_text(compute + COMMAND)
+    return subprocess.run([sys.executable, "command.py", str(int(number))], cwd=folder, text=True, timeout=100,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, preexec_fn=hear_interrupts, capture_output=True)
+
+
+@pytest.mark.parametrize("number, code", ENDINGS)
+def test_a_signal_ends_any_command_in_order(tmp_path, number, code):
+    """Also while MindSpore computes, whose own handler of SIGINT would make a SIGTERM of it."""
+    done = ended(tmp_path, number, MINDSPORE)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.splitlines()[-1:] == (["interrupted"] if number == signal.SIGINT else []), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["command.py"]
+
+
+@pytest.mark.parametrize("number, code", ENDINGS[:2])
+def test_what_runs_outside_of_python_has_five_seconds(tmp_path, number, code):
+    started = time.time()
+    done = ended(tmp_path, number, OUTSIDE_OF_PYTHON)
+    assert done.returncode == code and time.time() - started > interrupts.GRACE
+    assert done.stderr == ("interrupted\n" if number == signal.SIGINT else "terminated\n")
+
+
+def test_a_forked_process_keeps_its_signals_to_itself(tmp_path):
+    """Nor does it unwind its parent's work."""
+    fork = """
+def compute():
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(tell, b"1")
+        time.sleep(60)
+        os._exit(0)
+    os.read(ready, 1)
+    os.kill(child, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -number
+    time.sleep(6)
+"""
+    done = ended(tmp_path, signal.SIGTERM, fork)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_child_gets_and_says_all():

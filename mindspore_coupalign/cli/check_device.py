@@ -14,7 +14,6 @@ from mindspore_coupalign.doctor import targets
 from mindspore_coupalign.doctor.items import OK
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.tables import without_nan
-from mindspore_coupalign.interrupts import unwound_by_sigterm
 from mindspore_coupalign.outputs import check_writable, write_file
 
 FIRST_START = 3600  # seconds; a card for which the driver has to compile MindSpore's kernels needs many minutes
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
           f"pictures of {config.data.image_size} x {config.data.image_size}, vocabulary of {vocabulary} ({source}); "
           "each line compiles the network anew", flush=True)
     results = []
-    with unwound_by_sigterm(), tempfile.TemporaryDirectory(prefix="coupalign-check-") as folder:
+    with tempfile.TemporaryDirectory(prefix="coupalign-check-") as folder:
         for result in results_of(Path(folder), args, levels, config, vocabulary):
             results.append(result)
             print("\n".join(lines(result)), flush=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mindspore_coupalign.data.refshapes.dataset import GENERAL, PLAIN, SPLITS, make_shapes
 from mindspore_coupalign.data.refshapes.references import table
-from mindspore_coupalign.interrupts import unwound_by_sigterm
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -27,9 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     sizes = {split: getattr(args, split) for split in SPLITS}
-    with unwound_by_sigterm():
-        made = make_shapes(args.output, args.seed, **sizes, workers=args.workers, force=args.force,
-                           generalised=args.generalised)
+    made = make_shapes(args.output, args.seed, **sizes, workers=args.workers, force=args.force,
+                       generalised=args.generalised)
     variant = GENERAL if args.generalised else PLAIN
     state = "written" if made else "of this seed and size is there already; kept as it is"
     print(f"{args.output}: {variant.name} {state}")

@@ -1,8 +1,6 @@
 """Command ``web``: a page in the browser to try a model with one's own pictures (web/)."""
 
 import argparse
-import signal
-import sys
 from pathlib import Path
 
 from mindspore_coupalign.config import AMP_LEVELS, TARGETS
@@ -44,8 +42,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--amp needs a checkpoint: {path} computes in the precision that it was exported in")
     print(f"loading and compiling {args.model} (seconds for a small network, up to two minutes for the full recipe)",
           flush=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # until the page listens; its folder goes with it
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with server.scratch() as folder:
         examples = folder_examples(Path(args.examples)) if args.examples else shapes_examples(folder)
         model = open_model(path, kind, args.device_target, args.amp, explains, args.overrides)
