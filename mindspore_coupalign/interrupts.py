@@ -2,24 +2,22 @@
 its child processes and ends with 130, 143 or 129. Needs no MindSpore.
 
 With every compiled call MindSpore takes SIGINT's handler and leaves its own there, which sends the process a SIGTERM.
-SIGINT is therefore blocked before any of its threads exists and waited for by a thread of ours.
+SIGINT is therefore blocked before any of its threads exists and waited for by a thread of ours. Of the other signals
+the same is told by ``signal.set_wakeup_fd``, as Python calls no handler before the main thread is back in Python.
 """
 
 import _thread
-import contextlib
-import math
 import os
+import shutil
 import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from types import FrameType
 
-LOOK = 0.2  # seconds between looks whether Ctrl-C was pressed
 GRACE = 5.0  # seconds after a signal in which what runs outside of Python (the compiler) may come to its end
-ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+half_made: set[Path] = set()  # folders to remove when that time is over
 
 
 def watch_interrupts():
@@ -31,32 +29,48 @@ def watch_interrupts():
 def _pass_on():
     while True:
         signal.sigwait({signal.SIGINT})
-        ends = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ends = signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _unwind)
         _thread.interrupt_main(signal.SIGINT)
         if ends:
             _end_late(signal.SIGINT)
 
 
 def unwind_at_the_end():
-    """Have SIGTERM and SIGHUP raise SystemExit in the main thread, which calls this; Ctrl-C: KeyboardInterrupt."""
+    """Have Ctrl-C raise KeyboardInterrupt, SIGTERM and SIGHUP raise SystemExit in the main thread, which calls this.
+    MindSpore comes to its end before: it makes a crash of an exception while it is imported, and prints its own."""
     for number in ENDINGS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _unwind)
     arriving, tell = os.pipe()
     os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell)  # written to when the signal comes, while Python's handler waits for Python
+    signal.set_wakeup_fd(tell)
     threading.Thread(target=_limit, args=(arriving,), daemon=True).start()
     os.register_at_fork(after_in_child=_as_by_default)
 
 
-def _unwind(number: int, _):
-    raise SystemExit(128 + number)
+def _unwind(number: int, frame: FrameType | None):
+    error = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+    caller = None
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package == "mindspore" or frame is caller and package == "importlib":
+            caller = frame.f_back
+        frame = frame.f_back
+    if caller is None:
+        raise error
+
+    def come_back(*_):
+        sys.settrace(None)
+        raise error
+
+    caller.f_trace = come_back
+    sys.settrace(lambda *_: None)  # without one, that of a frame is not called
 
 
 def _limit(arriving: int):
     while True:
         number = os.read(arriving, 1)[0]
-        if signal.getsignal(number) is _unwind:
+        if number != signal.SIGINT and signal.getsignal(number) is _unwind:
             _end_late(number)
 
 
@@ -65,79 +79,20 @@ def _as_by_default():
     signal.set_wakeup_fd(-1)
     for number in ENDINGS:
         if signal.getsignal(number) is _unwind:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _end_late(number: int):
     """End the process when the main thread has not come back to Python."""
     def end():
+        for folder in half_made:
+            shutil.rmtree(folder, ignore_errors=True)
         print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
         os._exit(128 + number)
 
     timer = threading.Timer(GRACE, end)
     timer.daemon = True
     timer.start()
-
-
-class Ended(NamedTuple):
-    """A child process at its end and what it has said into pipes; ``late``: it was killed because its time was up."""
-
-    code: int
-    out: str
-    err: str
-    late: bool = False
-
-
-def run_child(command: list, given: str | None = None, limit: float = math.inf, **options) -> Ended:
-    """Run a process to its end, or for ``limit`` seconds; ``options`` are those of ``subprocess.Popen``, in text mode.
-
-    Unlike ``subprocess.run`` it hears of Ctrl-C. Whatever ends the wait ends the child, and with
-    ``start_new_session`` all that the child has started.
-
-    Args:
-        given: what the child reads, if ``options`` have a pipe for its standard input.
-    """
-    child, late, until = None, False, time.monotonic() + limit
-    try:
-        with _held():
-            child = subprocess.Popen(command, errors="replace", **options)
-        while True:
-            try:
-                out, err = child.communicate(given, timeout=LOOK)
-                return Ended(child.returncode, out or "", err or "", late)
-            except subprocess.TimeoutExpired:
-                given = None  # it has it
-            if time.monotonic() > until and not late:
-                late = True
-                _kill(child, **options)
-    finally:
-        if child is not None and child.returncode is None:
-            _kill(child, **options)
-            child.wait()
-
-
-def _kill(child: subprocess.Popen, start_new_session: bool = False, **_):
-    if start_new_session:
-        os.killpg(child.pid, signal.SIGKILL)
-    else:
-        child.kill()
-
-
-@contextlib.contextmanager
-def _held() -> Iterator[None]:
-    """Signals that end take effect at the end of this block: in between nobody would know of a half-started child."""
-    arrived: list[int] = []
-    before = {number: handler for number in (signal.SIGINT, *ENDINGS)
-              if (handler := signal.getsignal(number)) is not signal.SIG_IGN}  # which a child inherits
-    for number in before:
-        signal.signal(number, lambda arriving, _: arrived.append(arriving))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if arrived:
-            os.kill(os.getpid(), arrived[0])
 
 
 class StopRequest:

@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import shutil
+import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.interrupts import half_made
 
 
 def silence(stream):
@@ -67,3 +70,16 @@ def make_folder(path: str | Path, remedy: str = "choose another --output") -> Pa
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"{path}: not writable; {remedy}")
     return path
+
+
+@contextlib.contextmanager
+def scratch(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A temporary folder, in ``parent`` or where those of the system are, that is gone afterwards, read-only files and
+    all, also where the process ends while it computes outside of Python."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
+    half_made.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        half_made.discard(folder)

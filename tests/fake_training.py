@@ -4,6 +4,7 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.cli import train
 from mindspore_coupalign.training import largest_batch, setup, trainer
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.step_memory import Measured
@@ -47,6 +48,7 @@ def compute_nothing(monkeypatch, losses, evaluate=full_marks, **settings):
     monkeypatch.setattr(setup, "build_train_step", lambda *_: FakeStep(losses, **settings))
     monkeypatch.setattr(trainer, "evaluate_samples", evaluate)
     monkeypatch.setattr(largest_batch, "measure", lambda *_: Measured(1 << 20))
+    monkeypatch.setattr(train, "check_device", lambda target: None)
 
 
 def loop_of(config, tmp_path, monkeypatch):

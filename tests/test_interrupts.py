@@ -13,18 +13,20 @@ import pytest
 from test_reliability import hear_interrupts
 
 from mindspore_coupalign import interrupts
-from mindspore_coupalign.interrupts import run_child
+from mindspore_coupalign.child_process import Ended, run_child
 
 ASLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 COMMAND = """
-import os, signal, sys, tempfile, time, types
+import os, signal, sys, time, types
+from pathlib import Path
 from mindspore_coupalign import __main__ as command_line
+from mindspore_coupalign.outputs import scratch
 
 command = types.ModuleType("mindspore_coupalign.cli.command")
 command.add_arguments = lambda parser: None
 
 def run(args):
-    with tempfile.TemporaryDirectory(dir="."):
+    with scratch("half-made-", Path(".")):
         compute()
     return 0
 
@@ -34,7 +36,7 @@ command_line.COMMANDS["command"] = "compute for long"
 number, sys.argv[1:] = int(sys.argv[1]), ["command"]
 sys.exit(command_line.console())
 """
-MINDSPORE = """
+COMPUTES = """
 def compute():
     import mindspore as ms
     import numpy as np
@@ -48,6 +50,28 @@ def compute():
     os.kill(os.getpid(), number)
     for _ in range(100000):
         product(x).asnumpy()
+"""
+COMPILES = """
+def compute():
+    import threading
+    import mindspore as ms
+
+    @ms.jit
+    def long(x):
+        for i in range(200):
+            x = x + i
+        return x
+
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+    for i in range(1000):
+        long(ms.Tensor([1.0] * (i + 1)))
+"""
+IMPORTS = """
+def compute():
+    import threading
+    threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+    import mindspore
+    time.sleep(60)
 """
 OUTSIDE_OF_PYTHON = """
 def compute():
@@ -108,12 +132,15 @@ def ended(folder: Path, number: int, compute: str) -> subprocess.CompletedProces
                           env=os.environ | {"PYTHONPATH": str(ROOT)}, preexec_fn=hear_interrupts, capture_output=True)
 
 
-@pytest.mark.parametrize("number, code", ENDINGS)
-def test_a_signal_ends_any_command_in_order(tmp_path, number, code):
-    """Also while MindSpore computes, whose own handler of SIGINT would make a SIGTERM of it."""
-    done = ended(tmp_path, number, MINDSPORE)
-    assert done.returncode == code, done.stderr
-    assert done.stderr.splitlines()[-1:] == (["interrupted"] if number == signal.SIGINT else []), done.stderr
+@pytest.mark.parametrize("compute, ending", [
+    (IMPORTS, 0), (IMPORTS, 1), (IMPORTS, 2), (COMPILES, 1), (COMPUTES, 0), (COMPUTES, 1)],
+    ids=["imports-INT", "imports-TERM", "imports-HUP", "compiles-TERM", "computes-INT", "computes-TERM"])
+def test_a_signal_ends_any_command_in_order(tmp_path, compute, ending):
+    """Also while MindSpore works, whose own handler of SIGINT would make a SIGTERM of it."""
+    number, code = ENDINGS[ending]
+    done = ended(tmp_path, number, compute)
+    assert done.stderr == ("interrupted\n" if number == signal.SIGINT else "")
+    assert done.returncode == code and done.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["command.py"]
 
 
@@ -123,6 +150,7 @@ def test_what_runs_outside_of_python_has_five_seconds(tmp_path, number, code):
     done = ended(tmp_path, number, OUTSIDE_OF_PYTHON)
     assert done.returncode == code and time.time() - started > interrupts.GRACE
     assert done.stderr == ("interrupted\n" if number == signal.SIGINT else "terminated\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["command.py"]
 
 
 def test_a_forked_process_keeps_its_signals_to_itself(tmp_path):
@@ -156,7 +184,7 @@ def test_a_child_that_takes_too_long_is_killed_with_all_it_started():
     code = "import subprocess, sys; print('hello', flush=True); subprocess.run([sys.executable, *sys.argv[1:]])"
     ended = run_child([sys.executable, "-c", code, *ASLEEP[1:]], limit=2, stdout=subprocess.PIPE,
                       start_new_session=True)
-    assert ended == interrupts.Ended(-signal.SIGKILL, "hello\n", "", late=True)
+    assert ended == Ended(-signal.SIGKILL, "hello\n", "", late=True)
 
 
 def test_what_the_parent_ignores_the_child_ignores():

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--amp needs a checkpoint: {path} computes in the precision that it was exported in")
     print(f"loading and compiling {args.model} (seconds for a small network, up to two minutes for the full recipe)",
           flush=True)
-    with server.scratch() as folder:
+    with server.folder() as folder:
         examples = folder_examples(Path(args.examples)) if args.examples else shapes_examples(folder)
         model = open_model(path, kind, args.device_target, args.amp, explains, args.overrides)
         model.warm_up()

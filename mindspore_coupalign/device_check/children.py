@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mindspore_coupalign.child_process import run_child
 from mindspore_coupalign.distributed.process import environment_alone
-from mindspore_coupalign.interrupts import run_child
 
 ERROR = re.compile(r"(error: .*|(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")  # as Python ends, or this package
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindspore_coupalign import cuda
+from mindspore_coupalign.child_process import run_child
 from mindspore_coupalign.distributed.process import environment_alone
 from mindspore_coupalign.doctor.items import ABSENT, BAD, NOTE, OK, Item
 from mindspore_coupalign.doctor.machine import of_mindspore
-from mindspore_coupalign.interrupts import run_child
 
 NPUS = "/dev/davinci[0-9]*"
 CANN_SCRIPTS = ("/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/cann/set_env.sh",

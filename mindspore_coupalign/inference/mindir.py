@@ -11,7 +11,6 @@ import contextlib
 import math
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import mindspore as ms
@@ -26,6 +25,7 @@ from mindspore_coupalign.evaluation.answer import Answer
 from mindspore_coupalign.evaluation.networks import CellNetwork
 from mindspore_coupalign.inference import sidecar
 from mindspore_coupalign.models.precision import Precision
+from mindspore_coupalign.outputs import scratch
 from mindspore_coupalign.weights.checkpoint import Checkpoint
 
 # Largest difference by precision, relative to the logits' largest absolute value. The graph and the network compute in
@@ -61,7 +61,7 @@ def export_mindir(checkpoint: Checkpoint, output: Path, amp: str | None = None, 
     facts = sidecar.describe("mindir", checkpoint.config, tokenizer, batch=batch, uint8=uint8)
     try:
         # a folder of its own below the output's: same file system, and whatever export leaves goes with it
-        with scratch(output.parent) as folder:
+        with scratch(".export-", output.parent) as folder:
             file = folder / output.name
             weights = _export(FromPixels(model, data.mean, data.std) if uint8 else model, facts, file)
             differences = _compare(model, nn.GraphCell(ms.load(str(file))), trials, data, uint8)
@@ -135,20 +135,6 @@ def _plain_path(folder: Path):
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
-
-
-class scratch:
-    """A temporary folder inside ``parent`` that is gone afterwards, read-only files and all."""
-
-    def __init__(self, parent: Path):
-        self.parent = parent
-
-    def __enter__(self) -> Path:
-        self.folder = Path(tempfile.mkdtemp(prefix=".export-", dir=self.parent))
-        return self.folder
-
-    def __exit__(self, *_):
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def random_inputs(data, tokenizer, batch: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,9 +14,9 @@ import sys
 from typing import NamedTuple
 
 from mindspore_coupalign import memory
+from mindspore_coupalign.child_process import run_child
 from mindspore_coupalign.config import Config, config_from_dict, config_to_dict, with_overrides
 from mindspore_coupalign.distributed.process import environment_alone
-from mindspore_coupalign.interrupts import run_child
 
 WANT = re.compile(r"out of memory|memory (is )?not enough|memory isn't enough|bad_alloc|cannot allocate|"
                   r"alloc\w* .*memory.* fail", re.IGNORECASE)  # what is said for want of memory

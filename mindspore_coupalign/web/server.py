@@ -3,13 +3,13 @@
 import contextlib
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.interrupts import StopRequest
+from mindspore_coupalign.outputs import scratch
 
 WAITING = 64  # questions in the queue; the next one is told to come back
 # The browser loads nothing from elsewhere, whatever a page of Gradio's refers to.
@@ -42,14 +42,13 @@ def check_port(host: str, port: int):
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for uploads and answers, Gradio's too, that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="coupalign-web-") as name:
-        folder = Path(name).resolve()
-        os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+def folder() -> Iterator[Path]:
+    """For uploads and answers, Gradio's too; gone afterwards."""
+    with scratch("coupalign-web-") as place:
+        os.environ["GRADIO_TEMP_DIR"] = str(place / "gradio")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_OFFLINE"] = "1"
-        yield folder
+        yield place
 
 
 class Policy:

@@ -15,9 +15,10 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.networks import CellNetwork
 from mindspore_coupalign.inference import sidecar
-from mindspore_coupalign.inference.mindir import NotEqual, difference, join, normalised, random_inputs, scratch
+from mindspore_coupalign.inference.mindir import NotEqual, difference, join, normalised, random_inputs
 from mindspore_coupalign.inference.onnx import session
 from mindspore_coupalign.inference.onnx.session import BATCHES, TOLERANCE
+from mindspore_coupalign.outputs import scratch
 from mindspore_coupalign.weights.checkpoint import Checkpoint
 
 _LARGEST = 2**31 - 2**26  # bytes of weights; an ONNX file is a protobuf, which ends at 2 GiB
@@ -119,7 +120,7 @@ def _replacing(output: Path):
     """A file beside the output to write to; it and its sidecar take their names when the block ends well."""
     session.check_utf8(output, "choose another --output")
     try:
-        with scratch(output.parent) as folder:  # the same file system, and gone afterwards
+        with scratch(".export-", output.parent) as folder:  # the same file system, and gone afterwards
             file = folder / output.name
             yield file
             for written in (file, sidecar.sidecar_path(file)):
