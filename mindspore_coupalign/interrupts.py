@@ -2,8 +2,10 @@
 its child processes and ends with 130, 143 or 129. Needs no MindSpore.
 
 With every compiled call MindSpore takes SIGINT's handler and leaves its own there, which sends the process a SIGTERM.
-SIGINT is therefore blocked before any of its threads exists and waited for by a thread of ours. Of the other signals
-the same is told by ``signal.set_wakeup_fd``, as Python calls no handler before the main thread is back in Python.
+SIGINT is therefore blocked before any of its threads exists and waited for by a thread of ours.
+
+Python calls no handler before the main thread is back in Python. That a signal has come is told before by
+``signal.set_wakeup_fd``: a byte with its number. A handler that does not end the process writes one more, plus TAKEN.
 """
 
 import _thread
@@ -17,7 +19,9 @@ from types import FrameType
 
 GRACE = 5.0  # seconds after a signal in which what runs outside of Python (the compiler) may come to its end
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TAKEN = 128
 half_made: set[Path] = set()  # folders to remove when that time is over
+_bell: int | None = None  # where those bytes are written
 
 
 def watch_interrupts():
@@ -41,10 +45,11 @@ def unwind_at_the_end():
     for number in ENDINGS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _unwind)
-    arriving, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell)
-    threading.Thread(target=_limit, args=(arriving,), daemon=True).start()
+    global _bell
+    heard, _bell = os.pipe()
+    os.set_blocking(_bell, False)
+    signal.set_wakeup_fd(_bell)
+    threading.Thread(target=_listen, args=(heard,), daemon=True).start()
     os.register_at_fork(after_in_child=_as_by_default)
 
 
@@ -67,24 +72,38 @@ def _unwind(number: int, frame: FrameType | None):
     sys.settrace(lambda *_: None)  # without one, that of a frame is not called
 
 
-def _limit(arriving: int):
+def _listen(heard: int):
+    timers: dict[int, threading.Timer] = {}
     while True:
-        number = os.read(arriving, 1)[0]
-        if number != signal.SIGINT and signal.getsignal(number) is _unwind:
-            _end_late(number)
+        number = os.read(heard, 1)[0]
+        if number >= TAKEN:
+            if timer := timers.pop(number - TAKEN, None):
+                timer.cancel()
+        elif number in (signal.SIGTERM, signal.SIGHUP) and number not in timers:
+            timers[number] = _end_late(number)
+
+
+def taken(number: int):
+    """For a handler that does not end the process: the signal is taken care of."""
+    if _bell is not None:
+        os.write(_bell, bytes([TAKEN + number]))
 
 
 def _as_by_default():
     """A forked process would tell its parent of signals that it gets itself."""
+    global _bell
     signal.set_wakeup_fd(-1)
+    _bell = None
     for number in ENDINGS:
         if signal.getsignal(number) is _unwind:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def _end_late(number: int):
+def _end_late(number: int) -> threading.Timer:
     """End the process when the main thread has not come back to Python."""
     def end():
+        if signal.getsignal(number) not in (_unwind, signal.default_int_handler):
+            return  # another handler waits for its turn
         for folder in half_made:
             shutil.rmtree(folder, ignore_errors=True)
         print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
@@ -93,6 +112,7 @@ def _end_late(number: int):
     timer = threading.Timer(GRACE, end)
     timer.daemon = True
     timer.start()
+    return timer
 
 
 class StopRequest:
@@ -117,5 +137,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number, _):
+        taken(number)
         self.received = self.received or int(number)
         self.__exit__()

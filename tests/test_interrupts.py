@@ -153,6 +153,25 @@ def test_what_runs_outside_of_python_has_five_seconds(tmp_path, number, code):
     assert [path.name for path in tmp_path.iterdir()] == ["command.py"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_takes_a_signal_itself_has_all_the_time(tmp_path, number):
+    """A training whose step, or saving, takes longer; its second signal has no more than others."""
+    saving = """
+def compute():
+    from mindspore_coupalign.interrupts import StopRequest
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        while not stop.received:
+            pass
+        time.sleep(6)
+        print("saved", flush=True)
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+"""
+    done = ended(tmp_path, number, saving)
+    assert (done.returncode, done.stdout) == (128 + number, "saved\n"), done.stderr
+
+
 def test_a_forked_process_keeps_its_signals_to_itself(tmp_path):
     """Nor does it unwind its parent's work."""
     fork = """
