@@ -139,7 +139,8 @@ def test_a_signal_ends_any_command_in_order(tmp_path, compute, ending):
     """Also while MindSpore works, whose own handler of SIGINT would make a SIGTERM of it."""
     number, code = ENDINGS[ending]
     done = ended(tmp_path, number, compute)
-    assert done.stderr == ("interrupted\n" if number == signal.SIGINT else "")
+    # a busy machine may import for more than the five seconds
+    assert done.stderr in (("interrupted\n",) if number == signal.SIGINT else ("", "terminated\n"))
     assert done.returncode == code and done.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["command.py"]
 
