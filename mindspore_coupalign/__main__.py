@@ -2,7 +2,7 @@
 
 Each command is a module with ``add_arguments(parser)`` and ``run(args)``; it is imported only when it is called,
 so that ``--help`` answers at once. Exit codes: 0 done, 1 a check failed or a bug, 2 bad input, 130 interrupted (by
-SIGTERM 143, by SIGHUP 129).
+SIGTERM 143, by SIGHUP 129; ``web`` is meant to end so: 0).
 """
 
 import argparse
@@ -41,6 +41,23 @@ COMMANDS = {
 
 
 def main(argv: list | None = None) -> int:
+    try:
+        return run(argv)
+    except UserError as exc:
+        return refuse(str(exc))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `coupalign … | head`
+        silence(sys.stdout)
+        return 0
+    except OSError as exc:
+        if exc.filename is None:
+            raise
+        return refuse(f"{exc.filename}: {exc.strerror}; check the path and its permissions")
+
+
+def run(argv: list | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # names of files and sentences that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
@@ -64,21 +81,8 @@ def main(argv: list | None = None) -> int:
         args.overrides, rest = [*args.overrides, *settings], [a for a in rest if a not in settings]
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        refuse_empty(args, commands.choices[args.command])
-        return args.run(args) or 0
-    except UserError as exc:
-        return refuse(str(exc))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `coupalign … | head`
-        silence(sys.stdout)
-        return 0
-    except OSError as exc:
-        if exc.filename is None:
-            raise
-        return refuse(f"{exc.filename}: {exc.strerror}; check the path and its permissions")
+    refuse_empty(args, commands.choices[args.command])
+    return args.run(args) or 0
 
 
 def refuse_empty(args: argparse.Namespace, parser: argparse.ArgumentParser):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mindspore_coupalign.interrupts import ENDINGS
+from mindspore_coupalign.interrupts import heard
 
 LOOK = 0.2  # seconds between looks whether Ctrl-C was pressed
 
@@ -62,10 +62,8 @@ def _kill(child: subprocess.Popen, start_new_session: bool = False, **_):
 def _held() -> Iterator[None]:
     """Signals that end take effect at the end of this block: in between nobody would know of a half-started child."""
     arrived: list[int] = []
-    before = {number: handler for number in ENDINGS
-              if (handler := signal.getsignal(number)) is not signal.SIG_IGN}  # which a child inherits
-    for number in before:
-        signal.signal(number, lambda arriving, _: arrived.append(arriving))
+    before = {number: signal.signal(number, lambda arriving, _: arrived.append(arriving))
+              for number in heard()}  # a child inherits what is ignored
     try:
         yield
     finally:

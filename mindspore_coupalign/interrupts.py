@@ -9,6 +9,7 @@ Python calls no handler before the main thread is back in Python. That a signal 
 """
 
 import _thread
+import ctypes
 import os
 import shutil
 import signal
@@ -41,24 +42,32 @@ def _pass_on():
 
 def unwind_at_the_end():
     """Have Ctrl-C raise KeyboardInterrupt, SIGTERM and SIGHUP raise SystemExit in the main thread, which calls this.
-    MindSpore comes to its end before: it makes a crash of an exception while it is imported, and prints its own."""
-    for number in ENDINGS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, _unwind)
+    MindSpore, and what is being imported, comes to its end before: both make a crash of an exception, or print it."""
+    for number in heard():
+        signal.signal(number, _unwind)
     global _bell
-    heard, _bell = os.pipe()
+    ear, _bell = os.pipe()
     os.set_blocking(_bell, False)
     signal.set_wakeup_fd(_bell)
-    threading.Thread(target=_listen, args=(heard,), daemon=True).start()
+    threading.Thread(target=_listen, args=(ear,), daemon=True).start()
     os.register_at_fork(after_in_child=_as_by_default)
+
+
+def heard() -> list[int]:
+    """The signals that nobody has asked to ignore, as ``nohup`` does."""
+    return [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _unwind(number: int, frame: FrameType | None):
     error = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+    for other in ENDINGS:  # another one would end the removal of what is half made
+        signal.signal(other, signal.SIG_IGN)
     caller = None
     while frame is not None:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package == "mindspore" or frame is caller and package == "importlib":
+        module = frame.f_globals.get("__name__", "")
+        if module.endswith("__main__"):  # what has started the program is no import of its
+            break
+        if module.partition(".")[0] in ("mindspore", "importlib"):
             caller = frame.f_back
         frame = frame.f_back
     if caller is None:
@@ -72,10 +81,10 @@ def _unwind(number: int, frame: FrameType | None):
     sys.settrace(lambda *_: None)  # without one, that of a frame is not called
 
 
-def _listen(heard: int):
+def _listen(ear: int):
     timers: dict[int, threading.Timer] = {}
     while True:
-        number = os.read(heard, 1)[0]
+        number = os.read(ear, 1)[0]
         if number >= TAKEN:
             if timer := timers.pop(number - TAKEN, None):
                 timer.cancel()
@@ -102,9 +111,9 @@ def _as_by_default():
 def _end_late(number: int) -> threading.Timer:
     """End the process when the main thread has not come back to Python."""
     def end():
-        if signal.getsignal(number) not in (_unwind, signal.default_int_handler):
+        if signal.getsignal(number) not in (_unwind, signal.default_int_handler, signal.SIG_IGN):
             return  # another handler waits for its turn
-        for folder in half_made:
+        for folder in tuple(half_made):
             shutil.rmtree(folder, ignore_errors=True)
         print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
         os._exit(128 + number)
@@ -115,8 +124,25 @@ def _end_late(number: int) -> threading.Timer:
     return timer
 
 
+class Actions:
+    """What the process does at signals now, below Python: MindSpore leaves handlers of its own behind, with the first
+    batch of a pipeline and with every compiled call. ``restore`` may be called in any thread."""
+
+    _libc = ctypes.CDLL(None)
+
+    def __init__(self, *numbers: int):
+        self.kept = {int(number): ctypes.create_string_buffer(1024) for number in numbers}  # struct sigaction: some 150
+        for number, action in self.kept.items():
+            self._libc.sigaction(number, None, action)
+
+    def restore(self):
+        for number, action in self.kept.items():
+            self._libc.sigaction(number, action, None)
+
+
 class StopRequest:
-    """While entered, a SIGTERM or SIGINT is noted in ``received`` and does not end the process; a second one does.
+    """While entered, a SIGINT, SIGTERM or SIGHUP is noted in ``received`` and does not end the process; a second one
+    does.
 
     Args:
         patient: a second one does not either: a rank may get one from its cluster and one from its launcher, which
@@ -127,14 +153,15 @@ class StopRequest:
         self.received, self.patient = 0, patient
 
     def __enter__(self):
-        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.previous = {number: signal.signal(number, self._note) for number in heard()}
         return self
 
     def __exit__(self, *_):
         if self.patient:  # the process ends next, and the last thing it does is to wait for the others
             return
         for number, handler in self.previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, handler)
 
     def _note(self, number, _):
         taken(number)

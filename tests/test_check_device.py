@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,6 +181,14 @@ def test_a_reference_that_fails_ends_it(tiny, capsys):
                  "train.freeze=[nothing]"]) == 1
     printed = capsys.readouterr().out
     assert "no parameter's name starts with 'nothing'" in printed and printed.count("BAD") == 1
+
+
+def test_a_full_folder_is_no_fault_of_the_device(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(check_device.targets, "cpu", lambda _: iter([Item("CPU", OK, "fine")]))
+    monkeypatch.setattr(check_device, "results_of", lambda *_: iter([checks.Result("CPU O0", "exit code 1")]))
+    monkeypatch.setattr(check_device.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert main(["check-device", "CPU"]) == 2
+    assert "no room left; TMPDIR=DIR names another place" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, says", [

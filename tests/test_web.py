@@ -75,7 +75,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("temporary")
     with served("--max-megabytes", "2", "--max-megapixels", "4", temporary=folder) as found:
         yield found
-    assert not list(folder.glob("coupalign-web-*"))  # nothing is left of uploads and answers
+    assert not list(folder.iterdir())  # nothing is left of uploads and answers
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import tempfile
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from mindspore_coupalign.doctor import targets
 from mindspore_coupalign.doctor.items import OK
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.tables import without_nan
-from mindspore_coupalign.outputs import check_writable, write_file
+from mindspore_coupalign.outputs import check_writable, scratch, write_file
 
 FIRST_START = 3600  # seconds; a card for which the driver has to compile MindSpore's kernels needs many minutes
+LEAST_FREE = 1 << 20  # bytes
 DEFAULT = ["O0", "O1", "O2"]
 OPTIONS = {"train.amp=": "--amp", "train.batch_size=": "--batch", "train.accumulate=": "--batch",
            "train.steps=": "--steps"}
@@ -66,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
           f"pictures of {config.data.image_size} x {config.data.image_size}, vocabulary of {vocabulary} ({source}); "
           "each line compiles the network anew", flush=True)
     results = []
-    with tempfile.TemporaryDirectory(prefix="coupalign-check-") as folder:
-        for result in results_of(Path(folder), args, levels, config, vocabulary):
+    with scratch("coupalign-check-") as folder:
+        for result in results_of(folder, args, levels, config, vocabulary):
+            if result.why and shutil.disk_usage(folder).free < LEAST_FREE:
+                raise UserError(f"{folder}: no room left; TMPDIR=DIR names another place for temporary files")
             results.append(result)
             print("\n".join(lines(result)), flush=True)
     bad = [result.name for result in results if not result.good]

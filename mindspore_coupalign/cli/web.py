@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
+    with server.folder() as folder:
+        serve(args, folder)
+    return 0
+
+
+def serve(args: argparse.Namespace, folder: Path):
     server.check_gradio()
     server.check_port(args.host, args.port)
     if min(args.max_megabytes, args.max_megapixels) < 1:
@@ -42,16 +48,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--amp needs a checkpoint: {path} computes in the precision that it was exported in")
     print(f"loading and compiling {args.model} (seconds for a small network, up to two minutes for the full recipe)",
           flush=True)
-    with server.folder() as folder:
-        examples = folder_examples(Path(args.examples)) if args.examples else shapes_examples(folder)
-        model = open_model(path, kind, args.device_target, args.amp, explains, args.overrides)
-        model.warm_up()
-        title = f"The model is **{args.model if args.model in shipped_models() else path.name}**."
-        if args.model == "refshapes":
-            title += " It knows simple coloured shapes and where they are, not photographs."
-        from mindspore_coupalign.web.page import build
+    examples = folder_examples(Path(args.examples)) if args.examples else shapes_examples(folder)
+    model = open_model(path, kind, args.device_target, args.amp, explains, args.overrides)
+    model.warm_up()
+    title = f"The model is **{args.model if args.model in shipped_models() else path.name}**."
+    if args.model == "refshapes":
+        title += " It knows simple coloured shapes and where they are, not photographs."
+    from mindspore_coupalign.web.page import build
 
-        limits = Limits(args.max_megabytes, args.max_megapixels)
-        page = build(model, title, examples, limits, folder, explains)
-        server.serve(page, args.host, args.port, folder, args.max_megabytes)
-    return 0
+    limits = Limits(args.max_megabytes, args.max_megapixels)
+    page = build(model, title, examples, limits, folder, explains)
+    server.serve(page, args.host, args.port, folder, args.max_megabytes)

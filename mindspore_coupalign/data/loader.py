@@ -20,6 +20,7 @@ from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform, flip_sentence
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.interrupts import Actions
 
 
 class Tokens:
@@ -40,12 +41,16 @@ class _Source(ABC):
     """Random access for GeneratorDataset; keeps the first UserError, which the pipeline would wrap in its own words."""
 
     error: UserError | None = None
+    actions: Actions | None = None  # to restore with the first entry
 
     @abstractmethod
     def item(self, k: int) -> tuple:
         """The columns of one entry."""
 
     def __getitem__(self, k):
+        actions, self.actions = self.actions, None
+        if actions is not None:
+            actions.restore()
         try:
             return self.item(int(k))
         except UserError as exc:
@@ -198,19 +203,11 @@ def batches(source: _Source, batch_size: int, workers: int):
                                    num_parallel_workers=min(workers, os.cpu_count() or 1),  # more is an error
                                    python_multiprocessing=False)
     pipeline = pipeline.batch(batch_size, drop_remainder=True)
+    # it installs handlers of its own, which end the process on SIGTERM with exit code 0
+    source.actions = Actions(signal.SIGTERM, signal.SIGINT)
     try:
-        for i, batch in enumerate(pipeline.create_tuple_iterator(num_epochs=1, output_numpy=True)):
-            if i == 0:
-                _take_signals_back()
-            yield batch
+        yield from pipeline.create_tuple_iterator(num_epochs=1, output_numpy=True)
     except RuntimeError as exc:
         if source.error is not None:
             raise source.error from exc
         raise
-
-
-def _take_signals_back():
-    """With its first batch a pipeline installs its own handlers, which end the process on SIGTERM with exit code 0."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.getsignal(number))

@@ -7,6 +7,7 @@ The image is prepared and the logits are turned back exactly as ``evaluate`` doe
 """
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.answer import Answer, Existence, answer_of, logit
 from mindspore_coupalign.inference.prediction import Details, Prediction
 from mindspore_coupalign.inference.reading import Job, in_batches, read_ahead, source_of
+from mindspore_coupalign.interrupts import Actions
 
 BATCH_SIZE = 8
 _PIXELS = BATCH_SIZE * 128**2  # of a batch on a CPU: more gains nothing there, and the full recipe takes 3 GiB each
@@ -229,10 +231,14 @@ class Model:
             return answer, details, (time.perf_counter() - started) / len(jobs)
 
     def _run(self, pixels, ids, word_mask) -> tuple[Answer, Callable | None]:
-        if self._explain is not None:
-            result, details = self._explain(pixels, ids, word_mask)
-            return answer_of(result), details
-        return answer_of(self._network(pixels, ids, word_mask)), None
+        actions = Actions(signal.SIGINT)
+        try:
+            if self._explain is not None:
+                result, details = self._explain(pixels, ids, word_mask)
+                return answer_of(result), details
+            return answer_of(self._network(pixels, ids, word_mask)), None
+        finally:
+            actions.restore()
 
     def _compile(self, size: int):
         size = 1 if self._shape.batch == ANY else size  # one compilation serves all sizes

@@ -43,7 +43,7 @@ def check_port(host: str, port: int):
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """For uploads and answers, Gradio's too; gone afterwards."""
+    """For uploads and answers, Gradio's too, which is imported inside; gone afterwards."""
     with scratch("coupalign-web-") as place:
         os.environ["GRADIO_TEMP_DIR"] = str(place / "gradio")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

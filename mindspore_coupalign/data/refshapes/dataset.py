@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from mindspore_coupalign.data.refshapes.refs import compose as compose_plain
 from mindspore_coupalign.data.refshapes.scenes import KINDS, SIZE, paint
 from mindspore_coupalign.data.refshapes.sentences import SENTENCE_KINDS
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.outputs import scratch
 
 SPLITS = {"train": 12000, "val": 400, "testA": 400, "testB": 400}  # default number of scenes
 
@@ -81,11 +81,11 @@ def make_shapes(output: str | Path, seed: int = 0, *, train: int = SPLITS["train
         if _occupied(output, label, force):
             return False
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}-partial-", dir=output.parent) as work:
-            fresh = Path(work) / "fresh"
+        with scratch(f".{output.name}-partial-", output.parent) as work:
+            fresh = work / "fresh"
             _write(fresh, variant, label, workers)
             if output.exists():
-                output.rename(Path(work) / "replaced")
+                output.rename(work / "replaced")
             fresh.rename(output)
     except OSError as exc:
         reason = exc.strerror or exc
