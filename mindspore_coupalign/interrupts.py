@@ -153,7 +153,8 @@ class StopRequest:
         self.received, self.patient = 0, patient
 
     def __enter__(self):
-        self.previous = {number: signal.signal(number, self._note) for number in heard()}
+        numbers = {signal.SIGINT, signal.SIGTERM, *heard()}  # those two also where a shell's `&` ignores them
+        self.previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_):

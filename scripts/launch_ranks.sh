@@ -1,7 +1,7 @@
 # launch_ranks WORKER_NUM COMMAND ...: `python -m mindspore_coupalign COMMAND ...` on that many devices, by msrun.
 # Sourced. Each rank's log is in LOG_DIR (default runs/msrun_log), with msrun's own; rank 0's is on the screen as well.
-# A rank that dies or hangs ends the job, and the last line names it. SIGTERM or Ctrl-C to the script: the ranks of this
-# machine save and stop, and with them all others; a second one, later than 2 s, kills them. The ports of one job must
+# A rank that dies or hangs ends the job, and the last line names it. SIGTERM, SIGHUP or Ctrl-C to the script: the ranks of
+# this machine save and stop, and with them all others; a second one, later than 2 s, kills them. The ports of one job must
 # not be used by another.
 # Several machines: run the script on each of them with WORKER_NUM the number of all devices and, in the environment,
 #   LOCAL_WORKERS  devices of each machine, the same on all, as msrun wants it (default: WORKER_NUM, one machine)
@@ -35,7 +35,8 @@ launch_ranks() {
     --master_port="${MASTER_PORT:-8118}" --join=True --cluster_time_out="${CLUSTER_TIMEOUT:-$timeout}" --log_dir="$logs" --tail_worker_log=0 \
     python -m mindspore_coupalign "$@" 2>"$logs/msrun${NODE_RANK:+_$NODE_RANK}.log" &
   local job=$!
-  trap 'python -m mindspore_coupalign.distributed.launcher --stop "$logs" 15 || true' TERM HUP
+  trap 'python -m mindspore_coupalign.distributed.launcher --stop "$logs" 15 || true' TERM
+  trap 'python -m mindspore_coupalign.distributed.launcher --stop "$logs" 1 || true' HUP
   trap 'python -m mindspore_coupalign.distributed.launcher --stop "$logs" 2 || true' INT
   while :; do
     status=0

@@ -164,6 +164,7 @@ def test_the_cpu_agrees_with_itself(tiny, tmp_path, capsys):
     assert "\nCPU agrees with the CPU\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_device_that_is_wrong_and_dies(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(checks, "COMPUTED", "wrong_device")
     monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))

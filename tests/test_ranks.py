@@ -165,6 +165,7 @@ def test_a_rank_that_dies_ends_the_job(killed):
     assert re.search("killed by signal 9|died", last) and step >= 4
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_job_that_a_resume_went_on_with(quick, killed, tmp_path):
     run, _, step = killed
     last = lose_rank_1(tmp_path, quick, signal.SIGSTOP, step + 3, "--resume", run)
@@ -208,7 +209,7 @@ def test_a_job_that_is_asked_to_stop_saves_first(quick, stopped, tmp_path):
     assert not [s for s in watch.read_states(tmp_path / "logs") if watch.lives(s["pid"])]
 
 
-@pytest.mark.parametrize("way, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("way, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_job_that_is_asked_to_stop_before_it_has_started(setting, tmp_path, way, code):
     process = start(tmp_path, 2, setting[1], "CPU", "--output", tmp_path / "run")
     while not (tmp_path / "logs" / "worker_0.log").exists():

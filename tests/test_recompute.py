@@ -102,8 +102,8 @@ def check_equal(kept, again, tolerance=1e-6):
     assert moved > 1000 or tolerance > 1e-6
 
 
-@pytest.mark.parametrize("variant", ["swin", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS
-                                               if name != "swin")])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_recomputation_changes_no_number_and_waits_for_the_gradient(variant, tmp_path):
     kept, again = same_as_recomputed(variant, tmp_path)
     check_equal(kept, again, 1e-2 if variant == "half" else 1e-6)

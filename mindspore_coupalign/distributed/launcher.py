@@ -107,5 +107,5 @@ if __name__ == "__main__":
         time.sleep(0.2)
     code, line = summary(Path(sys.argv[1]), int(sys.argv[2]))
     if line:  # rank 0's bar may hold the last one
-        print(f"\n{line}" if code in (130, 143) else f"\nerror: {line}", file=sys.stderr)
+        print(f"\n{line}" if code in (129, 130, 143) else f"\nerror: {line}", file=sys.stderr)
     sys.exit(code)
