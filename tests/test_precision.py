@@ -113,7 +113,7 @@ def test_a_batchs_size_changes_no_score(small):
             "image": [(np.abs(transform.inverse(x, shape)) < bound).sum()
                       for x, shape in zip(logits, shapes, strict=True)]}
     assert 0 < found["image"][:, 0].sum() < found["image"][:, 1].sum()
-    for batch in (2, 32):
+    for batch in (2, 7, 32):
         others, other_logits = scores(small.model, small, batch)
         assert np.abs(other_logits - logits).max() < bound
         for protocol, pixels in near.items():
