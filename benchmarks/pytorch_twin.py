@@ -2,8 +2,8 @@
 
 The forward pass and the training step (forward, losses, backward, clipping, AdamW), each side in a process of its own;
 they take turns, so that noise hits both. Random weights, random data, the configuration's drops and losses. Needs
-requirements-parity.txt; the twin is tests/torch_twin. With --onnx, for the forward pass, the exported ONNX file in
-onnxruntime takes its turn as well. On a GPU (--device-target GPU, not run so far) each has the card alone, float32
+requirements-parity.txt; the twin is tests/parity/torch_twin. With --onnx, for the forward pass, the exported ONNX file
+in onnxruntime takes its turn as well. On a GPU (--device-target GPU, not run so far) each has the card alone, float32
 means float32 on both, and O1 stands beside PyTorch's autocast in float16 with its GradScaler.
 """
 
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the checkout this file lies in
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/parity"), str(ROOT / "tests/helpers")]  # the checkout this file lies in
 ISA = "ONEDNN_MAX_CPU_ISA"  # the package sets it for MindSpore; PyTorch runs without it
 VOCABULARY = 30522  # bert-base-uncased
 WARM_UP = 1

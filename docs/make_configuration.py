@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the dataclasses of config/sections.py: `python docs/make_configuration.py`.
 
-A field's description is the comment behind it. The test tests/test_docs.py fails where the page is out of date.
+A field's description is the comment behind it. The test tests/repo/test_docs.py fails where the page is out of date.
 """
 
 import dataclasses

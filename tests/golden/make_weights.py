@@ -1,8 +1,8 @@
 """Writes tests/golden/weights: tiny originals with weights in every format, and their features, by PyTorch.
 
-    PYTHONPATH=tests python tests/golden/make_weights.py
+    PYTHONPATH=tests/helpers python tests/golden/make_weights.py
 
-Written with PyTorch 2.13.0 and transformers 5.23.0. tests/test_weights.py reads the files without torch.
+Written with PyTorch 2.13.0 and transformers 5.23.0. tests/weights/test_weights.py reads the files without torch.
 """
 
 from pathlib import Path

@@ -20,8 +20,8 @@ from mindspore_coupalign.models.word_pixel import WordPixelAlignment
 from mindspore_coupalign.training import setup
 from mindspore_coupalign.training.objective import LOSSES
 
-GOLDEN = Path(__file__).parent / "golden" / "parameter_names.txt"
-GOLDEN_HEAD = "# The tests' network: parameter name and shape. tests/test_model.py says how to write it anew.\n"
+GOLDEN = Path(__file__).parents[1] / "golden" / "parameter_names.txt"
+GOLDEN_HEAD = "# The tests' network: parameter name and shape. tests/models/test_model.py says how to write it anew.\n"
 # The paper's table of stages with word-pixel alignment, and none
 STAGES = [(1, 2, 3, 4), (1, 2), (3, 4), (4,), (3,), (2,), (1,), ()]
 # What adds the same to all scores of a softmax has no gradient: the keys' biases, and the masks' in SMA
@@ -222,7 +222,7 @@ def test_the_stage_that_the_queries_read(stage, batch):
 
 
 def test_parameter_names_are_a_contract():
-    """Checkpoints name their arrays so. After a change that is meant: COUPALIGN_GOLDEN=1 pytest tests/test_model.py."""
+    """Checkpoints name their arrays so. After a change that is meant: COUPALIGN_GOLDEN=1 pytest on this file."""
     lines = named_shapes(tiny_model())
     if os.environ.get("COUPALIGN_GOLDEN"):
         GOLDEN.parent.mkdir(exist_ok=True)

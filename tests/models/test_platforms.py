@@ -19,7 +19,7 @@ from test_paper_configs import reduced
 
 from mindspore_coupalign.config import Config, load_config, shipped_configs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = Path(mindspore.__file__).parent / "lib" / "plugin"
 # Not documented for every target, and why they may stay. MindSpore's compiler writes them itself, where the code says
 # something else; a back end without such a kernel replaces it by documented primitives (expander::TryExpandCNode, which
@@ -36,7 +36,7 @@ EXCEPTIONS = {
 MIXED = re.compile(r"\s+: \(<Tensor\[(Float\d+)\][^<]*<Tensor\[(Float\d+)\]")  # the first two inputs' types
 RUN = """
 import sys
-sys.path[:0] = [{root!r}, {tests!r}]
+sys.path[:0] = [{root!r}, *{tests!r}]
 import mindspore as ms
 from test_platforms import small
 from tiny_network import VOCABULARY, tiny_batch
@@ -96,7 +96,7 @@ def check(name: str, folder: Path, trains: bool, seen: set):
     """``seen``: primitives that are known to be in the graph."""
     place = os.environ | {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": str(folder),
                           "MS_DEV_DUMP_IR_PASSES": "validate"}
-    code = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"), name=name, amp="auto", trains=trains)
+    code = RUN.format(root=str(ROOT), tests=sys.path, name=name, amp="auto", trains=trains)
     done = subprocess.run([sys.executable, "-c", code], env=place, text=True, capture_output=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     found = primitives(folder)
@@ -127,7 +127,7 @@ def test_the_gpu_back_end_compiles_the_training_step(tmp_path, name, amp):
     place = os.environ | no_gpu.make(tmp_path, PLUGINS.parents[1])
     place |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": str(tmp_path / "graphs"),
               "MS_DEV_DUMP_IR_PASSES": "graph_build", "GLOG_v": "3"}
-    code = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"), name=name, amp=amp, trains=True)
+    code = RUN.format(root=str(ROOT), tests=sys.path, name=name, amp=amp, trains=True)
     gpu = "import mindspore as ms\nms.set_device('GPU')\nms.set_device = lambda *_: None  # not the tests' CPU\n"
     done = subprocess.run([sys.executable, "-c", gpu + code], env=place, text=True, capture_output=True, timeout=1500)
     assert done.returncode < 0 or "cuda Kernel fails to run" in done.stderr, done.stderr

@@ -13,7 +13,7 @@ from mindspore_coupalign.config import Config, config_from_dict, config_to_dict,
 from mindspore_coupalign.training import setup
 from mindspore_coupalign.training.step import RESULTS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 AS_TYPED = {"sentence_field": "raw", "overlap": "single"}
 FIRST_AUTHOR = {"image_size": 448, "max_tokens": 30, "window": 7, "drop_path": 0.1}
 CROSS_ENTROPY = {"dice": 0.0, "contrast": 0.0}
@@ -85,7 +85,7 @@ def test_a_row_differs_in_what_it_says_and_steps(row):
     small = reduced(config)
     assert {key: plain(small)[key] for key in ("method", "name", "wpa_stages")} == {
         key: plain(config)[key] for key in ("method", "name", "wpa_stages")}
-    if row.startswith("wpa/"):  # their stages are run in tests/test_model.py
+    if row.startswith("wpa/"):  # their stages are run in tests/models/test_model.py
         build.build_model(small, VOCABULARY)
     elif small.model not in _STEPPED:
         _STEPPED[small.model] = False

@@ -24,7 +24,7 @@ from mindspore_coupalign.training.resume import MAY_CHANGE, differences
 from mindspore_coupalign.training.run_folder import RunFolder, load_state
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LIGHT = ["model.wpa_stages=[1]", "model.sentence_mask=false", "loss.proposal_mask=0",
          "model.proposal_head=false"]  # little to compile
 QUICK = [*LIGHT, "model.text.groups=[1, 0, 0, 0]", "loss.contrast=0", "loss.deep_supervision=0",
@@ -60,7 +60,7 @@ def running(config, output, *overrides):
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing():
     """At the start, among the steps, in a save, and newest checkpoints cut short: bit for bit the undisturbed run. One
-    kill in a save is tests/test_train.py's ``resumed``."""
+    kill in a save is tests/training/test_train.py's ``resumed``."""
     done = subprocess.run([sys.executable, "benchmarks/kill_training.py", "--kills", "20", *KILLED], cwd=ROOT,
                           text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from mindspore_coupalign.config import load_config
 
-PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "refshapes_rows.py"
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "refshapes_rows.py"
 TIMES = {"coupalign": 0.4, "lavt": 0.2, "wpa-none": 0.4}
 
 

@@ -26,7 +26,7 @@ from mindspore_coupalign.weights.files import read_arrays
 from mindspore_coupalign.weights.load import load_image_weights, load_text_weights
 
 DARKNET = {"name": "darknet", "embed_dim": 8, "depths": [2, 8, 8, 4]}
-GOLDEN = Path(__file__).parent / "golden" / "weights"
+GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
 SWIN = {"name": "swin", "embed_dim": 4, "depths": [1, 2, 1, 2], "heads": [1, 2, 2, 4], "window": 2, "drop_path": 0.0}
 RESNET = {"name": "resnet", "embed_dim": 16, "depths": [1, 2, 1, 1]}
 BERT = {"hidden": 8, "heads": 2, "ffn": 16, "groups": [1, 0, 2, 0], "dropout": 0.0}

@@ -1,4 +1,4 @@
-"""What has to hold for the other backbones and for LAVT, as tests/test_model.py has it for CoupAlign with Swin."""
+"""What has to hold for the other backbones and for LAVT, as test_model.py has it for CoupAlign with Swin."""
 
 import mindspore as ms
 import numpy as np
@@ -78,7 +78,7 @@ def test_every_parameter_learns(overrides):
     params = step.optimizer.params
     assert sorted(p.name for p in params) == grouped
     objective = step.objective.set_train(True)
-    with pynative():  # the whole step is compiled for CoupAlign with Swin, in tests/test_model.py
+    with pynative():  # the whole step is compiled for CoupAlign with Swin, in tests/models/test_model.py
         losses, gradients = ms.value_and_grad(lambda *x: objective(*x)[0], None, params)(*map(ms.Tensor, tiny_batch(4)))
     assert np.isfinite(losses.asnumpy())
     silent = [p.name for p, gradient in zip(params, gradients, strict=True)

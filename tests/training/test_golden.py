@@ -3,7 +3,8 @@
 ``golden/first_release.safetensors`` is a training state that version 0.1.0 wrote after six steps (Swin, word-pixel
 alignment at stages 1 and 2, guided filter, averaged weights, Muon), ``first_release.json`` that version's logits.
 ``golden/losses.json`` holds the losses of 20 steps; bit-identical on one machine, other processors round otherwise.
-Write it anew with ``python tests/test_golden.py`` where a change of numbers is meant, and say so in the CHANGELOG.
+Write it anew with ``PYTHONPATH=.:tests/helpers python tests/training/test_golden.py`` where a change of numbers is
+meant, and say so in the CHANGELOG.
 """
 
 import json
@@ -14,7 +15,7 @@ import mindspore as ms
 import numpy as np
 import tiny_network  # noqa: F401 (which chooses the device; later than the first computation is too late)
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 STATE = GOLDEN / "first_release.safetensors"
 STEPS = 20
 

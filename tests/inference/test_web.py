@@ -1,6 +1,6 @@
 """The page as a user has it: the real command, a real Chromium, a client of its HTTP API, and what people do to it.
 
-``python tests/test_web.py`` takes the pictures of the page for the README.
+``python tests/inference/test_web.py`` takes the pictures of the page for the README.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ pytest.importorskip("gradio", reason="needs requirements-web.txt")
 import gradio_client
 import httpx
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 
 

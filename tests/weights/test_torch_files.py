@@ -16,7 +16,7 @@ import pytest
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.weights.files import read_arrays, weight_file
 
-GOLDEN = Path(__file__).parent / "golden" / "weights"
+GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
 TORCH_FILES = ("swin_official.pth", "swin_official_stream.pth", "resnet_torchvision.pth", "bert_pytorch_model.bin")
 FORMS = pytest.mark.parametrize("form", ["zip", "stream"])
 FOUR = np.arange(4, dtype="<f4")

@@ -24,7 +24,7 @@ from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"train": 300, "val": 80, "testA": 80, "testB": 120}
 FEW = {"train": 55, "val": 2, "testA": 2, "testB": 2}  # two chunks of train
 HELD_OUT = {("red", "circle"), ("green", "square"), ("blue", "triangle"), ("yellow", "star"), ("purple", "cross"),

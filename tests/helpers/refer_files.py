@@ -98,6 +98,6 @@ def write_vocabulary(folder: Path) -> Path:
 
 def refcoco_mini() -> Path | None:
     """The folder with real RefCOCO samples, or None where there is none."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "refcoco_mini"
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data" / "refcoco_mini"
     folder = Path(os.environ.get("COUPALIGN_REFCOCO_MINI", beside))
     return folder if (folder / "refcoco").is_dir() else None

@@ -383,6 +383,6 @@ def test_conventions_are_named_in_full(world):
 
 
 def test_the_documentation_holds_the_table():
-    text = (Path(__file__).resolve().parents[1] / "docs" / "protocols.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
     assert protocols.markdown() in text
     assert set(re.findall(r"`([a-z-]+)`", protocols.markdown())) == set(protocols.PROTOCOLS)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT
 from tiny_network import DROPPING, TINY
 
 from mindspore_coupalign.__main__ import main
@@ -167,7 +168,7 @@ def test_the_cpu_agrees_with_itself(tiny, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_device_that_is_wrong_and_dies(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(checks, "COMPUTED", "wrong_device")
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "helpers"))
     assert main(["check-device", "CPU", "--amp", "O1", "--output", str(tmp_path / "r.json"), *tiny]) == 1
     reference, wrong = json.loads((tmp_path / "r.json").read_text())["results"]
     assert reference["good"] and not wrong["good"]

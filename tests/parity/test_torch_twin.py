@@ -1,4 +1,4 @@
-"""The whole network against a twin in plain PyTorch (tests/torch_twin): `pip install -r requirements-parity.txt`.
+"""The whole network against a twin in plain PyTorch (torch_twin beside it): `pip install -r requirements-parity.txt`.
 
 Both get the same random weights and the same batch; compared are every intermediate, all losses and the gradient of
 every parameter. A difference is the largest one over the largest value of the tensor.
@@ -146,8 +146,9 @@ def test_full_size(case, tmp_path, request):
     (tmp_path / "case.json").write_text(json.dumps({"config": values, "vocabulary": 30522}))
     np.savez(tmp_path / "batch.npz", **dict(zip(("image", "ids", "word_mask", "mask"), batch, strict=True)))
     for side in ("ours", "theirs"):
+        places = (root, root / "tests/parity", root / "tests/helpers")
         done = subprocess.run([sys.executable, "-m", "torch_twin", side, str(tmp_path)], capture_output=True, text=True,
-                              cwd=root, env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"})
+                              cwd=root, env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))})
         assert done.returncode == 0, f"{side} {done.returncode}: {done.stderr[-2000:]}"
     features, gradients = ([np.load(tmp_path / side / f"{kind}.npz") for side in ("ours", "theirs")]
                            for kind in ("features", "gradients"))

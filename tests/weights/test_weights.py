@@ -20,7 +20,7 @@ from mindspore_coupalign.models.darknet import darknet
 from mindspore_coupalign.weights.load import load_image_weights, load_text_weights, resample_table
 from mindspore_coupalign.weights.torch_files import read_torch_file
 
-GOLDEN = Path(__file__).parent / "golden" / "weights"
+GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
 SWIN = ImageConfig(embed_dim=4, depths=(1, 2, 1, 2), heads=(1, 2, 2, 4), window=2, drop_path=0.0)
 RESNET = ImageConfig(name="resnet", embed_dim=16, depths=(1, 2, 1, 1))
 DARKNET = ImageConfig(name="darknet", embed_dim=8, depths=(2, 8, 8, 4))
@@ -249,7 +249,7 @@ def saved(tmp_path, arrays: dict):
 
 
 def openmmlab_names(official: dict) -> dict:
-    """tests/foreign.py's without torch: nn.Unfold lays its channels out as (channel, row, column)."""
+    """tests/helpers/foreign.py's without torch: nn.Unfold lays its channels out as (channel, row, column)."""
     new = {}
     for name, array in official.items():
         if ".downsample." in name:

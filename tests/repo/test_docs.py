@@ -18,7 +18,7 @@ import pytest
 from mindspore_coupalign.__main__ import COMMANDS, main
 from mindspore_coupalign.cli.examples import EXAMPLES, IMAGE
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 SOURCES = [path for pattern in ("mindspore_coupalign/**/*.py", "configs/**/*.yaml", "scripts/*.sh", "benchmarks/*.py")
            for path in ROOT.glob(pattern)]

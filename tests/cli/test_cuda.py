@@ -12,7 +12,7 @@ import pytest
 
 from mindspore_coupalign import cuda
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CALLED_BY_MINDSPORE = ("cuGetErrorName", "cuLaunchKernel", "cuModuleGetFunction", "cuModuleLoadDataEx",
                        "cuModuleUnload", "cuStreamSynchronize")
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc makes the stub libraries")
