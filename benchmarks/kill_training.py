@@ -19,9 +19,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = [
-    "model.name=lavt", "model.wpa_stages=[1,2,3,4]", "model.image.embed_dim=8", "model.image.depths=[1,1,1,1]",
-    "model.image.heads=[1,1,2,2]", "model.image.window=4", "model.text.hidden=16", "model.text.groups=[1,0,0,0]",
-    "model.text.ffn=16", "model.text.dropout=0.1", "model.wpa_heads=[1,1,2,2]", "model.decoder_dim=16",
+    "model.fusion.name=pixel_word", "model.sentence_mask=false", "model.fusion.stages=[1,2,3,4]", "model.backbone.embed_dim=8", "model.backbone.depths=[1,1,1,1]",
+    "model.backbone.heads=[1,1,2,2]", "model.backbone.window=4", "model.text.hidden=16", "model.text.groups=[1,0,0,0]",
+    "model.text.ffn=16", "model.text.dropout=0.1", "model.fusion.heads=[1,1,2,2]", "model.decoder.dim=16",
     "model.query_heads=2", "loss.negatives=20", "loss.deep_supervision=0", "model.stage_heads=false",
     "loss.proposal_mask=0", "model.proposal_head=false", "train.minutes=0",
     "train.batch_size=4", "train.val_every=100000", "train.val_samples=1", "train.save_every=1", "train.log_every=1",

@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the checkout this file lies in
 VOCABULARY = 30522  # bert-base-uncased
-SMALLER = ("model.image.embed_dim=96", "model.image.depths=[2,2,6,2]", "model.image.heads=[3,6,12,24]",
-           "model.image.window=7", "model.text.groups=[1,1,1,1]", "model.wpa_heads=[3,6,12,24]")
+SMALLER = ("model.backbone.embed_dim=96", "model.backbone.depths=[2,2,6,2]", "model.backbone.heads=[3,6,12,24]",
+           "model.backbone.window=7", "model.text.groups=[1,1,1,1]", "model.fusion.heads=[3,6,12,24]")
 STEPS = 3  # timed, after the one that compiles
 
 

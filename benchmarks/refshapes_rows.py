@@ -25,19 +25,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "refshapes_tiny.yaml"
-WHOLE = ["model.wpa_stages=[1,2,3,4]"]
+WHOLE = ["model.fusion.stages=[1,2,3,4]"]
 ROWS = {
     "coupalign": ("CoupAlign (word-pixel alignment at stages 1-4)", WHOLE),
-    "wpa-early": ("word-pixel alignment at stages 1, 2", ["model.wpa_stages=[1,2]"]),
-    "wpa-late": ("word-pixel alignment at stages 3, 4", ["model.wpa_stages=[3,4]"]),
-    "wpa-none": ("no word-pixel alignment", ["model.wpa_stages=[]"]),
+    "wpa-early": ("word-pixel alignment at stages 1, 2", ["model.fusion.stages=[1,2]"]),
+    "wpa-late": ("word-pixel alignment at stages 3, 4", ["model.fusion.stages=[3,4]"]),
+    "wpa-none": ("no word-pixel alignment", ["model.fusion.stages=[]"]),
     "no-sma": ("no sentence-mask alignment", [*WHOLE, "model.sentence_mask=false", "loss.proposal_mask=0",
                                               "model.proposal_head=false"]),
     "no-contrast": ("no contrast loss", [*WHOLE, "loss.contrast=0"]),
     "lavt": ("LAVT (no contrast loss, as in its paper)",
-             [*WHOLE, "model.name=lavt", "loss.contrast=0", "loss.proposal_mask=0", "model.proposal_head=false"]),
+             [*WHOLE, "model.fusion.name=pixel_word", "model.sentence_mask=false", "loss.contrast=0", "loss.proposal_mask=0", "model.proposal_head=false"]),
 }
-WPA_ROWS = {f"wpa-{s}": (f"word-pixel alignment at stage {s}", [f"model.wpa_stages=[{s}]"]) for s in (1, 2, 3, 4)}
+WPA_ROWS = {f"wpa-{s}": (f"word-pixel alignment at stage {s}", [f"model.fusion.stages=[{s}]"]) for s in (1, 2, 3, 4)}
 SPLITS = ("val", "testA", "testB")
 ONE_THREAD = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import mindspore as ms; "
               "ms.set_context(runtime_num_threads=1); from mindspore_coupalign.__main__ import main; sys.exit(main())")

@@ -55,10 +55,10 @@ class Sheet:
 
 
 def draw(config: Config) -> str:
-    """The picture of a CoupAlign with word-pixel alignment at ``model.wpa_stages``."""
+    """The picture of a CoupAlign with word-pixel alignment at ``model.fusion.stages``."""
     vocabulary = 30522  # bert-base-uncased's; it shows nowhere
     model, names = build.build_model(config, vocabulary), config.model
-    vision, hidden, tokens = model.encoder.vision, model.encoder.text.hidden, config.data.max_tokens
+    vision, hidden, tokens = model.encoder.backbone, model.encoder.text.hidden, config.data.max_tokens
     side, sheet = config.data.image_size, Sheet(1180, 560)
     image = sheet.box(10, 60, 110, 60, PLAIN, "image", f"3 × {side} × {side}")
     words = sheet.box(10, 300, 110, 60, PLAIN, "sentence", f"T = {tokens} word pieces")
@@ -72,8 +72,8 @@ def draw(config: Config) -> str:
                            f"T × {hidden}")
         sheet.right(pixels, stage)
         sheet.right(texts, layers)
-        if i + 1 in names.wpa_stages:
-            fusion = sheet.box(x, 175, 150, 70, FUSION, "word-pixel alignment", f"{names.wpa_heads[i]} heads",
+        if i + 1 in names.fusion.stages:
+            fusion = sheet.box(x, 175, 150, 70, FUSION, "word-pixel alignment", f"{names.fusion.heads[i]} heads",
                                f"{rows * columns} pixels ↔ {tokens} words")
             for shift, go in ((-25, sheet.down), (25, sheet.up)):
                 a, b = (stage, fusion) if go == sheet.down else (fusion, stage)
@@ -83,14 +83,14 @@ def draw(config: Config) -> str:
         stages.append((stage, f"S{i + 1}  {rows} × {columns} × {vision.channels[i]}"))
         pixels, texts = stage, layers
     decoder = sheet.box(150, 430, 340, 70, HEAD, "pixel decoder, top-down (3 × 3 convolutions)",
-                        f"S4, S3, S2, S1 → Y: {side // 4} × {side // 4} × {names.decoder_dim}")
+                        f"S4, S3, S2, S1 → Y: {side // 4} × {side // 4} × {names.decoder.dim}")
     generator = sheet.box(920, 50, 240, 80, HEAD, "mask generator", f"{names.queries} queries, "
                           f"{names.query_layers} layers, reads S{names.query_stage}",
-                          f"Q: {names.queries} × {names.decoder_dim}")
+                          f"Q: {names.queries} × {names.decoder.dim}")
     sheet.right(stages[3][0], generator)
     alignment = sheet.box(920, 290, 240, 80, HEAD, "sentence-mask alignment",
                           f"a = softmax over {names.queries} of ⟨Q, sentence⟩",
-                          f"Ỹ: {side // 4} × {side // 4} × {names.decoder_dim}")
+                          f"Ỹ: {side // 4} × {side // 4} × {names.decoder.dim}")
     sheet.right(texts, alignment)
     sheet.down(generator, alignment)
     head = sheet.box(600, 430, 240, 70, HEAD, "1 × 1 convolution of [Y, Ỹ]", f"{names.upsample} to {side} × {side}")

@@ -22,7 +22,7 @@ HEAD = """# Configuration reference
 Generated from `mindspore_coupalign/config/sections.py` by `python docs/make_configuration.py`.
 
 A configuration is a YAML file of these sections; `base: other.yaml` takes another file's values first. Every field can
-be set on the command line as `section.key=value`, for example `train.lr=1e-4` or `model.wpa_stages=[3,4]`. An unknown
+be set on the command line as `section.key=value`, for example `train.lr=1e-4` or `model.fusion.stages=[3,4]`. An unknown
 key or a value of the wrong type is refused. `config.yaml` in a run's folder is the configuration that the run used.
 """
 
@@ -68,7 +68,7 @@ def section(cls, name: str) -> list[str]:
 
 
 def renamed() -> list[str]:
-    known = {**RENAMED, NORM: "model.image.freeze_batch_norm (`frozen` is true, `batch` false)", GATE_ZERO: "gone"}
+    known = {**RENAMED, NORM: "model.backbone.freeze_batch_norm (`frozen` is true, `batch` false)", GATE_ZERO: "gone"}
     return ["\n## Keys of earlier versions\n", "They are read still, with one line of warning.\n", "| key | now |",
             "| --- | --- |", *(f"| `{old}` | {new if ' ' in new or '.' not in new else f'`{new}`'} |"
                               for old, new in known.items())]

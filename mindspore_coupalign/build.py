@@ -1,56 +1,46 @@
-"""Config -> network, with or without a checkpoint's weights. The cells themselves read no Config."""
+"""Config -> network, with or without a checkpoint's weights. Each part gets its own settings; no cell reads a Config."""
 
-
-from mindspore_coupalign.config import Config, ImageConfig, ModelConfig
+from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
-from mindspore_coupalign.distributed.process import in_a_job
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.mindspore_calls import device_target
 from mindspore_coupalign.models.bert import Bert
-from mindspore_coupalign.models.cnn import batch_norm
 from mindspore_coupalign.models.coupalign import CoupAlign
-from mindspore_coupalign.models.darknet import darknet
 from mindspore_coupalign.models.encoder import FusedEncoder
-from mindspore_coupalign.models.lavt import LavtEncoder
-from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
+from mindspore_coupalign.models.heads.auxiliary import ProposalHead, TargetHead, stage_heads
+from mindspore_coupalign.models.mask_generator import MaskGenerator
+from mindspore_coupalign.models.parts import BackboneSettings, find
 from mindspore_coupalign.models.precision import restored_precision, set_precision
-from mindspore_coupalign.models.resnet import resnet
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
-from mindspore_coupalign.models.swin import Swin
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_parameters
-from mindspore_coupalign.weights.load import Loaded, load_image_weights, load_text_weights
+from mindspore_coupalign.weights.load import Loaded, load_backbone_weights, load_text_weights
 
 
 def build_model(config: Config, vocab_size: int) -> CoupAlign:
     """The whole architecture as one constructor tree; parameters are initialised from MindSpore's seed."""
-    model: ModelConfig = config.model
-    size = (config.data.image_size, config.data.image_size)
-    vision = build_vision(model.image, size)
-    bert = build_text(config, vocab_size)
-    if model.name == "lavt":
-        encoder = LavtEncoder(vision, bert, model.gate_bias_init)
-    else:
-        encoder = FusedEncoder(vision, bert, model.wpa_stages, model.wpa_heads, model.gate_bias_init)
-    decoder = PixelDecoder(vision.channels, vision.sizes, model.decoder_dim)
+    model, size = config.model, (config.data.image_size, config.data.image_size)
+    backbone, text = build_backbone(model.backbone, size), build_text(config, vocab_size)
+    channels, sizes, dim, word_dim = backbone.channels, backbone.sizes, model.decoder.dim, text.hidden
+    fusion, stage = find("fusion", model.fusion.name), model.query_stage - 1
+    encoder = FusedEncoder(backbone=backbone, text=text, fusions={
+        i: fusion(model.fusion, stage=i, pixel_dim=channels[i - 1], word_dim=word_dim)
+        for i in sorted(model.fusion.stages)})
+    decoder = find("decoder", model.decoder.name)(model.decoder, channels=channels, sizes=sizes)
     generator = alignment = None
-    if model.has_proposals:
-        stage = model.query_stage - 1
-        generator = MaskGenerator(vision.channels[stage], vision.sizes[stage], model.decoder_dim, model.queries,
-                                  model.query_layers, model.query_heads, model.query_ffn)
-        alignment = SentenceMaskAlignment(model.decoder_dim, bert.hidden)
-    return CoupAlign(encoder, decoder, size, model.decoder_dim, generator, alignment, model.query_stage, model.upsample,
-                     model.stage_heads, model.proposal_head, model.no_target)
+    if model.sentence_mask:
+        generator = MaskGenerator(channels[stage], sizes[stage], dim, model.queries, model.query_layers,
+                                  model.query_heads, model.query_ffn)
+        alignment = SentenceMaskAlignment(dim, word_dim)
+    head = find("head", model.head.name)(model.head, channels=2 * dim if model.sentence_mask else dim, size=size)
+    return CoupAlign(encoder=encoder, pixel_decoder=decoder, mask_generator=generator, alignment=alignment, head=head,
+                     query_stage=model.query_stage, stage_heads=stage_heads(channels) if model.stage_heads else None,
+                     proposal_head=ProposalHead() if model.proposal_head else None,
+                     target_head=TargetHead(dim, word_dim) if model.no_target else None)
 
 
-def build_vision(image: ImageConfig, size: tuple):
-    """The backbone of a configuration behind its protocol (see ``swin.Swin``), for images of one size (H, W)."""
-    norm = batch_norm(image.freeze_batch_norm, synchronized=in_a_job() and device_target() == "Ascend")
-    if image.name == "resnet":
-        return resnet(size, image.embed_dim, image.depths, norm)
-    if image.name == "darknet":
-        return darknet(size, image.embed_dim, image.depths, norm, image.negative_slope)
-    return Swin(size, image.embed_dim, image.depths, image.heads, image.window, image.mlp_ratio, image.drop_path,
-                image.activation, image.absolute_position)
+def build_backbone(settings: BackboneSettings, size: tuple):
+    """The backbone of a configuration for images of one size (H, W)."""
+    return find("backbone", settings.name)(settings, size=size)
 
 
 def build_text(config: Config, vocab_size: int) -> Bert:
@@ -61,23 +51,23 @@ def build_text(config: Config, vocab_size: int) -> Bert:
 
 
 def load_pretrained(model: CoupAlign, config: Config) -> list[Loaded]:
-    """Fill the encoders from ``model.image_weights`` and ``model.text_weights`` where they are set.
+    """Fill the encoders from ``model.backbone_weights`` and ``model.text_weights`` where they are set.
 
     Raises:
         UserError: a file that does not fit (see ``weights.load``), or frozen statistics without a file to have them
             from.
     """
-    return load_pretrained_image(model, config) + load_pretrained_text(model, config)
+    return load_pretrained_backbone(model, config) + load_pretrained_text(model, config)
 
 
-def load_pretrained_image(model: CoupAlign, config: Config) -> list[Loaded]:
-    """The vision encoder's part of ``load_pretrained``."""
-    image = config.model.image
-    if config.model.image_weights:
-        return [load_image_weights(model.encoder.vision, image, config.model.image_weights)]
-    if image.name != "swin" and image.freeze_batch_norm:
-        raise UserError(f"model.image.freeze_batch_norm=true normalises {image.name} by pretrained statistics: set "
-                        "model.image_weights, or model.image.freeze_batch_norm=false to train it from scratch")
+def load_pretrained_backbone(model: CoupAlign, config: Config) -> list[Loaded]:
+    """The backbone's part of ``load_pretrained``."""
+    backbone = config.model.backbone
+    if config.model.backbone_weights:
+        return [load_backbone_weights(model.encoder.backbone, backbone, config.model.backbone_weights)]
+    if getattr(backbone, "freeze_batch_norm", False):
+        raise UserError(f"model.backbone.freeze_batch_norm=true normalises {backbone.name} by pretrained statistics: "
+                        "set model.backbone_weights, or model.backbone.freeze_batch_norm=false to train it from scratch")
     return []
 
 

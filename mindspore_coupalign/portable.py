@@ -15,7 +15,7 @@ from mindspore_coupalign.errors import UserError
 if TYPE_CHECKING:  # its import takes MindSpore's seconds
     from mindspore_coupalign.weights.checkpoint import Checkpoint
 
-PATHS = {"data": ("root", "images", "tokenizer", "cache"), "model": ("image_weights", "text_weights")}
+PATHS = {"data": ("root", "images", "tokenizer", "cache"), "model": ("backbone_weights", "text_weights")}
 PATHS_OF_SET = ("root", "images")  # of each entry of data.sets
 
 

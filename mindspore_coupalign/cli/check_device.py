@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--config", default="refshapes_tiny", metavar="FILE",
                         help="whose network to compute, with random weights (default refshapes_tiny)")
     parser.add_argument("overrides", nargs="*", metavar="key=value",
-                        help="of that configuration, for example model.wpa_stages=[1,2]")
+                        help="of that configuration, for example model.fusion.stages=[1,2]")
     parser.add_argument("--amp", nargs="+", default=DEFAULT, metavar="LEVEL",
                         help=f"precisions, of {' '.join(LEVELS)} (default O0 O1 O2)")
     parser.add_argument("--batch", type=int, default=4, metavar="N", help="samples (default 4)")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"train.amp_dtype=bfloat16: MindSpore has no such kernels for the {args.target}; leave it out")
     vocabulary, source = vocabulary_size(config.data.tokenizer, config.data.max_tokens)
     check_target(args.target)
-    print(f"{args.config}: {config.model.name} with {config.model.image.name}, random weights, {args.batch} random "
+    print(f"{args.config}: {config.model.fusion.name} fusion with {config.model.backbone.name}, random weights, {args.batch} random "
           f"pictures of {config.data.image_size} x {config.data.image_size}, vocabulary of {vocabulary} ({source}); "
           "each line compiles the network anew", flush=True)
     results = []

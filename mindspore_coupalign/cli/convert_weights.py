@@ -1,7 +1,7 @@
 """Command ``convert-weights``: pretrained weights of other projects -> a safetensors file under our names.
 
 The file holds name -> float32 array; metadata: ``format``, ``architecture``, ``title``, ``source``, and ``settings``
-that the arrays do not show. ``train`` reads it like the foreign file itself (``model.image_weights=…``,
+that the arrays do not show. ``train`` reads it like the foreign file itself (``model.backbone_weights=…``,
 ``model.text_weights=…``).
 """
 
@@ -15,13 +15,13 @@ from mindspore_coupalign.config import load_config
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.weights.checkpoint import write_arrays
 from mindspore_coupalign.weights.files import FORMAT, read_arrays, weight_file
-from mindspore_coupalign.weights.load import load_image_weights, load_text_weights, unseen
+from mindspore_coupalign.weights.load import load_backbone_weights, load_text_weights, unseen
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML that describes the network, for example "
                         "configs/refcoco_swin_b.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example model.image.window=7")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example model.backbone.window=7")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--image", metavar="FILE", help="weights of Swin, ResNet or Darknet-53: .pth, .bin, "
                        ".safetensors, or darknet's .weights and .conv.74")
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     runtime.setup("CPU", config.train.seed)
     if args.image:
         size = (config.data.image_size, config.data.image_size)
-        architecture = config.model.image.name
-        found = load_image_weights(build.build_vision(config.model.image, size), config.model.image, args.image)
+        architecture = config.model.backbone.name
+        found = load_backbone_weights(build.build_backbone(config.model.backbone, size), config.model.backbone, args.image)
     else:
         architecture = "bert"
         text = build.build_text(config, _vocabulary(args.text, config.model.text.hidden))
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.names:
         for name, array in sorted(found.arrays.items()):
             print(f"    {name:<72}{'×'.join(map(str, array.shape))}")
-    settings = unseen(architecture, config.model.image if args.image else config.model.text)
+    settings = unseen(architecture, config.model.backbone if args.image else config.model.text)
     write_arrays(output, found.arrays, {"format": FORMAT, "architecture": architecture, "title": found.title,
                                         "source": found.path.name, "settings": json.dumps(settings)})
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB); train with model."

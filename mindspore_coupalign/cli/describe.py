@@ -3,6 +3,9 @@
 import argparse
 import dataclasses
 
+import mindspore as ms
+import numpy as np
+
 from mindspore_coupalign import build, runtime
 from mindspore_coupalign.config import Config, load_config
 from mindspore_coupalign.data.tokenizer import vocabulary_size
@@ -40,13 +43,21 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(config: Config, vocabulary: int) -> list[Part]:
     """The parts in the order of computation."""
-    model = build.build_model(config, vocabulary)
-    found = []
-    for name, cells, count in macs.parts(model, config.data.max_tokens):
-        parameters = [p for cell in cells for p in cell.get_parameters()]
-        found.append(Part(name, sum(p.size for p in parameters), sum(p.size for p in parameters if p.requires_grad),
-                          count))
-    return found
+    model = build.build_model(config, vocabulary).set_train(False)
+    size, words = config.data.image_size, config.data.max_tokens
+    counts = macs.count(model, ms.Tensor(np.zeros((1, 3, size, size), np.float32)),
+                        *(ms.Tensor(np.ones((1, words), np.int32)) for _ in range(2)))
+    parameters = list(model.get_parameters())
+    rows = []
+    for title, places in model.parts().items():
+        own = [p for p in parameters if _is_below(p.name, places)]
+        rows.append(Part(title, sum(p.size for p in own), sum(p.size for p in own if p.requires_grad),
+                         sum(number for name, number in counts.items() if _is_below(name, places))))
+    return rows
+
+
+def _is_below(name: str, places: tuple[str, ...]) -> bool:
+    return any(f"{name}.".startswith(f"{place}.") for place in places)
 
 
 def format_parts(parts: list[Part], config: Config, batch: int = 1) -> str:

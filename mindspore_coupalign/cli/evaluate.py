@@ -119,7 +119,7 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
     if args.output:
         document = {subject.kind: str(subject.path), "dataset": config.data.dataset,
                     "split_by": config.data.split_by, "input_size": config.data.image_size,
-                    "threshold": config.eval.threshold, "exists_threshold": config.eval.exists_threshold,
+                    "threshold": config.eval.threshold, "exists_threshold": config.eval.target_threshold,
                     "min_pixels": config.eval.min_pixels, **networks.precision, "step": subject.step,
                     "protocols": {p.name: protocols.conventions(p, config) for p in chosen},
                     "splits": {name: results[name] for name in args.split},

@@ -10,7 +10,7 @@ IMAGE = "data/refshapes/images/refshapes/val_000000.png"
 EXAMPLES = {  # command -> (arguments, what they need)
     "doctor": ("doctor --config refshapes_tiny", ""),
     "check-device": ("check-device GPU --train 300 --output gpu.json", "with an NVIDIA GPU"),
-    "describe": ("describe --config refshapes_tiny model.wpa_stages=[1,2,3,4]", ""),
+    "describe": ("describe --config refshapes_tiny model.fusion.stages=[1,2,3,4]", ""),
     "make-shapes": ("make-shapes --output data/refshapes", ""),
     "check-data": ("check-data --root data/refshapes --dataset refshapes --split-by shapes --tokenizer refshapes",
                    SHAPES),

@@ -11,7 +11,7 @@ from mindspore_coupalign.data.union import open_union
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models.noise import check_device
+from mindspore_coupalign.models.rng import check_device
 from mindspore_coupalign.runtime import add_device_argument, setup
 from mindspore_coupalign.training import init_from
 from mindspore_coupalign.training.resume import check_resumable

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--device-target", choices=TARGETS, default="auto",
                         help="where to compute (default: auto, an Ascend NPU, else a GPU, else the CPU)")
     parser.add_argument("--amp", choices=AMP_LEVELS, help="precision of a checkpoint (default: its training's)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example eval.exists_threshold=0.7")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example eval.target_threshold=0.7")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,13 +15,12 @@ from mindspore_coupalign.config.sections import (
     DataConfig,
     DataSet,
     EvalConfig,
-    ImageConfig,
     LossConfig,
     ModelConfig,
     TextConfig,
     TrainConfig,
 )
 
-__all__ = ["AMP_LEVELS", "TARGETS", "Config", "DataConfig", "DataSet", "EvalConfig", "ImageConfig", "LossConfig",
+__all__ = ["AMP_LEVELS", "TARGETS", "Config", "DataConfig", "DataSet", "EvalConfig", "LossConfig",
            "ModelConfig", "TextConfig", "TrainConfig", "config_from_dict", "config_to_dict", "find_config",
            "load_config", "shipped_configs", "with_overrides"]

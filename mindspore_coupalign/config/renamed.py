@@ -4,31 +4,49 @@ import sys
 
 from mindspore_coupalign.errors import UserError
 
+_BACKBONE = ("name", "embed_dim", "depths", "freeze_batch_norm", "negative_slope", "heads", "window", "mlp_ratio",
+             "drop_path", "activation", "absolute_position")
 RENAMED = {
-    "model.image.slope": "model.image.negative_slope",
-    "model.wpa_gate_opening": "model.gate_bias_init",
+    "model.image.slope": "model.backbone.negative_slope",
+    **{f"model.image.{key}": f"model.backbone.{key}" for key in _BACKBONE},
+    "model.image_weights": "model.backbone_weights",
+    "model.wpa_stages": "model.fusion.stages",
+    "model.wpa_heads": "model.fusion.heads",
+    "model.wpa_gate_opening": "model.fusion.gate_bias_init",
+    "model.gate_bias_init": "model.fusion.gate_bias_init",
+    "model.decoder_dim": "model.decoder.dim",
+    "model.upsample": "model.head.upsample",
     "loss.stages": "loss.deep_supervision",
     "loss.proposals": "loss.proposal_mask",
-    "train.image_rate": "train.image_lr_mult",
+    "train.image_rate": "train.backbone_lr_mult",
+    "train.image_lr_mult": "train.backbone_lr_mult",
     "train.text_rate": "train.text_lr_mult",
     "train.head_rate": "train.head_lr_mult",
     "train.position_bias_rate": "train.position_bias_lr_mult",
     "train.muon_rate": "train.muon_lr_mult",
+    "train.decayed": "train.weight_decay_on",
+    "train.decay_epochs": "train.lr_decay_epochs",
+    "train.decay_every": "train.lr_decay_unit",
     "train.max_skipped": "train.max_nonfinite_steps",
     "train.hang_seconds": "train.step_timeout",
     "train.silence_seconds": "train.heartbeat_timeout",
     "train.compile_seconds": "train.compile_timeout",
     "train.remote_seconds": "train.remote_grace",
     "train.meet_seconds": "train.barrier_timeout",
+    "eval.exists_threshold": "eval.target_threshold",
 }
-NORM = "model.image.norm"  # "frozen" or "batch", now model.image.freeze_batch_norm, true or false
+CHANGED = {  # keys whose values changed as well
+    "model.name": "`coupalign` is `model.fusion.name=word_pixel`; `lavt` is `model.fusion.name=pixel_word` and "
+                  "`model.sentence_mask=false`",
+    "model.image.norm": "`frozen` is `model.backbone.freeze_batch_norm=true`, `batch` false",
+    "model.wpa_gate_zero": "gone",
+}
 MOST_NAMED = 3  # in a warning
-GATE_ZERO = "model.wpa_gate_zero"  # only false is known still
 HEADS = {"loss.stages": "model.stage_heads", "loss.proposals": "model.proposal_head"}  # which a weight above 0 implied
 
 
-def translate(values: dict, source: str) -> dict:
-    """The nested dict with today's keys; ``values`` stays as it is.
+def translate(values: dict, source: str) -> tuple[dict, set]:
+    """The nested dict with today's keys, ``values`` unchanged; and the keys, by today's names, that had earlier ones.
 
     Raises:
         UserError: an old key and its new name are both there, or the old one's meaning is gone.
@@ -41,18 +59,32 @@ def translate(values: dict, source: str) -> dict:
         _put(values, after, value, before, source)
         if before in HEADS and isinstance(value, int | float):
             _put(values, HEADS[before], value > 0, before, source)
-    if (norm := _take(values, NORM, old)) is not None:
+    if (norm := _take(values, "model.image.norm", old)) is not None:
         if norm not in ("frozen", "batch"):
-            raise UserError(f"{source}: {NORM} must be one of frozen, batch, found {norm!r}")
-        _put(values, "model.image.freeze_batch_norm", norm == "frozen", NORM, source)
-    if _take(values, GATE_ZERO, []):
-        raise UserError(f"{source}: {GATE_ZERO}=true is no longer known; leave it out, or use version 0.2")
+            raise UserError(f"{source}: model.image.norm must be one of frozen, batch, found {norm!r}")
+        _put(values, "model.backbone.freeze_batch_norm", norm == "frozen", "model.image.norm", source)
+    if (name := _take(values, "model.name", old)) is not None:
+        _take_network(values, name, source)
+    if _take(values, "model.wpa_gate_zero", []):
+        raise UserError(f"{source}: model.wpa_gate_zero=true is no longer known; leave it out, or use version 0.2")
+    if isinstance(model := values.get("model"), dict) and model.get("image") == {}:
+        del model["image"]
+    names = {**RENAMED, "model.image.norm": "model.backbone.freeze_batch_norm", "model.name": "model.fusion.name"}
     if old:
-        shown = [f"{name} is {RENAMED.get(name, 'model.image.freeze_batch_norm')} now"
-                 for name in old[:MOST_NAMED]]
+        shown = [f"{name} is {names[name]} now" for name in old[:MOST_NAMED]]
         more = f" and {len(old) - MOST_NAMED} more; docs/configuration.md lists them" if len(old) > MOST_NAMED else ""
         print(f"warning: {source}: keys of an earlier version: {', '.join(shown)}{more}", file=sys.stderr)
-    return values
+    return values, {names[name] for name in old}
+
+
+def _take_network(values: dict, name, source: str):
+    """What ``model.name`` chose: coupalign, or LAVT's fusion without the sentence-mask alignment."""
+    if name not in ("coupalign", "lavt"):
+        raise UserError(f"{source}: model.name must be one of coupalign, lavt, found {name!r}; it is model.fusion.name "
+                        "now")
+    _put(values, "model.fusion.name", {"coupalign": "word_pixel", "lavt": "pixel_word"}[name], "model.name", source)
+    if name == "lavt":
+        values["model"]["sentence_mask"] = False
 
 
 def _copy(values):

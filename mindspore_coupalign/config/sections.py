@@ -11,13 +11,23 @@ on those before it.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mindspore_coupalign.models.parts import (
+    BackboneSettings,
+    DecoderSettings,
+    FusionSettings,
+    HeadSettings,
+    Rule,
+    default_settings,
+    one_of,
+)
+
 AMP_LEVELS = ("auto", "O0", "O1", "O2", "O3")  # mixed precision; models/precision.py says what they are
 TARGETS = ("auto", "CPU", "GPU", "Ascend")  # where to compute; runtime.py says what auto takes
-Rule = tuple[bool, str]
 
 
-def one_of(name: str, value, choices) -> Rule:
-    return value in choices, f"{name} must be one of {', '.join(map(str, choices))}, found {value!r}"
+def part(kind: str, name: str):
+    """A field that holds the settings of a part: of ``name`` unless the configuration names another one."""
+    return field(default_factory=lambda: default_settings(kind, name), metadata={"part": kind, "default": name})
 
 
 @dataclass(frozen=True)
@@ -76,39 +86,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ImageConfig:
-    name: str = "swin"  # swin, resnet or darknet
-    embed_dim: int = 128  # channels of stage 1; each stage doubles them (Swin-B 128, ResNet 256, Darknet-53 128)
-    depths: tuple[int, ...] = (2, 2, 18, 2)  # blocks of each stage
-    freeze_batch_norm: bool = True  # resnet, darknet: normalise by the loaded statistics; false: by each batch's
-    negative_slope: float = 0.1  # darknet: of its leaky ReLUs, 0.1 in darknet's weights, 0.01 in timm's
-    heads: tuple[int, ...] = (4, 8, 16, 32)  # this and the rest: swin only
-    window: int = 12  # side of the attention windows, in tokens
-    mlp_ratio: float = 4.0  # width of a block's MLP, relative to the stage's channels
-    drop_path: float = 0.3  # stochastic depth: the drop probability of the last block, rising linearly from 0
-    activation: str = "gelu"  # gelu (the paper's) or relu (faster on CPU)
-    absolute_position: bool = False  # add sine positions after the patch embedding (for training from scratch)
-
-    def rules(self) -> Iterator[Rule]:
-        yield one_of("model.image.name", self.name, ("swin", "resnet", "darknet"))
-        yield 0 <= self.negative_slope < 1, "model.image.negative_slope must be in 0..1"
-        yield one_of("model.image.activation", self.activation, ("gelu", "relu"))
-        for name, value in (("depths", self.depths), ("heads", self.heads)):
-            yield len(value) == 4 and min(value) >= 1, f"model.image.{name} needs four positive numbers, one per stage"
-        yield self.embed_dim >= 1, "model.image.embed_dim must be at least 1"
-        yield int(self.embed_dim * self.mlp_ratio) >= 1, "model.image.mlp_ratio leaves no channel in stage 1's MLP"
-        if self.name == "swin":
-            for i, heads in enumerate(self.heads):
-                dim = self.embed_dim * 2**i
-                yield dim % heads == 0, f"model.image.heads[{i}]={heads} does not divide the stage's {dim} channels"
-        else:
-            yield (self.embed_dim % 4 == 0,
-                   "model.image.embed_dim must be a multiple of 4: the stem has a quarter of it")
-        yield self.window >= 1, "model.image.window must be at least 1"
-        yield 0 <= self.drop_path < 1, "model.image.drop_path must be in 0..1"
-
-
-@dataclass(frozen=True)
 class TextConfig:
     hidden: int = 768  # width
     heads: int = 12  # of attention
@@ -129,56 +106,40 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str = "coupalign"  # coupalign, or lavt: LAVT's fusion, without proposals
-    image: ImageConfig = field(default_factory=ImageConfig)
+    backbone: BackboneSettings = part("backbone", "swin")
     text: TextConfig = field(default_factory=TextConfig)
-    image_weights: str = ""  # file of pretrained weights that training starts from (docs/weights.md); empty: random
+    backbone_weights: str = ""  # file of pretrained weights that training starts from (docs/weights.md); empty: random
     text_weights: str = ""  # file or Hugging Face folder of pretrained BERT weights; empty: random
-    wpa_stages: tuple[int, ...] = (1, 2, 3, 4)  # those with word-pixel alignment (supplement, Table 3); LAVT needs all
-    wpa_heads: tuple[int, ...] = (4, 8, 16, 32)  # attention heads of the word-pixel alignment at each stage
-    gate_bias_init: float = 0.0  # initial bias of the fusion's gates, LAVT's too; 1 lets the words in at once
-    decoder_dim: int = 256  # channels of the pixel embedding and the mask embeddings
+    fusion: FusionSettings = part("fusion", "word_pixel")
+    decoder: DecoderSettings = part("decoder", "top_down")
+    sentence_mask: bool = True  # SMA; off: the mask is predicted from the pixel embedding alone
     queries: int = 100  # mask queries, so many mask proposals
     query_layers: int = 3  # transformer decoder layers of the mask generator
     query_heads: int = 8  # of their attention
     query_ffn: int = 1024  # width of their feed-forward layers
     query_stage: int = 4  # the stage whose features the queries read
-    upsample: str = "bilinear"  # logits from stride 4 to the input's size: bilinear (the paper's) or guided
-    sentence_mask: bool = True  # SMA; off: the mask is predicted from the pixel embedding alone
+    head: HeadSettings = part("head", "linear")
     stage_heads: bool = False  # linear heads on the first two fused stages, for loss.deep_supervision
-    no_target: bool = False  # a head says whether the sentence means anything at all, from SMA's features
+    no_target: bool = False  # a head for target presence (whether the image has what the sentence refers to); needs SMA
     proposal_head: bool = False  # the mask of the proposals under the sentence's weights, for loss.proposal_mask
 
-    @property
-    def has_proposals(self) -> bool:
-        """Whether there are mask proposals and the sentence-mask alignment; LAVT has neither."""
-        return self.sentence_mask and self.name == "coupalign"
-
     def rules(self) -> Iterator[Rule]:
-        yield one_of("model.name", self.name, ("coupalign", "lavt"))
-        yield from self.image.rules()
+        yield from self.backbone.rules("model.backbone")
         yield from self.text.rules()
-        yield (set(self.wpa_stages) <= {1, 2, 3, 4} and len(set(self.wpa_stages)) == len(self.wpa_stages),
-               "model.wpa_stages is a list of different stages from 1 to 4")
-        yield (self.name == "coupalign" or len(self.wpa_stages) == 4,
-               "model.name=lavt fuses at all four stages; set model.wpa_stages=[1,2,3,4]")
-        yield len(self.wpa_heads) == 4 and min(self.wpa_heads) >= 1, "model.wpa_heads needs four positive numbers"
-        for i, heads in enumerate(self.wpa_heads):
-            dim = self.image.embed_dim * 2**i
-            yield dim % heads == 0, f"model.wpa_heads[{i}]={heads} does not divide the stage's {dim} channels"
-        yield one_of("model.upsample", self.upsample, ("bilinear", "guided"))
+        yield from self.fusion.rules("model.fusion")
+        yield from self.fusion.rules_for("model.fusion", self.backbone.channels, self.text.hidden)
+        yield from self.decoder.rules("model.decoder")
+        yield from self.head.rules("model.head")
         yield one_of("model.query_stage", self.query_stage, (1, 2, 3, 4))
-        yield (min(self.queries, self.query_layers, self.query_heads, self.query_ffn, self.decoder_dim) >= 1,
-               "model.queries, query_layers, query_heads, query_ffn and decoder_dim must be at least 1")
-        yield self.decoder_dim % self.query_heads == 0, "model.query_heads must divide model.decoder_dim"
-        yield (self.decoder_dim % (8 if self.decoder_dim <= 256 else 32) == 0,
-               "model.decoder_dim must be a multiple of 8, above 256 of 32 (its group norms)")
-        yield (self.has_proposals or not self.proposal_head,
-               "model.proposal_head needs the proposals of CoupAlign's sentence-mask alignment; set "
+        yield (min(self.queries, self.query_layers, self.query_heads, self.query_ffn) >= 1,
+               "model.queries, query_layers, query_heads and query_ffn must be at least 1")
+        yield self.decoder.dim % self.query_heads == 0, "model.query_heads must divide model.decoder.dim"
+        yield (self.sentence_mask or not self.proposal_head,
+               "model.proposal_head needs the proposals of the sentence-mask alignment (model.sentence_mask=true); set "
                "model.proposal_head=false and loss.proposal_mask=0")
-        yield (self.has_proposals or not self.no_target,
-               "model.no_target needs CoupAlign's sentence-mask alignment (model.name=coupalign, "
-               "model.sentence_mask=true); without it, eval.min_pixels says when a mask means nothing")
+        yield (self.sentence_mask or not self.no_target,
+               "model.no_target needs the sentence-mask alignment (model.sentence_mask=true); without it, "
+               "eval.min_pixels says when a mask means that there is no target")
 
 
 @dataclass(frozen=True)
@@ -219,7 +180,7 @@ class TrainConfig:
     amp: str = "auto"  # mixed precision: O0, O1, O2, O3 (models/precision.py), or auto: O0 on CPU, O1 elsewhere
     amp_dtype: str = "float16"  # float16 (with dynamic loss scaling) or bfloat16 (Ascend only)
     lr: float = 5e-5  # learning rate after the warm-up
-    image_lr_mult: float = 1.0  # learning-rate multiplier of the vision encoder
+    backbone_lr_mult: float = 1.0  # learning-rate multiplier of the backbone
     text_lr_mult: float = 1.0  # of the text encoder
     head_lr_mult: float = 1.0  # of all the rest
     freeze: tuple[str, ...] = ()  # parameters whose names start so stay as they are, for example encoder.text
@@ -227,12 +188,11 @@ class TrainConfig:
     muon_lr_mult: float = 0.0  # > 0: Muon moves the matrices, by a root mean square of muon_lr_mult · lr; 0: all AdamW
     schedule: str = "poly"  # the decay: poly (power 0.9), cosine or linear
     final_lr: float = 0.0  # where the decay ends
-    decay_epochs: int = 0  # > 0: the decay ends after so many epochs and final_lr stays; 0: at the end
-    decay_every: str = "step"  # step or epoch: when the learning rate changes
+    lr_decay_epochs: int = 0  # > 0: the decay ends after so many epochs and final_lr stays; 0: at the end
+    lr_decay_unit: str = "step"  # step or epoch: when the learning rate changes
     warmup_steps: int = 0  # steps in which the learning rate rises linearly
     weight_decay: float = 0.01  # decoupled, as in AdamW
-    decayed: str = "matrices"  # what weight decay acts on: matrices, all, or lavt: all but the image encoder's norms
-    # and position biases
+    weight_decay_on: str = "matrices"  # matrices, all, or lavt: all but the backbone's norms and position biases
     clip_norm: float = 1.0  # 0: no clipping
     ema: float = 0.0  # decay of the averaged weights that are evaluated and exported; 0: off
     val_every: int = 0  # steps between validations; 0: once per epoch
@@ -263,23 +223,24 @@ class TrainConfig:
         yield self.log_every >= 1, "train.log_every must be at least 1"
         yield 0 <= self.ema < 1, "train.ema is a decay, 0 (off) to below 1"
         yield one_of("train.best_by", self.best_by, ("oIoU", "mIoU"))
-        yield one_of("train.decayed", self.decayed, ("matrices", "lavt", "all"))
+        yield one_of("train.weight_decay_on", self.weight_decay_on, ("matrices", "lavt", "all"))
         yield from self._learning_rate_rules()
         yield from self._guard_rules()
 
     def _learning_rate_rules(self) -> Iterator[Rule]:
         yield one_of("train.schedule", self.schedule, ("poly", "cosine", "linear"))
-        yield one_of("train.decay_every", self.decay_every, ("step", "epoch"))
+        yield one_of("train.lr_decay_unit", self.lr_decay_unit, ("step", "epoch"))
         yield self.lr > 0, "train.lr must be positive"
         yield 0 <= self.final_lr <= self.lr, "train.final_lr must lie between 0 and train.lr"
-        yield self.decay_epochs >= 0, "train.decay_epochs must not be negative"
-        yield (self.minutes == 0 or (self.decay_epochs == 0 and self.decay_every == "step"),
-               "train.decay_epochs and decay_every=epoch count epochs, but under train.minutes the learning rate "
+        yield self.lr_decay_epochs >= 0, "train.lr_decay_epochs must not be negative"
+        yield (self.minutes == 0 or (self.lr_decay_epochs == 0 and self.lr_decay_unit == "step"),
+               "train.lr_decay_epochs and lr_decay_unit=epoch count epochs, but under train.minutes the learning rate "
                "follows the time; set train.minutes=0, or leave them out")
         yield self.warmup_steps >= 0, "train.warmup_steps must not be negative"
-        yield self.warmup_steps == 0 or self.decay_every == "step", "train.warmup_steps needs train.decay_every=step"
-        yield (min(self.image_lr_mult, self.text_lr_mult, self.head_lr_mult) > 0,
-               "train.image_lr_mult, text_lr_mult and head_lr_mult must be positive; train.freeze keeps parameters as "
+        yield (self.warmup_steps == 0 or self.lr_decay_unit == "step",
+               "train.warmup_steps needs train.lr_decay_unit=step")
+        yield (min(self.backbone_lr_mult, self.text_lr_mult, self.head_lr_mult) > 0,
+               "train.backbone_lr_mult, text_lr_mult and head_lr_mult must be positive; train.freeze keeps parameters as "
                "they are")
         yield (self.position_bias_lr_mult > 0 and self.muon_lr_mult >= 0,
                "train.position_bias_lr_mult must be positive and train.muon_lr_mult not negative")
@@ -298,13 +259,13 @@ class TrainConfig:
 class EvalConfig:
     batch_size: int = 8  # sentences per batch; changes no score
     threshold: float = 0.5  # probability above which a pixel belongs to the mask
-    exists_threshold: float = 0.5  # probability above which a sentence means anything, with model.no_target
+    target_threshold: float = 0.5  # probability above which a target counts as present, with model.no_target
     min_pixels: int = 0  # a mask of fewer pixels counts as none: the sentence means nothing
 
     def rules(self) -> Iterator[Rule]:
         yield self.batch_size >= 1, "eval.batch_size must be at least 1"
         yield 0 < self.threshold < 1, "eval.threshold must be between 0 and 1"
-        yield 0 < self.exists_threshold < 1, "eval.exists_threshold must be between 0 and 1"
+        yield 0 < self.target_threshold < 1, "eval.target_threshold must be between 0 and 1"
         yield self.min_pixels >= 0, "eval.min_pixels must not be negative"
 
 

@@ -54,7 +54,7 @@ def config(path: str, *overrides: str):
         from mindspore_coupalign.config import load_config
 
         found.append(load_config(path, overrides))
-        return f"{path}, {found[0].model.name}, {found[0].data.dataset}"
+        return f"{path}, {found[0].model.fusion.name}, {found[0].data.dataset}"
 
     attempt("config: ", read)
     if not found:
@@ -78,7 +78,7 @@ def config(path: str, *overrides: str):
 
     attempt("tokenizer: ", tokenizer)
     attempt("data: ", refs)
-    for name, value in (("image_weights", model.image_weights), ("text_weights", model.text_weights)):
+    for name, value in (("backbone_weights", model.backbone_weights), ("text_weights", model.text_weights)):
         if value:
             attempt(f"{name}: ", lambda value=value: weights(value))
 

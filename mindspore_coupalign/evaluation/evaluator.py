@@ -51,7 +51,7 @@ def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: Sen
     by_image = samples[np.argsort(data.ref_image[data.sentence_ref[samples]], kind="stable")]  # each decoded once
     source = EvalSource(data, by_image, tokens, transform, batch, runtime.rank, runtime.ranks)
     place = {int(s): k for k, s in enumerate(samples)}
-    existence = Existence(config.eval.exists_threshold, config.eval.min_pixels)
+    existence = Existence(config.eval.target_threshold, config.eval.min_pixels)
     found = np.zeros((len(samples), len(SIZES) + 1, 2), np.int32)  # the last: whether it exists
     model.set_train(False)
     network = CellNetwork(model)

@@ -27,14 +27,14 @@ class Predictor:
         network: (image, ids, word_mask) tensors -> logits (B, 1, H, W), the tuple (logits, exists) or that of
             CoupAlign.outputs.
         threshold: probability from which a pixel is in the mask.
-        wpa_stages: stages whose attention ``network`` returns, where it returns CoupAlign.outputs.
+        fused_stages: stages whose attention ``network`` returns, where it returns CoupAlign.outputs.
         existence: when a sentence counts as meaning something.
     """
 
     def __init__(self, network, tokenizer: SentenceTokenizer, transform: ImageTransform, threshold: float,
-                 wpa_stages: tuple[int, ...] = (), existence: Existence = BY_ITSELF):
+                 fused_stages: tuple[int, ...] = (), existence: Existence = BY_ITSELF):
         self.model = Model(CellNetwork(network), tokenizer, transform, threshold,
-                           explain=Explainer(network, wpa_stages), existence=existence)
+                           explain=Explainer(network, fused_stages), existence=existence)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, details: bool = False, amp: str | None = None) -> "Predictor":
@@ -51,8 +51,8 @@ class Predictor:
     def from_model(cls, network, tokenizer: SentenceTokenizer, config) -> "Predictor":
         """From a network in memory and the Config that it was built with."""
         transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
-        return cls(network, tokenizer, transform, config.eval.threshold, config.model.wpa_stages,
-                   Existence(config.eval.exists_threshold, config.eval.min_pixels))
+        return cls(network, tokenizer, transform, config.eval.threshold, config.model.fusion.stages,
+                   Existence(config.eval.target_threshold, config.eval.min_pixels))
 
     @classmethod
     def from_mindir(cls, path: str | Path) -> "Predictor":
@@ -86,6 +86,6 @@ def model_of_checkpoint(checkpoint: Checkpoint, details: bool = False, amp: str 
     config = config or checkpoint.config
     network, tokenizer = build.restore_model(checkpoint, config, amp)
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
-    explain = Explainer(WithOutputs(network), config.model.wpa_stages) if details else None
+    explain = Explainer(WithOutputs(network), config.model.fusion.stages) if details else None
     return Model(CellNetwork(network), tokenizer, transform, config.eval.threshold, explain=explain,
-                 existence=Existence(config.eval.exists_threshold, config.eval.min_pixels), lock=LOCK)
+                 existence=Existence(config.eval.target_threshold, config.eval.min_pixels), lock=LOCK)

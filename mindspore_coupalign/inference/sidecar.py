@@ -32,7 +32,7 @@ RESIZE = {
               "log(threshold / (1 - threshold)); its probability is 1 / (1 + exp(-logit)). A mask of fewer than "
               "min_pixels pixels is emptied.",
 }
-EXISTS = ("a logit; where it does not exceed log(exists_threshold / (1 - exists_threshold)), the sentence means "
+HAS_TARGET = ("a logit; where it does not exceed log(exists_threshold / (1 - exists_threshold)), the sentence means "
           "nothing in this picture, and its mask is emptied")
 NORMALISED = "channel c is (value / 255 - mean[c]) / std[c] of the resized picture, R G B"
 PLAIN = "the resized picture's values, R G B; the graph normalises them"
@@ -57,7 +57,7 @@ def describe(kind: str, config: Config, tokenizer, *, batch: int | None = None, 
              "type": "uint8" if uint8 else "float32", "values": PLAIN if uint8 else NORMALISED}
     outputs = [{"name": "logits", "shape": [b, 1, size, size], "type": "float32", "values": "see resize"}]
     if config.model.no_target:
-        outputs.append({"name": "exists", "shape": [b], "type": "float32", "values": EXISTS})
+        outputs.append({"name": "exists", "shape": [b], "type": "float32", "values": HAS_TARGET})
     return {
         "format": FORMAT, "kind": kind,
         "inputs": [image,
@@ -65,7 +65,7 @@ def describe(kind: str, config: Config, tokenizer, *, batch: int | None = None, 
                    {"name": "word_mask", "shape": [b, tokens], "type": "int32", "values": "1 = piece, 0 = padding"}],
         "outputs": outputs,
         "batch": batch, "input_size": size, "mean": list(data.mean), "std": list(data.std), "resize": RESIZE,
-        "threshold": config.eval.threshold, "exists_threshold": config.eval.exists_threshold,
+        "threshold": config.eval.threshold, "exists_threshold": config.eval.target_threshold,
         "min_pixels": config.eval.min_pixels, "max_tokens": tokens,
         "padding": {"id": tokenizer.pad_id, "side": "right", "length": tokens,
                     "truncation": "of a longer sentence the first max_tokens - 1 pieces and the last one, [SEP]"},

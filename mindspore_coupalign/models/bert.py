@@ -6,7 +6,7 @@ Shapes: ids (B, T) int32; word_mask (B, T), 1 = word, 0 = padding; text (B, T, D
 from mindspore import Tensor, nn, ops
 
 from mindspore_coupalign.models.layers import Attention, Mlp, embedding_table, layer_norm
-from mindspore_coupalign.models.noise import Dropout
+from mindspore_coupalign.models.rng import Dropout
 
 
 def padding_bias(word_mask, dtype):
@@ -36,6 +36,8 @@ class BertEmbeddings(nn.Cell):
 
 class BertLayer(nn.Cell):
     """Self-attention and feed-forward with post-normalisation: (B, T, D) -> (B, T, D)."""
+
+    recomputable = True
 
     def __init__(self, hidden: int, heads: int, ffn: int, dropout: float, act: str):
         super().__init__()

@@ -1,39 +1,49 @@
-"""Early fusion: vision stage, BERT group and word-pixel alignment take turns, four times.
+"""Early fusion: vision stage, BERT group and fusion take turns, four times.
 
 Shapes: image (B, 3, H, W); ids, word_mask (B, T); S_i (B, P_i, C_i); words (B, T, D); attention (B, h, P_i, T).
 """
 
 from mindspore import nn
 
-from mindspore_coupalign.models.bert import padding_bias
-from mindspore_coupalign.models.word_pixel import WordPixelAlignment
+from mindspore_coupalign.models.bert import Bert, padding_bias
 
 
 class FusedEncoder(nn.Cell):
-    """Returns (S_1..S_4), the fused words, and the word attention of each aligned stage in order."""
+    """Returns (S_1..S_4), the fused words, and the word attention of each fused stage in order.
 
-    def __init__(self, vision, text, wpa_stages, wpa_heads, gate_bias_init=0.0):
+    Args:
+        backbone, text: the encoders.
+        fusions: stage (1 to 4) -> the cell that joins pixels and words after it. Where their class says ``text_first``,
+            all of BERT runs before the first; else a group of its layers runs beside each stage.
+    """
+
+    def __init__(self, *, backbone: nn.Cell, text: Bert, fusions: dict[int, nn.Cell]):
         super().__init__()
-        self.vision = vision
+        self.backbone = backbone
         self.text = text
-        self.aligned = tuple(i + 1 in wpa_stages for i in range(4))
-        order = [i for i in range(4) if self.aligned[i]]
-        self.slot = tuple(order.index(i) if i in order else -1 for i in range(4))
-        self.wpa = nn.CellList([
-            WordPixelAlignment(vision.channels[i], text.hidden, wpa_heads[i], gate_bias_init) for i in order])
+        order = sorted(fusions)
+        self.fused = tuple(i + 1 in fusions for i in range(4))
+        self.slot = tuple(order.index(i + 1) if i + 1 in fusions else -1 for i in range(4))
+        self.fusion = nn.CellList([fusions[stage] for stage in order])
+        self.text_first = any(getattr(cell, "text_first", False) for cell in fusions.values())
 
     def construct(self, image, ids, word_mask):
-        v = self.vision.embed(image)
+        v = self.backbone.embed(image)
         words = self.text.embed(ids)
         bias = padding_bias(word_mask, words.dtype)
+        if self.text_first:
+            for group in self.text.groups:
+                words = group(words, bias)
         stages, attention = (), ()
         for i in range(4):
-            v = self.vision.stages[i](v)
-            words = self.text.groups[i](words, bias)
-            if self.aligned[i]:
-                v, words, over_words = self.wpa[self.slot[i]](v, words, bias)
+            v = self.backbone.stages[i](v)
+            if not self.text_first:
+                words = self.text.groups[i](words, bias)
+            features = v
+            if self.fused[i]:
+                v, words, features, over_words = self.fusion[self.slot[i]](v, words, bias)
                 attention += (over_words,)
-            stages += (self.vision.outputs[i](v),)
+            stages += (self.backbone.outputs[i](features),)
             if i < 3:
-                v = self.vision.downsamples[i](v)
+                v = self.backbone.downsamples[i](v)
         return stages, words, attention

@@ -11,7 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
 from mindspore_coupalign.mindspore_calls import device_target
-from mindspore_coupalign.models.noise import Dropout
+from mindspore_coupalign.models.rng import Dropout
 
 FAST_BELOW = 128  # channels; from there on FastLayerNorm's memory counts: 5 GiB in one step of the full recipe
 
@@ -184,6 +184,8 @@ class Resize(nn.Cell):
 
     The primitive is used because ``ops.interpolate`` exports to MINDIR and then fails at run time.
     """
+
+    amp_rule = "float32"  # the resize kernels know no bfloat16
 
     def __init__(self, size: tuple):
         super().__init__()

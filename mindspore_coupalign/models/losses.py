@@ -7,7 +7,7 @@ from mindspore import nn, ops
 
 from mindspore_coupalign.mindspore_calls import expand_dims
 from mindspore_coupalign.models.layers import Product
-from mindspore_coupalign.models.noise import Noise
+from mindspore_coupalign.models.rng import Noise
 
 
 def binary_cross_entropy(logits, target):

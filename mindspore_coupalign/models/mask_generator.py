@@ -1,6 +1,6 @@
-"""The top-down decoder and the mask generator.
+"""The mask generator: learned queries become mask embeddings.
 
-Shapes: S_i (B, P_i, C_i); Y (B, C_d, H/4, W/4) pixel embedding; Q (B, N, C_d) mask embeddings.
+Shapes: features (B, P, C) of one stage; Q (B, N, C_d) mask embeddings.
 """
 
 from mindspore import nn, ops
@@ -8,34 +8,12 @@ from mindspore import nn, ops
 from mindspore_coupalign.mindspore_calls import expand_dims
 from mindspore_coupalign.models.layers import (
     Attention,
-    ConvNormRelu,
     Mlp,
-    Resize,
-    TokensToMap,
     dense,
     embedding_table,
     layer_norm,
     sine_positions,
 )
-
-
-class PixelDecoder(nn.Cell):
-    """Upsample, concatenate the next finer stage, two 3×3 convolutions; from stride 32 to stride 4."""
-
-    def __init__(self, channels: list, sizes: list, dim: int):
-        super().__init__()
-        self.to_map = nn.CellList([TokensToMap(size) for size in sizes])
-        self.resize = nn.CellList([Resize(size) for size in sizes[:3]])
-        self.fuse = nn.CellList([
-            nn.SequentialCell(ConvNormRelu((channels[3] if i == 2 else dim) + channels[i], dim), ConvNormRelu(dim, dim))
-            for i in range(3)])
-
-    def construct(self, stages):
-        y = self.to_map[3](stages[3])
-        for i in (2, 1, 0):
-            finer = self.to_map[i](stages[i])
-            y = self.fuse[i](ops.concat((self.resize[i](y).astype(finer.dtype), finer), 1))
-        return y
 
 
 class QueryLayer(nn.Cell):

@@ -3,11 +3,16 @@ they are used, so that gradients, optimizer and checkpoints are the same at ever
 
 O0  everything in float32
 O1  dense layers, convolutions and attention's products in half precision, and activations and gates on their results;
-    residual streams, norms, softmax and LAVT's fusion, which reads the residual stream without a norm, in float32
-O2  everything in half precision but SENSITIVE
+    residual streams, norms and softmax in float32
+O2  everything in half precision but norms and softmax
 O3  everything in half precision; norms and softmax too
-The losses (pixel contrast included), the guided filter's statistics, resizing and the optimizer are float32 at every
-level.
+Losses and the optimizer are float32 at every level.
+
+A cell that needs something else says so by its class attribute ``amp_rule``:
+"sensitive"      float32 below O3, as a norm or a softmax
+"float32"        float32 at every level, as statistics and resizing are
+"float32_at_O1"  the cell and all below it stay in float32 at O1, as where it reads a residual stream without a norm
+"keep"           computes in the type that it is given, for a cell with a gradient of its own
 """
 
 import sys
@@ -17,17 +22,11 @@ import mindspore as ms
 from mindspore import nn
 
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models.guided_filter import GuidedFilter
-from mindspore_coupalign.models.lavt import InstanceNorm, LavtEncoder
-from mindspore_coupalign.models.layers import Product, Resize
-from mindspore_coupalign.models.swin import TokenGather
+from mindspore_coupalign.models.layers import Product
 
 DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16}
 PRODUCTS = (nn.Dense, nn.Conv2d, Product)
-SENSITIVE = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm, InstanceNorm, nn.Softmax)
-ALWAYS_FLOAT32 = (GuidedFilter, Resize)  # the resize kernels know no bfloat16
-
-
+SENSITIVE = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Softmax)
 WITHOUT_BFLOAT16 = ("CPU", "GPU")  # targets for which MindSpore has no bfloat16 kernels
 
 
@@ -61,8 +60,8 @@ def choose_precision(level: str, dtype: str, target: str) -> Precision:
 def restored_precision(checkpoint, asked: str | None, target: str) -> Precision:
     """In which precision a checkpoint's network computes on a target: as asked, else as its training does there.
 
-    A network trained in bfloat16 goes down to float32 where there are no kernels for it: float16 has its 8 bits of
-    exponent not. One line on stderr says so.
+    A network trained in bfloat16 goes down to float32 where there are no kernels for it: float16 lacks
+    bfloat16's exponent range. One line on stderr says so.
 
     Raises:
         UserError: ``asked`` is not possible on the target.
@@ -88,15 +87,22 @@ def set_precision(model: nn.Cell, precision: Precision):
     half = DTYPES[precision.amp_dtype]
     if level != "O1":
         model.to_float(half)
-    wide = ALWAYS_FLOAT32 + (() if level == "O3" else SENSITIVE)
-    unnormalised = {id(part) for _, cell in model.cells_and_names() if isinstance(cell, LavtEncoder)
-                    for fusion in (cell.attend, cell.gates) for _, part in fusion.cells_and_names()}
+    float32_at_o1 = {id(part) for _, cell in model.cells_and_names() if _rule(cell) == "float32_at_O1"
+                     for _, part in cell.cells_and_names()} if level == "O1" else set()
     for _, cell in model.cells_and_names():
-        if level == "O1" and id(cell) in unnormalised:
+        rule = _rule(cell)
+        if id(cell) in float32_at_o1:
             continue
-        if level == "O1" and isinstance(cell, PRODUCTS):
-            cell.to_float(half)
-        elif isinstance(cell, wide):
-            cell.to_float(ms.float32)
-        if isinstance(cell, TokenGather):  # takes what comes: the gradient that it writes itself gets no cast back
+        if rule == "keep":
             cell.add_flags(fp16=False, bf16=False, fp32=False)
+        elif level == "O1" and isinstance(cell, PRODUCTS):
+            cell.to_float(half)
+        elif rule == "float32" or (level != "O3" and rule == "sensitive"):
+            cell.to_float(ms.float32)
+
+
+def _rule(cell: nn.Cell) -> str:
+    rule = getattr(cell, "amp_rule", "sensitive" if isinstance(cell, SENSITIVE) else "")
+    if rule not in ("", "sensitive", "float32", "float32_at_O1", "keep"):
+        raise ValueError(f"{type(cell).__name__}.amp_rule: {rule!r} is none of the rules of models/precision.py")
+    return rule

@@ -5,23 +5,22 @@ by name and shape by shape, but for what the user leaves out by the beginning of
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint, load_parameters
+from mindspore_coupalign.weights.checkpoint import Checkpoint, current_name, load_checkpoint, load_parameters
 from mindspore_coupalign.weights.load import resample_table
 
-VISION, TEXT, EMBEDDING = "encoder.vision.", "encoder.text.", "encoder.text.embed.word_embeddings"
-# settings that no parameter's shape shows and without which the weights would compute something else: field -> part
-UNSEEN = {"model.image.activation": VISION, "model.image.heads": VISION, "model.image.negative_slope": VISION,
-          "model.image.absolute_position": VISION, "model.text.heads": TEXT, "model.text.activation": TEXT,
-          "model.wpa_stages": "encoder.wpa.", "model.wpa_heads": "encoder.wpa.", "model.query_heads": "generator.",
-          "model.query_stage": "generator."}
-WORTH_SAYING = ("data.mean", "data.std", "data.flip", "data.max_tokens", "data.sentence_field", "model.image.window",
-                "model.image.freeze_batch_norm", "model.upsample")
+BACKBONE, TEXT, EMBEDDING = "encoder.backbone.", "encoder.text.", "encoder.text.embed.word_embeddings"
+PARTS = {"backbone": BACKBONE, "fusion": "encoder.fusion.", "decoder": "pixel_decoder.", "head": "head."}
+# settings beside the parts' that no parameter's shape shows, without which the weights compute something else
+COMPARED = {"model.text.heads": TEXT, "model.text.activation": TEXT, "model.query_heads": "mask_generator.",
+            "model.query_stage": "mask_generator."}
+REPORTED = ("data.mean", "data.std", "data.flip", "data.max_tokens", "data.sentence_field")
 _SHOWN = 4  # names per line
 
 
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser):
                         help="start a new run from the weights and tokenizer of another run's best.safetensors, with "
                              "any recipe: another learning rate, input size, data set")
     parser.add_argument("--init-from-skip", nargs="+", default=[], metavar="PREFIX",
-                        help="parameters whose names start so (encoder.vision, decoder, …) start fresh all the same")
+                        help="parameters whose names start so (encoder.backbone, decoder, …) start fresh all the same")
 
 
 def from_arguments(args: argparse.Namespace):
@@ -61,7 +60,7 @@ class InitialWeights:
 
     def __init__(self, path: str | Path, skip: tuple = ()):
         self.checkpoint: Checkpoint = load_checkpoint(path)
-        self.source, self.skip = str(path), tuple(skip)
+        self.source, self.skip = str(path), tuple(map(current_name, skip))
         self.lines: list[str] = []  # what was done, for the user
         self.facts: dict = {}  # the same for the log
 
@@ -121,11 +120,14 @@ class InitialWeights:
 
     def _check_settings(self, config: Config):
         before = self.checkpoint.config
-        if before.model.name != config.model.name:
-            raise UserError(f"{self.source}: holds a network of model.name={before.model.name}, the configuration's is "
-                            f"{config.model.name}; set model.name={before.model.name}")
-        other = [f"{name} was {_field(before, name)}, now {_field(config, name)}" for name, part in UNSEEN.items()
-                 if _counts(name, config) and _field(before, name) != _field(config, name) and not self.skips(part)]
+        compared = {name: place for name, place in COMPARED.items()
+                    if config.model.sentence_mask or not name.startswith("model.query_")}
+        other = [f"{name} was {_field(before, name)}, now {_field(config, name)}" for name, place in compared.items()
+                 if _field(before, name) != _field(config, name) and not self.skips(place)]
+        for part, place in PARTS.items():
+            if not self.skips(place):
+                other += [f"{name} was {old}, now {new}" for name, old, new, free in _differences(before, config, part)
+                          if not free]
         if other:
             raise UserError(f"{self.source}: its weights would compute something else: {'; '.join(other)}; set it "
                             "back, or leave the part out with --init-from-skip")
@@ -134,7 +136,7 @@ class InitialWeights:
         for prefix in self.skip:
             if not any(name.startswith(prefix) for name in names):
                 raise UserError(f"--init-from-skip {prefix}: no parameter's name starts so; names start with "
-                                "encoder.vision, encoder.text, encoder.wpa, decoder, generator and the like")
+                                "encoder.backbone, encoder.text, encoder.fusion, pixel_decoder, mask_generator, head")
 
     def _refuse(self, misfits: list):
         parts = sorted({".".join(line.split()[0].split(".")[:2 if line.startswith("encoder.") else 1])
@@ -144,7 +146,7 @@ class InitialWeights:
 
     def _load_pretrained(self, model, config: Config):
         """Encoders that are left out as a whole may start from files of their own, as in any other run."""
-        for part, field, load in ((VISION, "image_weights", build.load_pretrained_image),
+        for part, field, load in ((BACKBONE, "backbone_weights", build.load_pretrained_backbone),
                                   (TEXT, "text_weights", build.load_pretrained_text)):
             path = getattr(config.model, field)
             if self.skips(part):
@@ -162,19 +164,18 @@ class InitialWeights:
         for title, names in (("resampled", resampled), ("fresh", fresh), ("left out of the file", left)):
             if names:
                 self.lines.append(f"  {title}: {_some(names)}")
-        self.lines += [f"  {name}: was {_field(before.config, name)}, now {_field(config, name)}"
-                       for name in WORTH_SAYING if _field(before.config, name) != _field(config, name)]
+        reported = [(name, _field(before.config, name), _field(config, name)) for name in REPORTED]
+        reported += [entry[:3] for part in PARTS for entry in _differences(before.config, config, part)]
+        self.lines += [f"  {name}: was {old}, now {new}" for name, old, new in reported if old != new]
 
 
-def _counts(name: str, config: Config) -> bool:
-    """Whether the configuration's network has a part that reads the setting."""
-    if name == "model.image.negative_slope":
-        return config.model.image.name == "darknet"
-    if name.startswith("model.image."):
-        return config.model.image.name == "swin"
-    if name.startswith("model.query_"):
-        return config.model.has_proposals
-    return name.startswith("model.text.") or config.model.name == "coupalign"
+def _differences(before: Config, config: Config, part: str) -> list[tuple]:
+    """(field, value before, value now, whether the weights allow it) for each of a part's settings that differ."""
+    old, new = getattr(before.model, part), getattr(config.model, part)
+    if old.name != new.name:
+        return [(f"model.{part}.name", old.name, new.name, False)]
+    return [(name := f"model.{part}.{f.name}", _field(before, name), _field(config, name), f.name in new.may_differ)
+            for f in dataclasses.fields(new) if getattr(old, f.name) != getattr(new, f.name)]
 
 
 def _field(config: Config, name: str):

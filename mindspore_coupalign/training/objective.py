@@ -6,7 +6,7 @@ Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); each loss 
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindspore_coupalign.models.coupalign import EXISTS, LOGITS, PIXELS, PROPOSAL_LOGITS, STAGE_LOGITS
+from mindspore_coupalign.models.coupalign import HAS_TARGET, LOGITS, PIXELS, PROPOSAL_LOGITS, STAGE_LOGITS
 from mindspore_coupalign.models.losses import binary_cross_entropy
 
 LOSSES = ("loss", "bce", "dice", "contrast", "deep_supervision_bce", "deep_supervision_dice", "proposal_mask_bce",
@@ -54,7 +54,7 @@ class Objective(nn.Cell):
             total = total + self.proposal_weight * (self.bce_weight * proposal_bce + self.dice_weight * proposal_dice)
         no_target = ops.zeros_like(bce)
         if self.no_target_weight > 0:
-            no_target = binary_cross_entropy(outputs[EXISTS].astype(ms.float32), ops.amax(mask, (1, 2, 3))).mean()
+            no_target = binary_cross_entropy(outputs[HAS_TARGET].astype(ms.float32), ops.amax(mask, (1, 2, 3))).mean()
             total = total + self.no_target_weight * no_target
         return total, bce, dice, contrast, stage_bce, stage_dice, proposal_bce, proposal_dice, no_target
 

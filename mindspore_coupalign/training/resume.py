@@ -9,12 +9,12 @@ from mindspore_coupalign.weights.checkpoint import Checkpoint
 # Everything else decides what is learned: a run that changes it is another run.
 MAY_CHANGE = ("data.root", "data.images", "data.workers", "data.val_split", "data.tokenizer",  # the state holds it
               "data.cache", "data.cache_gb", "data.sets.root", "data.sets.images",
-              "model.image_weights", "model.text_weights",
+              "model.backbone_weights", "model.text_weights",
               "train.epochs", "train.steps", "train.minutes", "train.val_every", "train.val_samples",
               "train.best_by", "train.recompute", "train.save_every", "train.keep", "train.max_nonfinite_steps",
               "train.step_timeout", "train.heartbeat_timeout",
               "train.compile_timeout", "train.remote_grace", "train.barrier_timeout", "train.log_every",
-              "eval.batch_size", "eval.threshold", "eval.exists_threshold", "eval.min_pixels")
+              "eval.batch_size", "eval.threshold", "eval.target_threshold", "eval.min_pixels")
 
 
 def differences(before: dict, now: dict, prefix: str = "") -> list:

@@ -25,10 +25,10 @@ def learning_rate(config: Config, step: int, total_steps: int, clock: float = 0.
     train = config.train
     position: float = step
     end: float = total_steps
-    if train.decay_every == "epoch":
+    if train.lr_decay_unit == "epoch":
         position = step * train.batch_size // refs * refs / train.batch_size  # the first step of the epoch
-    if train.decay_epochs:
-        end = train.decay_epochs * refs / train.batch_size
+    if train.lr_decay_epochs:
+        end = train.lr_decay_epochs * refs / train.batch_size
     warmup = min(train.warmup_steps, total_steps - 1)
     progress = min(max((position - warmup) / max(1, end - warmup), clock, 0.0), 1.0)
     decay = {"poly": (1 - progress) ** 0.9, "linear": 1 - progress,

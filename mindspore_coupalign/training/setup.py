@@ -11,6 +11,7 @@ from mindspore_coupalign.training.muon import matrix_shape
 from mindspore_coupalign.training.objective import Objective
 from mindspore_coupalign.training.optimizer import PACK_BELOW, Optimizer
 from mindspore_coupalign.training.step import TrainStep
+from mindspore_coupalign.weights.checkpoint import current_name
 
 SCALE_START, SCALE_WINDOW = 2.0**16, 1000  # of the loss; doubled after so many steps without an overflow
 MUON_SIDE = 96  # on CPU the orthogonal factor of a matrix with two longer sides costs more than it gives
@@ -22,11 +23,11 @@ def freeze(model, prefixes: tuple):
     Raises:
         UserError: no parameter's name starts so, or none is left to train.
     """
-    for prefix in prefixes:
+    for prefix in map(current_name, prefixes):
         found = [p for p in model.get_parameters() if p.name.startswith(prefix)]
         if not found:
             raise UserError(f"train.freeze: no parameter's name starts with '{prefix}'; names start with "
-                            "encoder.vision.stages.0, encoder.text.groups.1, decoder and the like")
+                            "encoder.backbone.stages.0, encoder.text.groups.1, pixel_decoder and the like")
         for parameter in found:
             parameter.requires_grad = False
     if not model.trainable_params():
@@ -79,7 +80,7 @@ def _stays(parameter, rule: str) -> bool:
     """Whether a parameter that is no position-bias table has no weight decay."""
     if rule == "matrices":
         return parameter.ndim < 2 or "position_embeddings" in parameter.name
-    image_norm = parameter.name.startswith("encoder.vision.") and parameter.name.endswith((".gamma", ".beta"))
+    image_norm = parameter.name.startswith("encoder.backbone.") and parameter.name.endswith((".gamma", ".beta"))
     return rule == "lavt" and image_norm
 
 
@@ -108,8 +109,8 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
     objective = Objective(model, MaskLoss(loss.class_weights), PixelContrast(loss.temperature, loss.negatives),
                           (loss.bce, loss.dice, loss.contrast, loss.deep_supervision, loss.proposal_mask,
                            loss.no_target if config.model.no_target else 0))
-    lr_mults = {"encoder.vision.": train.image_lr_mult, "encoder.text.": train.text_lr_mult, "": train.head_lr_mult}
+    lr_mults = {"encoder.backbone.": train.backbone_lr_mult, "encoder.text.": train.text_lr_mult, "": train.head_lr_mult}
     groups = parameter_groups(model, train.weight_decay, train.position_bias_lr_mult, train.muon_lr_mult,
-                              {prefix: mult for prefix, mult in lr_mults.items() if mult != 1}, train.decayed)
+                              {prefix: mult for prefix, mult in lr_mults.items() if mult != 1}, train.weight_decay_on)
     return TrainStep(objective, Optimizer(groups), train.clip_norm, train.ema, ranks, scaler, train.accumulate,
                      saturates=target == "Ascend")

@@ -11,7 +11,7 @@ from mindspore.amp import all_finite
 from mindspore_coupalign.arrays import check_arrays
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.mindspore_calls import assign
-from mindspore_coupalign.models.noise import connect
+from mindspore_coupalign.models.rng import bind
 from mindspore_coupalign.training.objective import LOSSES, Objective
 from mindspore_coupalign.training.update import GradientSum, Statistics, Update
 
@@ -41,7 +41,7 @@ class TrainStep:
         self.objective, self.optimizer, self.ema_decay, self.scaler = objective, optimizer, ema, scaler
         flat, params = optimizer.flat, optimizer.params
         self.averages = flat.state("ema", {p.name: p.asnumpy() for p in params}) if ema else ()
-        self.keys = connect(objective)
+        self.keys = bind(objective)
         self.statistics = Statistics(objective, ema)
         update = Update(optimizer, self.statistics, self.averages, ema, clip_norm, scaler, ranks)
         sums = GradientSum(flat.state("sum"), accumulate) if accumulate > 1 else None

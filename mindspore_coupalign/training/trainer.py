@@ -25,7 +25,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
 from mindspore_coupalign.interrupts import StopRequest
 from mindspore_coupalign.mindspore_calls import assign
-from mindspore_coupalign.models.noise import draw_keys
+from mindspore_coupalign.models.rng import draw_keys
 from mindspore_coupalign.portable import without_absolute_paths
 from mindspore_coupalign.training import init_from, setup
 from mindspore_coupalign.training.console import Bar, Console
@@ -353,7 +353,7 @@ def _judged_by(config: Config) -> tuple:
     """What scores must have in common to be compared."""
     data, judge = config.data, config.eval
     return (data.val_split, data.sentence_field, data.overlap, config.train.val_samples, config.train.best_by,
-            judge.threshold, judge.exists_threshold, judge.min_pixels)
+            judge.threshold, judge.target_threshold, judge.min_pixels)
 
 
 class _Averaged:

@@ -8,6 +8,7 @@ training state. Metadata: ``format``, ``config`` (JSON), ``tokenizer`` (the whol
 import contextlib
 import json
 import os
+import re
 import uuid
 import zlib
 from dataclasses import dataclass
@@ -23,7 +24,28 @@ from mindspore_coupalign.config import Config, config_from_dict, config_to_dict
 from mindspore_coupalign.errors import UserError, one_line
 
 FORMAT = "coupalign-2"
-RENAMED = {"picked": "proposal_head"}  # cells of earlier versions
+_WPA = {"norm_v": "pixel_norm", "norm_l": "word_norm", "w_v": "pixel_query", "w_l": "word_key", "w_lv": "word_value",
+        "w_vl": "pixel_value", "w_ov": "pixel_out", "w_ol": "word_out", "gate_v.w1": "pixel_gate.hidden",
+        "gate_v.w2": "pixel_gate.out", "gate_l.w1": "word_gate.hidden", "gate_l.w2": "word_gate.out"}
+_LAVT = {"w_q": "pixel_query", "w_w": "gathered", "w_k": "word_key", "w_v": "word_value", "w_m": "pixels", "w_o": "out"}
+RENAMED = (  # parameters' names in earlier versions, as (pattern at the beginning, name of today)
+    (r"picked(?=\.|$)", "proposal_head"),
+    (r"encoder\.vision(?=\.|$)", "encoder.backbone"),
+    *((rf"encoder\.wpa\.(\d)\.{re.escape(old)}(?=\.|$)", rf"encoder.fusion.\1.{new}") for old, new in _WPA.items()),
+    (r"encoder\.wpa(?=\.|$)", "encoder.fusion"),
+    *((rf"encoder\.attend\.(\d)\.{old}(?=\.|$)", rf"encoder.fusion.\1.{new}") for old, new in _LAVT.items()),
+    (r"encoder\.attend(?=\.|$)", "encoder.fusion"),
+    (r"encoder\.gates\.(\d)\.w1(?=\.|$)", r"encoder.fusion.\1.gate.hidden"),
+    (r"encoder\.gates\.(\d)\.w2(?=\.|$)", r"encoder.fusion.\1.gate.out"),
+    (r"encoder\.gates\.(\d)(?=\.|$)", r"encoder.fusion.\1.gate"),
+    (r"decoder(?=\.|$)", "pixel_decoder"),
+    (r"generator(?=\.|$)", "mask_generator"),
+    (r"alignment\.w_q(?=\.|$)", "alignment.mask_key"),
+    (r"alignment\.w_g(?=\.|$)", "alignment.sentence_query"),
+    (r"head\.(weight|bias)$", r"head.conv.\1"),
+    (r"guided(?=\.|$)", "head.guided"),
+    (r"target_head(?=\.|$)", "target_head"),
+)
 
 
 @dataclass
@@ -36,9 +58,16 @@ class Checkpoint:
 
     def section(self, prefix: str) -> dict:
         """The arrays below ``prefix.``, without the prefix, by the names of today."""
-        found = (name.split(".") for name in self.arrays)
-        return {".".join([RENAMED.get(cell, cell), *rest]): self.arrays[".".join([first, cell, *rest])]
-                for first, cell, *rest in found if first == prefix}
+        return {current_name(name.removeprefix(f"{prefix}.")): array for name, array in self.arrays.items()
+                if name.startswith(f"{prefix}.")}
+
+
+def current_name(name: str) -> str:
+    """A parameter's name of any version, or its beginning -> the name of today."""
+    for pattern, new in RENAMED:
+        if re.match(pattern, name):
+            return re.sub(f"^{pattern}", new, name)
+    return name
 
 
 def save_checkpoint(path: str | Path, arrays: dict, config: Config, tokenizer: str, progress: dict, before=None):

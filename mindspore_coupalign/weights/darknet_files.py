@@ -42,7 +42,7 @@ def read_darknet_file(path: str | Path, kernels: dict) -> tuple[dict, int]:
     if not 0 <= major <= 1 or len(values) < wanted or values.dtype != np.float32:
         raise UserError(f"{path}: not a complete darknet file for this backbone ({size} bytes, its "
                         f"{len(kernels)} convolutions take {4 * wanted + 20}); download it again, or check "
-                        "model.image.depths")
+                        "model.backbone.depths")
     arrays: dict[str, np.ndarray] = {}
     place = 0
     for name, shape in kernels.items():

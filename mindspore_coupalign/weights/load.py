@@ -12,12 +12,12 @@ import cv2
 import mindspore as ms
 import numpy as np
 
-from mindspore_coupalign.config import ImageConfig, TextConfig
+from mindspore_coupalign.config import TextConfig
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models.cnn import Cnn, ConvNorm
+from mindspore_coupalign.models.parts import BackboneSettings
 from mindspore_coupalign.weights.darknet_files import read_darknet_file
 from mindspore_coupalign.weights.files import FORMAT, config_beside, kind_of, read_arrays, weight_file
-from mindspore_coupalign.weights.names import rename
+from mindspore_coupalign.weights.names import BERT, rename
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Loaded:
         return "\n".join(rows)
 
 
-def load_image_weights(vision, image: ImageConfig, path: str | Path) -> Loaded:
+def load_backbone_weights(backbone, settings: BackboneSettings, path: str | Path) -> Loaded:
     """Fill a backbone from a foreign file or one of convert-weights.
 
     Raises:
@@ -51,44 +51,34 @@ def load_image_weights(vision, image: ImageConfig, path: str | Path) -> Loaded:
             non-finite value, or a file whose own config.json contradicts the configuration.
     """
     file = weight_file(path)
-    named_so = image.name == "darknet" and (file.suffix == ".weights" or ".conv." in file.name)
-    if named_so and kind_of(file) not in ("safetensors", "torch"):
-        arrays, behind = read_darknet_file(file, _kernels(vision))
-        found = Loaded(file, "Darknet-53, darknet's own format", arrays,
-                       skipped=[f"{behind} values behind the backbone"] if behind else [])
-        _check_slope(file, image, 0.1)
+    own_format = hasattr(backbone, "kernels") and (file.suffix == ".weights" or ".conv." in file.name)
+    if own_format and kind_of(file) not in ("safetensors", "torch"):
+        arrays, behind = read_darknet_file(file, backbone.kernels())
+        loaded = Loaded(file, "Darknet-53, darknet's own format", arrays,
+                        skipped=[f"{behind} values behind the backbone"] if behind else [])
+        _check_settings(file, settings, (("negative_slope", 0.1),))
     else:
-        found = _read(file, image.name, unseen(image.name, image))
-        if image.name == "darknet" and "timm" in found.title:
-            _check_slope(file, image, 0.01)
-        if image.name == "resnet":
-            _check_config(file, "resnet", {"downsample_in_bottleneck": False, "downsample_in_first_stage": False,
-                                           "layer_type": "bottleneck", "hidden_act": "relu"})
-        if image.name == "swin":
-            _check_config(file, "swin", {"hidden_act": image.activation, "qkv_bias": True, "layer_norm_eps": 1e-5,
-                                         "use_absolute_embeddings": False})
-    return _fill(vision, found, fresh=("outputs.",))
+        sources = getattr(type(backbone), "published", ())
+        loaded = _read(file, settings.name, sources, settings.weights_settings(), settings=settings)
+        _check_config(file, settings.published_config())
+    return _fill(backbone, loaded, fresh=("outputs.",))
 
 
 def load_text_weights(text, config: TextConfig, path: str | Path) -> Loaded:
-    """Fill a BERT from a Hugging Face folder or file. Raises UserError as ``load_image_weights`` does."""
+    """Fill a BERT from a Hugging Face folder or file. Raises UserError as ``load_backbone_weights`` does."""
     file = weight_file(path)
-    found = _read(file, "bert", unseen("bert", config), config.groups)
-    _check_config(file, "bert", {"num_attention_heads": config.heads, "hidden_act": config.activation,
-                                 "position_embedding_type": "absolute", "layer_norm_eps": 1e-12})
-    return _fill(text, found)
+    loaded = _read(file, "bert", BERT, text_weights_settings(config), config.groups)
+    _check_config(file, {"model_type": "bert", "num_attention_heads": config.heads, "hidden_act": config.activation,
+                         "position_embedding_type": "absolute", "layer_norm_eps": 1e-12})
+    return _fill(text, loaded)
 
 
-def unseen(architecture: str, config: ImageConfig | TextConfig) -> dict:
-    """The settings that the weights depend on and that no array's shape shows; convert-weights writes them down."""
-    if isinstance(config, TextConfig):
-        return {"heads": config.heads, "activation": config.activation}
-    if architecture == "darknet":
-        return {"slope": config.negative_slope}  # under the name that converted files have had from the beginning
-    return {"activation": config.activation} if architecture == "swin" else {}
+def text_weights_settings(config: TextConfig) -> dict:
+    """Settings that BERT's weights depend on and no array's shape shows; ``convert-weights`` records them."""
+    return {"heads": config.heads, "activation": config.activation}
 
 
-def _read(file: Path, architecture: str, wanted: dict, groups: tuple = ()) -> Loaded:
+def _read(file: Path, architecture: str, sources: tuple, wanted: dict, groups: tuple = (), settings=None) -> Loaded:
     arrays, metadata = read_arrays(file)
     if metadata.get("format") == FORMAT:
         held, title, source = (metadata.get(key, "unknown") for key in ("architecture", "title", "source"))
@@ -98,15 +88,22 @@ def _read(file: Path, architecture: str, wanted: dict, groups: tuple = ()) -> Lo
             raise UserError(f"{file}: was converted for {metadata.get('settings', 'unknown settings')[:80]}, the "
                             f"configuration has {json.dumps(wanted)}; the weights would compute something else")
         return Loaded(file, f"{title}, converted from {source}", arrays)
-    renamed = rename(architecture, arrays, str(file), groups)
+    if not sources:
+        raise UserError(f"{file}: the backbone {architecture} names no published weights; it reads files of "
+                        "convert-weights alone")
+    renamed = rename(architecture, sources, arrays, str(file), groups)
+    title = renamed.source.title
     if renamed.unknown:
-        raise UserError(f"{file}: {len(renamed.unknown)} unexpected names in {renamed.title}: "
+        raise UserError(f"{file}: {len(renamed.unknown)} unexpected names in {title}: "
                         f"{_some(renamed.unknown)}; these weights are of another network, or hold more than the "
                         "backbone: write a file of the backbone's arrays alone")
-    return Loaded(file, renamed.title, renamed.arrays, skipped=renamed.skipped)
+    _check_settings(file, settings, renamed.source.settings)
+    return Loaded(file, title, renamed.arrays, skipped=renamed.skipped)
 
 
-def _check_config(file: Path, model_type: str, expected: dict):
+def _check_config(file: Path, expected: dict):
+    expected = dict(expected)
+    model_type = expected.pop("model_type", None)
     found = config_beside(file)
     if found.get("model_type", model_type) != model_type:  # it belongs to another file of the folder
         return
@@ -116,17 +113,11 @@ def _check_config(file: Path, model_type: str, expected: dict):
                             f"{value!r}; the weights would compute something else")
 
 
-def _check_slope(file: Path, image: ImageConfig, slope: float):
-    if image.negative_slope != slope:
-        raise UserError(f"{file}: its leaky ReLUs have the slope {slope}; set model.image.negative_slope={slope} "
-                        f"(found {image.negative_slope})")
-
-
-def _kernels(vision: Cnn) -> dict:
-    """Name -> kernel shape of each ConvNorm in order of computation."""
-    order = ["embed", "stages.0"] + [name for i in range(3) for name in (f"downsamples.{i}", f"stages.{i + 1}")]
-    units = {name: cell.conv.weight.shape for name, cell in vision.cells_and_names() if isinstance(cell, ConvNorm)}
-    return {name: shape for part in order for name, shape in units.items() if name.startswith(part + ".")}
+def _check_settings(file: Path, settings, needed: tuple):
+    for name, value in needed:
+        if getattr(settings, name) != value:
+            raise UserError(f"{file}: these weights need model.backbone.{name}={value} "
+                            f"(found {getattr(settings, name)})")
 
 
 def _fill(cell, found: Loaded, fresh: tuple = ()) -> Loaded:

@@ -179,7 +179,7 @@ def test_a_device_that_is_wrong_and_dies(tiny, tmp_path, capsys, monkeypatch):
 
 
 def test_a_reference_that_fails_ends_it(tiny, capsys):
-    assert main(["check-device", "CPU", *tiny, "model.image_weights=nowhere.pth", "train.amp_dtype=float16",
+    assert main(["check-device", "CPU", *tiny, "model.backbone_weights=nowhere.pth", "train.amp_dtype=float16",
                  "train.freeze=[nothing]"]) == 1
     printed = capsys.readouterr().out
     assert "no parameter's name starts with 'nothing'" in printed and printed.count("BAD") == 1

@@ -65,7 +65,7 @@ def test_defaults_are_the_recipe():
     assert (config.data.image_size, config.data.max_tokens) == (480, 20)
     assert (config.data.dataset, config.data.split_by, config.eval.batch_size) == ("refcoco", "unc", 8)
     assert load_config("base") == load_config("refcoco_swin_b") == config
-    assert config.model.image.depths == (2, 2, 18, 2) and config.model.wpa_stages == (1, 2, 3, 4)
+    assert config.model.backbone.depths == (2, 2, 18, 2) and config.model.fusion.stages == (1, 2, 3, 4)
     assert config_from_dict({}, "nothing") == config
 
 
@@ -79,7 +79,7 @@ model: {wpa_stages: [], image: {absolute_position: yes}}
     assert config.train.weight_decay == 1.0 and type(config.train.weight_decay) is float
     assert config.train.clip_norm == 0.5
     assert config.data.mean == (0.0, 0.5, 1.0) and config.data.dataset == "refcoco+"
-    assert config.model.wpa_stages == () and config.model.image.absolute_position is True
+    assert config.model.fusion.stages == () and config.model.backbone.absolute_position is True
 
 
 def test_an_empty_file_is_the_defaults(tmp_path):
@@ -87,8 +87,8 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 
 
 def test_overrides():
-    config = with_overrides(Config(), ["train.lr=1e-4", "model.wpa_stages=[3, 4]", "data.root=/x=y"], "here")
-    assert config.train.lr == 1e-4 and config.model.wpa_stages == (3, 4) and config.data.root == "/x=y"
+    config = with_overrides(Config(), ["train.lr=1e-4", "model.fusion.stages=[3, 4]", "data.root=/x=y"], "here")
+    assert config.train.lr == 1e-4 and config.model.fusion.stages == (3, 4) and config.data.root == "/x=y"
     assert config.train.batch_size == Config().train.batch_size
     assert with_overrides(Config(), ["train.steps=1", "train.steps=2"], "here").train.steps == 2
 
@@ -100,12 +100,12 @@ def test_base_files(tmp_path):
     config = load_config(write(tmp_path, "base: sub/b.yaml\nmodel: {wpa_stages: [4]}\ntrain: {seed: 8}\n"),
                          ["train.epochs=5"])
     assert (config.train.lr, config.train.epochs, config.train.seed) == (1.0, 5, 8)
-    assert config.model.wpa_stages == (4,)
+    assert config.model.fusion.stages == (4,)
 
 
 @pytest.mark.parametrize("text,key,near", [
     ("train: {batchsize: 3}", "train.batchsize", "train.batch_size"),
-    ("model: {image: {windo: 3}}", "model.image.windo", "model.image.window"),
+    ("model: {image: {windo: 3}}", "model.backbone.windo", "model.backbone.window"),
     ("trian: {lr: 3}", "trian", "train"),
     ("data: {zzzzqq: 3}", "data.zzzzqq", "max_tokens"),
     ("model: {3: 4}", "model.3", "wpa_stages"),
@@ -129,8 +129,8 @@ def test_unknown_keys_name_file_key_and_near_match(tmp_path, text, key, near):
     ("train: {lr: [1]}", ("train.lr", "a number", "[1")),
     ("data: {dataset: 3}", ("data.dataset", "a text", "3")),
     ("model: {sentence_mask: 1}", ("model.sentence_mask", "true or false", "1")),
-    ("model: {wpa_stages: 4}", ("model.wpa_stages", "a list", "4")),
-    ("model: {wpa_stages: [1, two]}", ("model.wpa_stages[1]", "a whole number", "'two'")),
+    ("model: {wpa_stages: 4}", ("model.fusion.stages", "a list", "4")),
+    ("model: {wpa_stages: [1, two]}", ("model.fusion.stages[1]", "a whole number", "'two'")),
     ("data: {mean: 0.5}", ("data.mean", "a list", "0.5")),
     ("model: 3", ("model", "section", "3")),
     ("model: {image: swin}", ("model.image", "section", "'swin'")),
@@ -149,22 +149,22 @@ def test_wrong_types_name_file_field_and_value(tmp_path, text, words):
     ("data.max_tokens=2", "data.max_tokens"), ("data.max_tokens=513", "data.max_tokens"),
     ("data.flip=1.1", "data.flip"), ("data.sentence_field=tokens", "data.sentence_field"),
     ("data.overlap=xor", "data.overlap"), ("data.workers=0", "data.workers"),
-    ("model.name=vlt", "model.name"), ("model.image.name=vit", "model.image.name"),
-    ("model.image.activation=silu", "model.image.activation"), ("model.text.activation=tanh", "model.text.activation"),
-    ("model.image.depths=[2, 2, 2]", "model.image.depths"), ("model.image.depths=[2, 2, 0, 2]", "model.image.depths"),
-    ("model.image.heads=[3, 8, 16, 32]", "model.image.heads[0]=3"), ("model.image.heads=[]", "model.image.heads"),
-    ("model.image.window=0", "model.image.window"), ("model.image.drop_path=1.0", "model.image.drop_path"),
-    ("model.image.mlp_ratio=0", "model.image.mlp_ratio"), ("model.image.embed_dim=6", "model.image.heads"),
+    ("model.name=vlt", "model.name"), ("model.backbone.name=vit", "model.backbone.name"),
+    ("model.backbone.activation=silu", "model.backbone.activation"), ("model.text.activation=tanh", "model.text.activation"),
+    ("model.backbone.depths=[2, 2, 2]", "model.backbone.depths"), ("model.backbone.depths=[2, 2, 0, 2]", "model.backbone.depths"),
+    ("model.backbone.heads=[3, 8, 16, 32]", "model.backbone.heads[0]=3"), ("model.backbone.heads=[]", "model.backbone.heads"),
+    ("model.backbone.window=0", "model.backbone.window"), ("model.backbone.drop_path=1.0", "model.backbone.drop_path"),
+    ("model.backbone.mlp_ratio=0", "model.backbone.mlp_ratio"), ("model.backbone.embed_dim=6", "model.backbone.heads"),
     ("model.text.groups=[3, 3, 3]", "model.text.groups"), ("model.text.groups=[0, 0, 0, 0]", "model.text.groups"),
     ("model.text.groups=[3, 3, 3, -1]", "model.text.groups"),
     ("model.text.heads=5", "model.text.heads"), ("model.text.heads=0", "model.text.heads"),
     ("model.text.dropout=1", "model.text.dropout"),
-    ("model.wpa_stages=[0]", "model.wpa_stages"), ("model.wpa_stages=[5]", "model.wpa_stages"),
-    ("model.wpa_stages=[1, 1]", "model.wpa_stages"), ("model.wpa_heads=[4, 8, 16]", "model.wpa_heads"),
-    ("model.wpa_heads=[4, 8, 16, 33]", "model.wpa_heads[3]=33"), ("model.query_stage=0", "model.query_stage"),
+    ("model.fusion.stages=[0]", "model.fusion.stages"), ("model.fusion.stages=[5]", "model.fusion.stages"),
+    ("model.fusion.stages=[1, 1]", "model.fusion.stages"), ("model.fusion.heads=[4, 8, 16]", "model.fusion.heads"),
+    ("model.fusion.heads=[4, 8, 16, 33]", "model.fusion.heads[3]=33"), ("model.query_stage=0", "model.query_stage"),
     ("model.query_heads=7", "model.query_heads"), ("model.queries=0", "model.queries"),
-    ("model.query_layers=0", "query_layers"), ("model.decoder_dim=264", "above 256 of 32"),
-    ("model.decoder_dim=20", "model.decoder_dim"),
+    ("model.query_layers=0", "query_layers"), ("model.decoder.dim=264", "above 256 of 32"),
+    ("model.decoder.dim=20", "model.decoder.dim"),
     ("loss.bce=-1", "loss.bce"), ("loss.contrast=-0.1", "contrast"), ("loss.temperature=0", "loss.temperature"),
     ("loss.proposal_mask=-1", "must not be negative"), ("loss.negatives=0", "loss.negatives"),
     ("train.schedule=step", "train.schedule"),
@@ -180,11 +180,11 @@ def test_impossible_values_and_combinations(override, field):
 
 
 def test_lavt_fuses_at_all_stages():
-    message = error(with_overrides, Config(), ["model.wpa_stages=[1, 2]", "model.name=lavt"], "some.yaml")
-    assert "set model.wpa_stages=[1,2,3,4]" in message
+    message = error(with_overrides, Config(), ["model.fusion.stages=[1, 2]", "model.fusion.name=pixel_word", "model.sentence_mask=false"], "some.yaml")
+    assert "set model.fusion.stages=[1,2,3,4]" in message
 
 
-@pytest.mark.parametrize("without", ["model.sentence_mask=false", "model.name=lavt"])
+@pytest.mark.parametrize("without", ["model.sentence_mask=false", "model.fusion.name=pixel_word", "model.sentence_mask=false"])
 def test_a_loss_on_proposals_needs_them(without):
     overrides = ["loss.proposal_mask=0.5", "model.proposal_head=true", without]
     assert "loss.proposal_mask" in error(with_overrides, Config(), overrides, "some.yaml")
@@ -225,7 +225,7 @@ def test_keys_of_an_earlier_version_go_on_working(old, new, value, tmp_path, cap
 def test_old_keys_are_refused_where_they_mean_two_things():
     twice = {"train": {"muon_rate": 0.4, "muon_lr_mult": 0.5}}
     assert "train.muon_lr_mult is there as well as train.muon_rate" in error(config_from_dict, twice, "f")
-    assert "model.image.norm must be one of frozen, batch" in error(config_from_dict, {"model": {"image": {
+    assert "model.backbone.norm must be one of frozen, batch" in error(config_from_dict, {"model": {"image": {
         "norm": "group"}}}, "f")
     assert "model.wpa_gate_zero=true is no longer known" in error(config_from_dict, {"model": {
         "wpa_gate_zero": True}}, "f")
@@ -240,15 +240,15 @@ def test_every_key_of_a_first_configuration_is_known(capsys):
     with safe_open(ROOT / "tests/golden/first_release.safetensors", framework="np") as file:
         values = json.loads(file.metadata()["config"])
     config = config_from_dict(values, "golden")
-    assert config.model.stage_heads and config.model.proposal_head and not config.model.image.freeze_batch_norm
+    assert config.model.stage_heads and config.model.proposal_head and not config.model.backbone.freeze_batch_norm
     assert config.train.muon_lr_mult == values["train"]["muon_rate"] > 0
     assert capsys.readouterr().err.count("\n") == 1
     assert config.train.step_timeout == values["train"]["hang_seconds"]
 
 
 @pytest.mark.parametrize("overrides", [
-    ["model.image.embed_dim=0"], ["model.image.embed_dim=-128"], ["model.text.hidden=0"], ["model.text.ffn=0"],
-    ["model.image.mlp_ratio=0.001"],
+    ["model.backbone.embed_dim=0"], ["model.backbone.embed_dim=-128"], ["model.text.hidden=0"], ["model.text.ffn=0"],
+    ["model.backbone.mlp_ratio=0.001"],
 ])
 def test_widths_without_channels(overrides):
     error(with_overrides, Config(), overrides, "some.yaml")
@@ -320,7 +320,7 @@ def test_a_shipped_configuration_is_found_by_its_name_from_any_folder(tmp_path, 
     for name in ("lavt_swin_b", "lavt_swin_b.yaml", "configs/paper/lavt_swin_b.yaml"):
         assert load_config(name).model.name == "lavt"
     (tmp_path / "lavt_swin_b").write_text("model: {decoder_dim: 64}\n")  # the user's own file comes first
-    assert load_config("lavt_swin_b").model.decoder_dim == 64
+    assert load_config("lavt_swin_b").model.decoder.dim == 64
     for name in ("lavt_swin_c", "elsewhere/lavt_swin_b.yaml", "lavt_swin_b.yml"):
         with pytest.raises(UserError, match="no such configuration file, and none of that name is shipped"):
             load_config(name)

@@ -75,7 +75,7 @@ def test_inputs_that_are_missing(tmp_path):
     """Each is named by itself, with what is to be done about it."""
     (tmp_path / "page.pth").write_text("<html>")
     items, code, _ = see("--config", "configs/refcoco_swin_b.yaml", f"data.root={tmp_path / 'refer'}",
-                         f"data.tokenizer={tmp_path / 'bert'}", f"model.image_weights={tmp_path / 'page.pth'}",
+                         f"data.tokenizer={tmp_path / 'bert'}", f"model.backbone_weights={tmp_path / 'page.pth'}",
                          f"model.text_weights={tmp_path / 'none.bin'}", HF_HUB_OFFLINE="1",
                          first=fake_mindspore(tmp_path / "site", ""))
     assert code == 1 and items["config"]["status"] == OK

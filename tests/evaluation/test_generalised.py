@@ -96,7 +96,7 @@ def linear(cell, x):
 def test_the_head_by_its_formula():
     """Against NumPy: the sentence times the pixels that answer it, those, the mask's peak and area, two layers."""
     model, random = tiny_model("model.no_target=true", seed=3), np.random.default_rng(0)
-    head = model.existence_head
+    head = model.target_head
     for parameter in head.get_parameters():
         parameter.set_data(ms.Tensor(random.normal(0, 0.5, parameter.shape).astype(np.float32)))
     pixels, coarse = random.normal(size=(2, 32, 4, 4)), random.normal(size=(2, 1, 4, 4))
@@ -132,7 +132,7 @@ def test_the_head_changes_no_mask_and_has_its_loss():
 
 
 def test_the_head_needs_the_sentence_mask_alignment():
-    for override in ("model.sentence_mask=false", "model.name=lavt"):
+    for override in ("model.sentence_mask=false", "model.fusion.name=pixel_word", "model.sentence_mask=false"):
         with pytest.raises(UserError, match="model.no_target needs.*eval.min_pixels"):
             tiny_config("model.no_target=true", override)
     with pytest.raises(UserError, match="loss.no_target"):
@@ -246,7 +246,7 @@ def with_head(tiny_checkpoint, tmp_path_factory, picture):
     image = np.stack([(picture.rgb[:1, :1].transpose(2, 0, 1) / 255 * 0 + 0.1).repeat(64, 1).repeat(64, 2)] * 2)
     image = image.astype(np.float32)
     exists = eager(model, image, *tokenizer(list(SENTENCES)))[1].asnumpy()
-    head = model.existence_head.decide.bias
+    head = model.target_head.decide.bias
     head.set_data(head - float(exists.mean()))
     path = tmp_path_factory.mktemp("general") / "best.safetensors"
     save_checkpoint(path, named_arrays(model.get_parameters(), "model"), config, tokenizer.to_json(), {"step": 7})
@@ -280,7 +280,7 @@ def test_graphs_answer_what_the_checkpoint_answers(with_head, tmp_path, command_
         low, high = (min(f.existence for f in expected), max(f.existence for f in expected))
         assert main(["predict", "--model", str(file), "--image", str(photograph), "--text", sentences[0], "--text",
                      sentences[1], "--output", str(tmp_path / f"out-{name}"), "--device-target", "CPU",
-                     f"eval.exists_threshold={(low + high) / 2}"]) == 0
+                     f"eval.target_threshold={(low + high) / 2}"]) == 0
         records = [json.loads(line) for line in (tmp_path / f"out-{name}/predictions.jsonl").read_text().splitlines()]
         assert sorted(r["exists"] for r in records) == [False, True]
 

@@ -18,24 +18,25 @@ TINY = {
     "data": {"image_size": 64, "mean": [0.5] * 3, "std": [0.25] * 3, "tokenizer": "refshapes", "max_tokens": 8,
              "workers": 2},
     "model": {
-        "image": {"embed_dim": 8, "depths": [2, 1, 1, 1], "heads": [1, 2, 2, 4], "window": 4, "mlp_ratio": 2.0,
+        "backbone": {"embed_dim": 8, "depths": [2, 1, 1, 1], "heads": [1, 2, 2, 4], "window": 4, "mlp_ratio": 2.0,
                   "drop_path": 0.0},
         "text": {"hidden": 16, "heads": 2, "ffn": 32, "groups": [1, 1, 1, 1], "max_positions": 16, "dropout": 0.0},
-        "wpa_heads": [1, 2, 2, 4], "decoder_dim": 16, "queries": 6, "query_layers": 1, "query_heads": 2,
+        "fusion": {"heads": [1, 2, 2, 4]}, "decoder": {"dim": 16}, "queries": 6, "query_layers": 1, "query_heads": 2,
         "query_ffn": 16},
     "loss": {"negatives": 40},
     "train": {"batch_size": 4, "lr": 1e-3, "log_every": 1},
     "eval": {"batch_size": 4},
 }
 
+LAVT = ("model.fusion.name=pixel_word", "model.fusion.stages=[1,2,3,4]", "model.sentence_mask=false")
 # Dropout and stochastic depth in little to compile, and what else draws or normalises in its own way
-DROPPING = ("model.image.depths=[1,1,1,1]", "model.image.drop_path=0.3", "model.text.dropout=0.2",
-            "model.text.groups=[1,0,0,1]", "model.wpa_stages=[1]")
+DROPPING = ("model.backbone.depths=[1,1,1,1]", "model.backbone.drop_path=0.3", "model.text.dropout=0.2",
+            "model.text.groups=[1,0,0,1]", "model.fusion.stages=[1]")
 ENCODERS = {
     "swin": (),
-    "resnet": ("model.image.name=resnet", "model.image.freeze_batch_norm=false"),
-    "darknet": ("model.image.name=darknet", "model.image.freeze_batch_norm=false"),
-    "lavt": ("model.name=lavt", "model.wpa_stages=[1,2,3,4]"),
+    "resnet": ("model.backbone.name=resnet", "model.backbone.freeze_batch_norm=false"),
+    "darknet": ("model.backbone.name=darknet", "model.backbone.freeze_batch_norm=false"),
+    "lavt": LAVT,
 }
 
 

@@ -26,7 +26,7 @@ def killed(*_):
 def wrong(model, precision, set_precision=computed.set_precision):
     set_precision(model, precision)
     names = [(parameter, parameter.name) for parameter in model.get_parameters()]
-    model.encoder.vision.outputs[2] = TooLarge(model.encoder.vision.outputs[2])
+    model.encoder.backbone.outputs[2] = TooLarge(model.encoder.backbone.outputs[2])
     for parameter, name in names:  # which the list has changed
         parameter.name = name
 

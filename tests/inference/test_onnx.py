@@ -31,9 +31,9 @@ from mindspore_coupalign.inference.onnx.layers import emit  # noqa: E402
 from mindspore_coupalign.inference.onnx.session import TOLERANCE  # noqa: E402
 from mindspore_coupalign.weights.checkpoint import load_checkpoint  # noqa: E402
 
-RELU = ("model.image.activation=relu", "model.text.activation=relu", "model.image.absolute_position=true",
-        "model.wpa_stages=[1,3]", "model.query_stage=2")
-KINDS = {"swin": (), "relu": RELU, "guided": ("model.upsample=guided",), "padded": ("model.image.window=5",),
+RELU = ("model.backbone.activation=relu", "model.text.activation=relu", "model.backbone.absolute_position=true",
+        "model.fusion.stages=[1,3]", "model.query_stage=2")
+KINDS = {"swin": (), "relu": RELU, "guided": ("model.head.upsample=guided",), "padded": ("model.backbone.window=5",),
          **VARIANTS}
 
 
@@ -81,7 +81,7 @@ def test_operators_are_standard_and_whole():
     assert not {"Erf", "Pow", "Dropout", "Identity", "Shape", "If", "Loop"} & set(kinds[:-1])  # none in pieces
     assert kinds.count("Gelu") == 5 + 4  # of the Swin blocks, of BERT's layers
     stored = [init.name for init in model.graph.initializer]
-    assert len(stored) == len(set(stored)) and any(name.startswith("encoder.vision.stages.0") for name in stored)
+    assert len(stored) == len(set(stored)) and any(name.startswith("encoder.backbone.stages.0") for name in stored)
     with_heads = heads.to_onnx(tiny_model("model.stage_heads=true", "model.proposal_head=true"), tiny_config().data)
     assert [node.op_type for node in with_heads.graph.node] == kinds  # what only training needs is not exported
     relu = heads.to_onnx(tiny_model(*RELU), tiny_config(*RELU).data)
@@ -289,7 +289,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 def test_the_full_recipe_in_2_gib(recipe, tmp_path):
     """Weights of 1.4 GB as well; windows and sentence are padded."""
     import mindspore as ms
-    large = ("model.image.embed_dim=192", "model.image.heads=[6,12,24,48]", "model.wpa_heads=[6,12,24,48]")
+    large = ("model.backbone.embed_dim=192", "model.backbone.heads=[6,12,24,48]", "model.fusion.heads=[6,12,24,48]")
     config = load_config("refcoco_swin_b", large if recipe == "swin_l" else ())
     model = build.build_model(config, 30522).set_train(False)
     file = tmp_path / "model.onnx"

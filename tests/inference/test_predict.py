@@ -164,7 +164,7 @@ def test_details_add_up(tiny_checkpoint, tiny_restored, picture):
 
 
 def test_details_of_a_network_without_alignment(tiny_restored, picture, tmp_path):
-    overrides = ("model.sentence_mask=false", "model.wpa_stages=[]")
+    overrides = ("model.sentence_mask=false", "model.fusion.stages=[]")
     config = tiny_config(*overrides)
     model = build_model(config, tiny_restored.tokenizer.vocab_size)
     path = tmp_path / "plain.safetensors"
@@ -176,7 +176,7 @@ def test_details_of_a_network_without_alignment(tiny_restored, picture, tmp_path
 
 
 def test_details_of_lavt_have_all_stages(tiny_restored, picture):
-    config = tiny_config("model.name=lavt")
+    config = tiny_config("model.fusion.name=pixel_word", "model.sentence_mask=false")
     model = build_model(config, tiny_restored.tokenizer.vocab_size).set_train(False)
     predictor = Predictor.from_model(WithOutputs(model), tiny_restored.tokenizer, config)
     with pynative():

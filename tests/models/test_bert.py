@@ -9,7 +9,7 @@ from tiny_network import tiny_batch
 
 from mindspore_coupalign.models.bert import Bert, padding_bias
 from mindspore_coupalign.models.layers import layer_norm
-from mindspore_coupalign.models.noise import connect, draw_keys
+from mindspore_coupalign.models.rng import bind, draw_keys
 
 HIDDEN, HEADS, GROUPS = 16, 2, (1, 2, 0, 1)
 
@@ -74,7 +74,7 @@ def test_padding_bias_fits_half_precision():
 def test_dropout_acts_in_training_only(bert, batch):
     calm = run(bert, *batch)
     np.testing.assert_array_equal(run(bert, *batch), calm)
-    keys = connect(bert.set_train(True))
+    keys = bind(bert.set_train(True))
     noisy = []
     for seed in (1, 2, 1):
         ops.assign(keys, ms.Tensor(draw_keys(len(keys), seed)))

@@ -7,22 +7,22 @@ import yaml
 from mindspore import nn, ops
 from tiny_network import TINY, VOCABULARY, tiny_batch, tiny_config, tiny_model
 
-from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli.describe import describe
-from mindspore_coupalign.config import ImageConfig
 from mindspore_coupalign.models import macs
+from mindspore_coupalign.models.backbones.darknet import Darknet, DarknetSettings
+from mindspore_coupalign.models.backbones.resnet import ResNet, ResNetSettings
+from mindspore_coupalign.models.backbones.swin import Swin, SwinSettings
 from mindspore_coupalign.models.bert import Bert
-from mindspore_coupalign.models.swin import Swin
 
 VARIANTS = {
     "all": (),
-    "padded windows": ("data.image_size=96", "model.image.window=5", "model.query_stage=2"),
-    "guided filter": ("model.upsample=guided",),
-    "without alignment": ("model.sentence_mask=false", "model.wpa_stages=[3]", "model.text.groups=[1,0,0,2]"),
-    "ResNet": ("model.image.name=resnet", "model.image.freeze_batch_norm=false", "data.image_size=96"),
-    "Darknet": ("model.image.name=darknet", "model.wpa_stages=[1,4]"),
-    "LAVT": ("model.name=lavt",),
+    "padded windows": ("data.image_size=96", "model.backbone.window=5", "model.query_stage=2"),
+    "guided filter": ("model.head.upsample=guided",),
+    "without alignment": ("model.sentence_mask=false", "model.fusion.stages=[3]", "model.text.groups=[1,0,0,2]"),
+    "ResNet": ("model.backbone.name=resnet", "model.backbone.freeze_batch_norm=false", "data.image_size=96"),
+    "Darknet": ("model.backbone.name=darknet", "model.fusion.stages=[1,4]"),
+    "LAVT": ("model.fusion.name=pixel_word", "model.sentence_mask=false",),
     "existence head": ("model.no_target=true",),
 }
 
@@ -68,7 +68,7 @@ def test_macs_are_those_of_a_real_pass(watched, overrides):
     image, ids, word_mask, _ = tiny_batch(1, size)
     model(ms.Tensor(image), ms.Tensor(ids), ms.Tensor(word_mask))
     assert len(watched) > 30
-    assert sum(count for _, _, count in macs.parts(model, ids.shape[1])) == sum(watched)
+    assert sum(part.macs for part in describe(tiny_config(*overrides), VOCABULARY)) == sum(watched)
 
 
 @pytest.mark.parametrize("overrides", [*VARIANTS.values(), ("loss.deep_supervision=0.5", "model.stage_heads=true",
@@ -81,30 +81,34 @@ def test_parts_hold_every_parameter_once(overrides):
     assert sum(part.trainable for part in parts) == sum(p.size for p in model.trainable_params())
 
 
+def macs_of(cell, *inputs) -> int:
+    return sum(macs.count(cell.set_train(False), *(ms.Tensor(np.zeros(shape, kind)) for shape, kind in inputs)).values())
+
+
+def image_of(side: int):
+    return (1, 3, side, side), np.float32
+
+
 @pytest.mark.parametrize("name, dim, depths, gmacs, millions", [
     ("T", 96, (2, 2, 6, 2), 4.5, 28.3), ("B", 128, (2, 2, 18, 2), 15.4, 87.8)])
 def test_swin_at_224_matches_the_paper(name, dim, depths, gmacs, millions):
-    swin = Swin((224, 224), dim, depths, [dim // 32 * 2**i for i in range(4)], 7)
-    pixels = [int(np.prod(size)) for size in swin.sizes]
-    count = macs.swin_embed(swin.embed, pixels[0]) + sum(macs.swin_stage(swin.stages[i], pixels[i]) for i in range(4))
-    count += sum(macs.swin_downsample(swin.downsamples[i], pixels[i]) for i in range(3))
-    assert count / 1e9 == pytest.approx(gmacs, rel=0.03)
+    heads = tuple(dim // 32 * 2**i for i in range(4))
+    swin = Swin(SwinSettings(embed_dim=dim, depths=depths, heads=heads, window=7), size=(224, 224))
+    assert macs_of(swin, image_of(224)) / 1e9 == pytest.approx(gmacs, rel=0.03)
     parameters = sum(p.size for p in swin.get_parameters()) / 1e6  # the paper's count has the classifier, ours has not
     assert parameters + swin.channels[3] * 1000 / 1e6 == pytest.approx(millions, rel=0.003)
 
 
 def test_resnet_101_at_224_matches_the_literature():
     """7.8 GMACs and 44.55 M parameters, both with the classifier (2048 × 1000 and 1000 biases)."""
-    resnet = build.build_vision(ImageConfig(name="resnet", embed_dim=256, depths=(3, 4, 23, 3)), (224, 224))
-    count = sum(macs.cnn_stage(cell) for cell in (resnet.embed, *resnet.stages))
-    assert (count + 2048 * 1000) / 1e9 == pytest.approx(7.80, rel=0.003)
+    resnet = ResNet(ResNetSettings(), size=(224, 224))
+    assert (macs_of(resnet, image_of(224)) + 2048 * 1000) / 1e9 == pytest.approx(7.80, rel=0.003)
     assert sum(p.size for p in resnet.trainable_params()) + 2049 * 1000 == 44_549_160
 
 
 def test_darknet_53_at_256_matches_its_table():
     """52 convolutions by the table of YOLOv3's paper, of which it says 18.7 billion operations (two per MAC)."""
-    darknet = build.build_vision(ImageConfig(name="darknet", embed_dim=128, depths=(2, 8, 8, 4)), (256, 256))
-    count = sum(macs.cnn_stage(cell) for cell in (darknet.embed, *darknet.stages, *darknet.downsamples))
+    darknet = Darknet(DarknetSettings(), size=(256, 256))
     table = 256**2 * 9 * 3 * 32
     parameters = 9 * 3 * 32 + 2 * 32
     for i, blocks in enumerate((1, 2, 8, 8, 4)):
@@ -112,13 +116,14 @@ def test_darknet_53_at_256_matches_its_table():
         kernels = 9 * wide // 2 * wide + blocks * (wide * wide // 2 + 9 * wide // 2 * wide)
         table += positions * kernels
         parameters += kernels + 2 * wide + blocks * 2 * (wide + wide // 2)
+    count = macs_of(darknet, image_of(256))
     assert count == table and 2 * count / 1e9 == pytest.approx(18.7, rel=0.02)
     assert sum(p.size for p in darknet.trainable_params()) == parameters
 
 
 def test_bert_base_is_85_million_per_word_and_attention():
     bert = Bert(30, 768, 12, 3072, (1, 1, 1, 1), 512, 20)  # four of its twelve equal layers
-    count = 3 * sum(macs.bert_group(group, 20) for group in bert.groups)
+    count = 3 * macs_of(bert, ((1, 20), np.int32), ((1, 20), np.int32))
     assert count == 20 * 12 * (4 * 768**2 + 2 * 768 * 3072) + 12 * 2 * 20 * 20 * 768
     assert count / 20 == pytest.approx(85e6, rel=0.01)
 
@@ -129,7 +134,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["describe", "--config", str(path), "train.ema=0.9", "--batch", "4"]) == 0
     out = capsys.readouterr().out
     assert "input 64 x 64, 8 word pieces" in out and "(refshapes)" in out and "averages" in out
-    assert "vision stage 4" in out and "word-pixel alignment 1" in out and "batch of 4" in out
+    assert "backbone stage 4" in out and "fusion 1" in out and "batch of 4" in out
     assert main(["describe", "--config", str(path), f"data.tokenizer={tmp_path / 'none'}"]) == 0
     out = capsys.readouterr().out
     assert "vocabulary of 30522 (BERT's: the tokenizer" in out and "not on this machine" in out

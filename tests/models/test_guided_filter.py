@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy_layers import assert_near
 
-from mindspore_coupalign.models.guided_filter import GuidedFilter, spread_matrix
+from mindspore_coupalign.models.heads.guided_filter import GuidedFilter, spread_matrix
 from mindspore_coupalign.models.layers import Resize
 
 

@@ -7,7 +7,7 @@ from mindspore import ops
 from tiny_network import pynative
 
 from mindspore_coupalign.models.losses import MaskLoss, PixelContrast
-from mindspore_coupalign.models.noise import connect
+from mindspore_coupalign.models.rng import bind
 
 TAU = 0.1
 
@@ -168,7 +168,7 @@ def test_a_draw_that_takes_all_background_equals_the_whole():
 def test_a_small_draw_is_bounded_and_random():
     """Fewer negatives in the denominator: a smaller loss than with all, another one for each key."""
     contrast, y, mask = PixelContrast(TAU, 8), embedding(2), blocks(10, 63)
-    keys = connect(contrast)
+    keys = bind(contrast)
     drawn = []
     for key in range(4):
         ops.assign(keys, ms.Tensor([key], ms.int32))

@@ -13,10 +13,11 @@ from tiny_network import eager, tiny_batch, tiny_config, tiny_model
 from mindspore_coupalign import build
 from mindspore_coupalign.models.bert import padding_bias
 from mindspore_coupalign.models.coupalign import STAGE_LOGITS, Outputs
+from mindspore_coupalign.models.decoders.top_down import PixelDecoder, TopDownSettings
+from mindspore_coupalign.models.fusion.word_pixel import WordPixelAlignment, WordPixelSettings
 from mindspore_coupalign.models.layers import Tanh
-from mindspore_coupalign.models.mask_generator import MaskGenerator, PixelDecoder
+from mindspore_coupalign.models.mask_generator import MaskGenerator
 from mindspore_coupalign.models.sentence_mask import SentenceMaskAlignment
-from mindspore_coupalign.models.word_pixel import WordPixelAlignment
 from mindspore_coupalign.training import setup
 from mindspore_coupalign.training.objective import LOSSES
 
@@ -100,7 +101,7 @@ def test_words_and_their_order_matter(model, batch, logits):
 def test_every_parameter_learns(batch):
     """In the jitted step, also where windows of 5 cut maps of 16 and 8 unevenly; and the step leaves no dropout behind
     for evaluation."""
-    config = tiny_config("model.text.dropout=0.1", "model.image.drop_path=0.1", "model.image.window=5",
+    config = tiny_config("model.text.dropout=0.1", "model.backbone.drop_path=0.1", "model.backbone.window=5",
                          "loss.contrast=1.0", "loss.deep_supervision=0.5", "model.stage_heads=true",
                          "loss.proposal_mask=0.5", "model.proposal_head=true")
     ms.set_seed(0)
@@ -126,14 +127,14 @@ def test_every_parameter_learns(batch):
 @pytest.mark.parametrize("stages", STAGES, ids=str)
 def test_stages_with_word_pixel_alignment(stages, batch):
     """Exactly the stages of the list have WPA parameters, of their own widths, and run; everything else stays."""
-    model = randomize(tiny_model(f"model.wpa_stages={list(stages)}"))
+    model = randomize(tiny_model(f"model.fusion.stages={list(stages)}"))
     found = {p.name: p for p in model.get_parameters()}
-    slots = {name.split(".")[2] for name in found if name.startswith("encoder.wpa.")}
+    slots = {name.split(".")[2] for name in found if name.startswith("encoder.fusion.")}
     assert slots == {str(i) for i in range(len(stages))}
-    widths = [found[f"encoder.wpa.{i}.w_v.weight"].shape[0] for i in range(len(stages))]
+    widths = [found[f"encoder.fusion.{i}.w_v.weight"].shape[0] for i in range(len(stages))]
     assert widths == [8 * 2 ** (stage - 1) for stage in stages]
-    rest = {line for line in named_shapes(model) if not line.startswith("encoder.wpa.")}
-    assert rest == {line for line in golden_lines() if not line.startswith("encoder.wpa.")}
+    rest = {line for line in named_shapes(model) if not line.startswith("encoder.fusion.")}
+    assert rest == {line for line in golden_lines() if not line.startswith("encoder.fusion.")}
     out = Outputs(*eager(model.outputs, *batch[:3]))
     assert np.isfinite(out.logits.asnumpy()).all()
     shapes = [((1, 2, 2, 4)[stage - 1], 256 // 4 ** (stage - 1)) for stage in stages]
@@ -206,7 +207,7 @@ def test_the_proposal_head(batch):
 @pytest.mark.parametrize("size", [32, 96])
 def test_other_sizes_share_the_parameters(size):
     """Windows that fit and that need padding (24, 12, 6, 3 with windows of 5)."""
-    window = "model.image.window=5"
+    window = "model.backbone.window=5"
     model = randomize(tiny_model(f"data.image_size={size}", window))
     assert named_shapes(tiny_model("data.image_size=160", window)) == named_shapes(
         tiny_model("data.image_size=224", window))  # from where no window shrinks
@@ -217,7 +218,7 @@ def test_other_sizes_share_the_parameters(size):
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
 def test_the_stage_that_the_queries_read(stage, batch):
     model = randomize(tiny_model(f"model.query_stage={stage}"))
-    assert model.generator.project.weight.shape == (16, 8 * 2 ** (stage - 1))
+    assert model.mask_generator.project.weight.shape == (16, 8 * 2 ** (stage - 1))
     assert np.isfinite(eager(model, *batch[:3]).asnumpy()).all()
 
 
@@ -232,7 +233,7 @@ def test_parameter_names_are_a_contract():
 
 
 def test_the_guided_filter_gives_the_inputs_size(batch):
-    assert eager(randomize(tiny_model("model.upsample=guided")), *batch[:3]).shape == (2, 1, 64, 64)
+    assert eager(randomize(tiny_model("model.head.upsample=guided")), *batch[:3]).shape == (2, 1, 64, 64)
 
 
 def test_tanh_is_exact():
@@ -241,16 +242,21 @@ def test_tanh_is_exact():
     np.testing.assert_allclose(Tanh()(ms.Tensor(x)).asnumpy(), np.tanh(x.astype(np.float64)), rtol=0, atol=4e-6)
 
 
+def alignment(**settings):
+    """8 channels of pixels, 6 of words, 2 heads."""
+    return WordPixelAlignment(WordPixelSettings(heads=(2, 2, 2, 2), **settings), stage=1, pixel_dim=8, word_dim=6)
+
+
 def shut(wpa):
     """With gates whose W2 is 0."""
-    for gate in (wpa.gate_v, wpa.gate_l):
-        gate.w2.weight.set_data(ms.ops.zeros_like(gate.w2.weight))
+    for gate in (wpa.pixel_gate, wpa.word_gate):
+        gate.out.weight.set_data(ms.ops.zeros_like(gate.out.weight))
     return wpa
 
 
 def test_an_open_gate_lets_the_words_in(features):
     """W2 = 0 and b = 1: the gate is tanh(1) everywhere."""
-    wpa = shut(WordPixelAlignment(8, 6, 2, gate_bias_init=1.0))
+    wpa = shut(alignment(gate_bias_init=1.0))
     v, l, word_mask = features  # noqa: E741
     w = weights(wpa)
     out = run_wpa(wpa, v, l, word_mask)
@@ -268,9 +274,9 @@ def test_the_seed_decides_the_weights():
 
 def wpa_reference(w, v, l, word_mask, heads):  # noqa: E741
     """One sample: v (P, C), l (T, D) -> fused v, fused l, attention over words (h, P, T)."""
-    pixels, words = norm(w, "norm_v", v), norm(w, "norm_l", l)
-    q, k = linear(w, "w_v", pixels), linear(w, "w_l", words)
-    from_words, from_pixels = linear(w, "w_lv", words), linear(w, "w_vl", pixels)
+    pixels, words = norm(w, "pixel_norm", v), norm(w, "word_norm", l)
+    q, k = linear(w, "pixel_query", pixels), linear(w, "word_key", words)
+    from_words, from_pixels = linear(w, "word_value", words), linear(w, "pixel_value", pixels)
     width = q.shape[1] // heads
     to_v, to_l, attention = np.zeros_like(q), np.zeros((len(l), q.shape[1])), []
     for part in (slice(h * width, (h + 1) * width) for h in range(heads)):
@@ -279,12 +285,12 @@ def wpa_reference(w, v, l, word_mask, heads):  # noqa: E741
         to_v[:, part] = over_words @ from_words[:, part]
         to_l[:, part] = softmax(affinity.T, 1) @ from_pixels[:, part]
         attention.append(over_words)
-    to_v, to_l = linear(w, "w_ov", to_v), linear(w, "w_ol", to_l)
+    to_v, to_l = linear(w, "pixel_out", to_v), linear(w, "word_out", to_l)
 
     def gate(name, x):
-        return np.tanh(linear(w, f"{name}.w2", relu(linear(w, f"{name}.w1", x))))
+        return np.tanh(linear(w, f"{name}.out", relu(linear(w, f"{name}.hidden", x))))
 
-    return v + gate("gate_v", to_v) * to_v, l + gate("gate_l", to_l) * to_l, np.stack(attention)
+    return v + gate("pixel_gate", to_v) * to_v, l + gate("word_gate", to_l) * to_l, np.stack(attention)
 
 
 @pytest.fixture(scope="module")
@@ -297,11 +303,13 @@ def features():
 
 def run_wpa(wpa, v, l, word_mask):  # noqa: E741
     bias = padding_bias(ms.Tensor(word_mask), ms.float32)
-    return [x.asnumpy() for x in wpa(ms.Tensor(v), ms.Tensor(l), bias)]
+    fused, words, output, attention = (x.asnumpy() for x in wpa(ms.Tensor(v), ms.Tensor(l), bias))
+    np.testing.assert_array_equal(output, fused)
+    return [fused, words, attention]
 
 
 def test_word_pixel_alignment_equals_its_formulas(features):
-    wpa = randomize(WordPixelAlignment(8, 6, 2), scale=0.5)
+    wpa = randomize(alignment(), scale=0.5)
     out = run_wpa(wpa, *features)
     for i in range(2):
         for actual, expected in zip(out, wpa_reference(weights(wpa), *(f[i] for f in features), 2), strict=True):
@@ -310,10 +318,10 @@ def test_word_pixel_alignment_equals_its_formulas(features):
 
 
 def test_zero_gates_leave_the_encoders_as_they_are(features):
-    out = run_wpa(shut(WordPixelAlignment(8, 6, 2)), *features)
+    out = run_wpa(shut(alignment()), *features)
     np.testing.assert_array_equal(out[0], features[0])
     np.testing.assert_array_equal(out[1], features[1])
-    assert np.abs(run_wpa(WordPixelAlignment(8, 6, 2), *features)[0] - features[0]).max() > 0
+    assert np.abs(run_wpa(alignment(), *features)[0] - features[0]).max() > 0
 
 
 def test_sentence_mask_alignment_equals_its_formulas():
@@ -323,7 +331,7 @@ def test_sentence_mask_alignment_equals_its_formulas():
     out = [x.asnumpy() for x in sma(*map(ms.Tensor, (y, q, sentence)))]
     w = weights(sma)
     for i in range(2):
-        chosen = softmax(linear(w, "w_q", q[i]) @ linear(w, "w_g", sentence[i]) / np.sqrt(8))
+        chosen = softmax(linear(w, "mask_key", q[i]) @ linear(w, "sentence_query", sentence[i]) / np.sqrt(8))
         proposals = y[i] @ q[i].T / np.sqrt(8)
         aligned = softmax(proposals, 1) @ (chosen[:, None] * q[i])
         for actual, expected in zip(out, (aligned, proposals, chosen), strict=True):
@@ -357,7 +365,7 @@ def conv_norm_relu_reference(w, name, x, groups):
 def test_pixel_decoder_equals_the_reference():
     """Top-down over an odd pyramid: 12×20, 6×10, 3×5 and 2×3."""
     sizes, channels = [(12, 20), (6, 10), (3, 5), (2, 3)], [3, 4, 5, 6]
-    decoder = randomize(PixelDecoder(channels, sizes, 16))
+    decoder = randomize(PixelDecoder(TopDownSettings(dim=16), channels=channels, sizes=sizes))
     random = np.random.default_rng(2)
     stages = [random.normal(size=(2, h * w, c)).astype(np.float32) for (h, w), c in zip(sizes, channels, strict=True)]
     out = decoder(tuple(map(ms.Tensor, stages))).asnumpy()

@@ -64,8 +64,9 @@ def small(name: str, *overrides: str) -> Config:
 def kind(config: Config) -> tuple:
     """What decides which primitives a configuration's step has; sizes and learning rates do not."""
     model, loss, train = config.model, config.loss, config.train
-    return (model.name, model.image.name, model.image.activation, model.image.absolute_position, model.text.activation,
-            model.upsample, model.has_proposals, model.no_target, loss.deep_supervision > 0, loss.proposal_mask > 0,
+    return (model.fusion.name, model.backbone.name, getattr(model.backbone, "activation", ""),
+            getattr(model.backbone, "absolute_position", ""), model.text.activation, model.head.upsample, model.sentence_mask,
+            model.no_target, loss.deep_supervision > 0, loss.proposal_mask > 0,
             loss.contrast > 0, train.ema > 0, train.muon_lr_mult > 0, train.clip_norm > 0, train.accumulate > 1)
 
 

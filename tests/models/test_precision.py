@@ -19,8 +19,8 @@ from mindspore_coupalign.models.precision import FLOAT32, Precision, set_precisi
 from mindspore_coupalign.training import setup
 from mindspore_coupalign.weights.checkpoint import load_checkpoint, load_parameters, named_arrays, save_checkpoint
 
-FEW = ("model.image.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]")
-WPA = ("model.wpa_stages=[4]",)
+FEW = ("model.backbone.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]")
+WPA = ("model.fusion.stages=[4]",)
 
 
 def logits(precision):
@@ -28,7 +28,7 @@ def logits(precision):
     float16 can hold (to 65504), to a channel."""
     model = randomize(tiny_model(*FEW, *WPA), scale=0.15)
     for parameter in model.get_parameters():
-        if parameter.name.startswith("encoder.vision.stages") and parameter.name.endswith(
+        if parameter.name.startswith("encoder.backbone.stages") and parameter.name.endswith(
                 ("attn.proj.bias", "mlp.fc2.bias")):
             values = parameter.asnumpy().copy()
             values[0] = 5e4
@@ -53,7 +53,7 @@ def test_lavts_fusion_reads_a_large_activation():
     v[..., 0] = 1e5
     found = []
     for precision in (FLOAT32, Precision("O1", "float16"), Precision("O2", "float16")):
-        model = tiny_model("model.name=lavt", *FEW)
+        model = tiny_model("model.fusion.name=pixel_word", "model.sentence_mask=false", *FEW)
         set_precision(model, precision)
         encoder, bias = model.encoder, ms.Tensor(np.zeros((2, 1, 1, 8), np.float32))
         with pynative():

@@ -13,13 +13,13 @@ from tiny_network import DROPPING, ENCODERS, VOCABULARY, tiny_batch, tiny_config
 
 from mindspore_coupalign import build
 from mindspore_coupalign.distributed.process import environment_alone
-from mindspore_coupalign.models.noise import draw_keys
 from mindspore_coupalign.models.recompute import BLOCKS, recompute_blocks
+from mindspore_coupalign.models.rng import draw_keys
 from mindspore_coupalign.training import setup
 
 BATCH = 4
 DROPS = (*DROPPING, f"train.batch_size={BATCH}")
-VARIANTS = {**ENCODERS, "frozen": ("model.image.name=resnet",), "half": ("train.amp=O2",)}
+VARIANTS = {**ENCODERS, "frozen": ("model.backbone.name=resnet",), "half": ("train.amp=O2",)}
 RATE = 1e-3
 GRADIENTS, ENDS = "Gradients/", re.compile(r" (?:cnode|primitive)_(?:primal_)?attrs: ")
 

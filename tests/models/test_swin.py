@@ -11,17 +11,18 @@ import pytest
 from numpy_layers import assert_near, attention, below, gelu, linear, mlp, norm, randomize, relu, weights
 from tiny_network import tiny_model
 
-from mindspore_coupalign.models.layers import sine_positions
-from mindspore_coupalign.models.swin import (
+from mindspore_coupalign.models.backbones.swin import (
     PatchMerging,
     Swin,
     SwinBlock,
+    SwinSettings,
     TokenGather,
     inverse_index,
     relative_position_index,
     shift_mask,
     window_index,
 )
+from mindspore_coupalign.models.layers import sine_positions
 
 SIZES = [((8, 8), 4), ((8, 12), 4), ((15, 15), 4), ((12, 20), 5), ((7, 9), 5)]
 
@@ -167,7 +168,8 @@ def test_block_equals_the_reference(size, window, shift):
 def test_whole_swin_equals_the_reference():
     """Stages 24×40, 12×20, 6×10 and 3×5 with windows of 5: padding acts in each, the last has windows of 3."""
     size, depths, heads = (96, 160), (2, 1, 2, 2), (1, 2, 2, 4)
-    swin = randomize(Swin(size, 8, depths, heads, 5, 2.0), scale=0.15)
+    swin = randomize(Swin(SwinSettings(embed_dim=8, depths=depths, heads=heads, window=5, mlp_ratio=2.0, drop_path=0.0),
+                          size=size), scale=0.15)
     assert swin.sizes == [(24, 40), (12, 20), (6, 10), (3, 5)] and swin.channels == [8, 16, 32, 64]
     image = np.random.default_rng(3).normal(size=(2, 3, *size)).astype(np.float32)
     out = [feature.asnumpy() for feature in swin(ms.Tensor(image))]
@@ -194,7 +196,7 @@ def test_sine_positions_tell_rows_and_columns_apart():
 
 def test_drop_path_and_positions_act():
     """Stochastic depth changes training only, and rates grow from 0 at the first block to the last."""
-    vision = tiny_model("model.image.drop_path=0.4").encoder.vision
+    vision = tiny_model("model.backbone.drop_path=0.4").encoder.backbone
     rates = [block.drop_path1.rate for stage in vision.stages for block in stage.blocks]
     np.testing.assert_allclose(rates, np.linspace(0, 0.4, 5), atol=1e-7)
     branch = vision.stages[3].blocks[0].drop_path1

@@ -7,22 +7,22 @@ from numpy_layers import linear, randomize, relu, softmax, weights
 from tiny_network import VOCABULARY, eager, pynative, tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
-from mindspore_coupalign.config import ImageConfig
-from mindspore_coupalign.models import cnn
+from mindspore_coupalign.models.backbones import cnn
 from mindspore_coupalign.models.bert import padding_bias
-from mindspore_coupalign.models.lavt import PixelWordAttention
-from mindspore_coupalign.models.word_pixel import Gate
+from mindspore_coupalign.models.fusion.pixel_word import PixelWordAttention, PixelWordSettings
+from mindspore_coupalign.models.fusion.word_pixel import Gate
 from mindspore_coupalign.training import setup
 
-CNN = ("model.image.depths=[1,2,1,1]", "model.wpa_stages=[2,4]", "model.text.groups=[1,0,0,1]")
+CNN = ("model.backbone.depths=[1,2,1,1]", "model.fusion.stages=[2,4]", "model.text.groups=[1,0,0,1]")
 VARIANTS = {
-    "resnet": ("model.image.name=resnet", "model.image.freeze_batch_norm=false", *CNN),
-    "darknet": ("model.image.name=darknet", "model.image.freeze_batch_norm=true", *CNN),
-    "lavt": ("model.name=lavt", "model.text.groups=[1,0,0,1]"),
+    "resnet": ("model.backbone.name=resnet", "model.backbone.freeze_batch_norm=false", *CNN),
+    "darknet": ("model.backbone.name=darknet", "model.backbone.freeze_batch_norm=true", *CNN),
+    "lavt": ("model.fusion.name=pixel_word", "model.sentence_mask=false", "model.text.groups=[1,0,0,1]"),
 }
 # What adds the same to all scores of a softmax, or to all positions before an instance norm, has no gradient
-WITHOUT_GRADIENT = ("attn.k.bias", "attention.k.bias", "alignment.w_q.bias",
-                    *(f"encoder.attend.{i}.{w}.bias" for i in range(4) for w in ("w_q", "w_k", "w_v", "w_w")))
+WITHOUT_GRADIENT = ("attn.k.bias", "attention.k.bias", "alignment.mask_key.bias",
+                    *(f"encoder.fusion.{i}.{w}.bias" for i in range(4)
+                      for w in ("pixel_query", "word_key", "word_value", "gathered")))
 
 
 def run(model, image, ids, word_mask, mask=None):
@@ -92,12 +92,11 @@ def test_every_parameter_learns(overrides):
     (True, "Ascend", True, "BatchNorm2d")])
 def test_batch_norm_over_the_ranks_where_there_is_one(monkeypatch, ranks, target, frozen, layer):
     monkeypatch.setenv("MS_ROLE", "MS_WORKER" if ranks else "")
-    monkeypatch.setattr(build, "device_target", lambda: target)
+    monkeypatch.setattr(cnn, "device_target", lambda: target)
     made = []
     for name in ("SyncBatchNorm", "BatchNorm2d"):
         monkeypatch.setattr(cnn.nn, name, lambda *_, name=name, **__: made.append(name))
-    monkeypatch.setattr(build, "resnet", lambda size, width, depths, norm: norm(8))
-    build.build_vision(ImageConfig(name="resnet", freeze_batch_norm=frozen), (64, 64))
+    cnn.batch_norm(frozen)(8)
     assert made == [layer]
 
 
@@ -107,14 +106,14 @@ def instance_norm(x):
 
 def test_pixel_word_attention_is_that_of_lavts_paper():
     """Its section 3.1 for one sample: v (P, C), l (T, D); the third word is padding."""
-    cell = randomize(PixelWordAttention(8, 6))
+    cell = randomize(PixelWordAttention(PixelWordSettings(), stage=4, pixel_dim=8, word_dim=6))
     w, random = weights(cell), np.random.default_rng(0)
     v, l = random.normal(size=(9, 8)), random.normal(size=(3, 6))  # noqa: E741
-    scores = instance_norm(linear(w, "w_q", v)) @ linear(w, "w_k", l[:2]).T / np.sqrt(8)
-    gathered = instance_norm(linear(w, "w_w", softmax(scores) @ linear(w, "w_v", l[:2])))
-    expected = relu(linear(w, "w_o", relu(linear(w, "w_m", v)) * gathered))
+    scores = instance_norm(linear(w, "pixel_query", v)) @ linear(w, "word_key", l[:2]).T / np.sqrt(8)
+    gathered = instance_norm(linear(w, "gathered", softmax(scores) @ linear(w, "word_value", l[:2])))
+    expected = relu(linear(w, "out", relu(linear(w, "pixels", v)) * gathered))
     bias = padding_bias(ms.Tensor([[1, 1, 0]], ms.int32), ms.float32)
-    fused, over_words = cell(ms.Tensor(v[None], ms.float32), ms.Tensor(l[None], ms.float32), bias)
+    _, _, fused, over_words = cell(ms.Tensor(v[None], ms.float32), ms.Tensor(l[None], ms.float32), bias)
     np.testing.assert_allclose(fused.asnumpy()[0], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(over_words.asnumpy()[0, 0], np.pad(softmax(scores), ((0, 0), (0, 1))), atol=1e-5)
 
@@ -123,8 +122,8 @@ def test_pixel_word_attention_is_that_of_lavts_paper():
 def test_the_language_gate_is_that_of_lavts_paper(opening):
     """Its section 3.2, and the opening that training from scratch gives it."""
     cell = Gate(8, opening, bias=True)
-    assert (cell.w2.bias.asnumpy() == opening).all()
+    assert (cell.out.bias.asnumpy() == opening).all()
     randomize(cell)
     w, x = weights(cell), np.random.default_rng(0).normal(size=(1, 5, 8))
-    expected = np.tanh(linear(w, "w2", relu(linear(w, "w1", x))))
+    expected = np.tanh(linear(w, "out", relu(linear(w, "hidden", x))))
     np.testing.assert_allclose(cell(ms.Tensor(x, ms.float32)).asnumpy(), expected, rtol=1e-4, atol=1e-5)

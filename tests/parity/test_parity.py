@@ -17,7 +17,7 @@ from tiny_network import eager, tiny_batch
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.config import load_config
-from mindspore_coupalign.weights.load import load_image_weights, load_text_weights, resample_table
+from mindspore_coupalign.weights.load import load_backbone_weights, load_text_weights, resample_table
 
 CONFIG = "configs/base.yaml"
 RELATIVE = 1e-4  # largest difference over largest value
@@ -36,8 +36,8 @@ def converted(kind: str, path, out, overrides: list):
         cell = build.build_text(config, VOCABULARY)
         load_text_weights(cell, config.model.text, out)
     else:
-        cell = build.build_vision(config.model.image, (config.data.image_size, config.data.image_size))
-        load_image_weights(cell, config.model.image, out)
+        cell = build.build_backbone(config.model.backbone, (config.data.image_size, config.data.image_size))
+        load_backbone_weights(cell, config.model.backbone, out)
     return cell.set_train(False)
 
 
@@ -63,8 +63,8 @@ SWIN_FILES = {"swin_t_224": "official", "swin_b_224_short": "OpenMMLab", "swin_b
 
 
 def swin_overrides(size, embed_dim, depths, heads, window) -> list:
-    return [f"data.image_size={size}", f"model.image.embed_dim={embed_dim}", f"model.image.depths={depths}",
-            f"model.image.heads={heads}", f"model.wpa_heads={heads}", f"model.image.window={window}"]
+    return [f"data.image_size={size}", f"model.backbone.embed_dim={embed_dim}", f"model.backbone.depths={depths}",
+            f"model.backbone.heads={heads}", f"model.fusion.heads={heads}", f"model.backbone.window={window}"]
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if "18" in str(SWIN[name]) else ())
@@ -109,8 +109,8 @@ def test_resnet_101(tmp_path, names):
         path = tmp_path / "resnet101.pth"
         foreign.save_torch(path, foreign.torchvision_resnet(state), stream=True)
     image = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    overrides = ["data.image_size=224", "model.image.name=resnet", "model.image.embed_dim=256",
-                 "model.image.depths=[3,4,23,3]"]
+    overrides = ["data.image_size=224", "model.backbone.name=resnet", "model.backbone.embed_dim=256",
+                 "model.backbone.depths=[3,4,23,3]"]
     vision = converted("image", path, tmp_path / "ours.safetensors", overrides)
     assert_equal_in_both_modes(vision, (image,), foreign.resnet_features(original, image))
 

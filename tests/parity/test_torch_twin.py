@@ -28,18 +28,18 @@ FEATURES, LOSSES, GRADIENTS = 1e-4, 1e-5, 1e-3
 ALL = ("loss.negatives=100000", "loss.bce=0.7", "loss.dice=0.6", "loss.contrast=0.3", "loss.deep_supervision=0.4",
        "model.stage_heads=true")
 PICKED = (*ALL, "loss.proposal_mask=0.5", "model.proposal_head=true")
-NARROW = ("model.image.depths=[2,2,2,2]",)
+NARROW = ("model.backbone.depths=[2,2,2,2]",)
 CASES = {  # 128 pixels: 32, 16, 8 and 4 cells in windows of 4; 160: 40, 20, 10 and 5, the last two padded
     "no_padding": ("data.image_size=128", *NARROW, *PICKED),
     "padded_windows": ("data.image_size=160", *NARROW, *PICKED),
     "map_below_a_window": ("data.image_size=64", *NARROW, *PICKED),  # 16, 8, 4 and 2 cells
-    "aligned_at_2_and_4": ("data.image_size=96", "model.wpa_stages=[4,2]", "model.text.groups=[1,0,2,1]", *NARROW,
+    "aligned_at_2_and_4": ("data.image_size=96", "model.fusion.stages=[4,2]", "model.text.groups=[1,0,2,1]", *NARROW,
                            "model.query_stage=3", "model.query_layers=2",
                            "loss.class_weights=[0.9,1.3]", *PICKED),
-    "no_sentence_mask": ("data.image_size=64", "model.sentence_mask=false", "model.wpa_stages=[]", *NARROW, *ALL),
+    "no_sentence_mask": ("data.image_size=64", "model.sentence_mask=false", "model.fusion.stages=[]", *NARROW, *ALL),
     "no_target": ("data.image_size=64", "model.no_target=true", "loss.no_target=0.4", *NARROW, *ALL),
-    "lavt": ("data.image_size=128", "model.name=lavt", "model.text.groups=[1,0,0,1]", *NARROW, *ALL),
-    "lavt_padded_windows": ("data.image_size=160", "model.name=lavt", *NARROW, *ALL),
+    "lavt": ("data.image_size=128", "model.fusion.name=pixel_word", "model.sentence_mask=false", "model.text.groups=[1,0,0,1]", *NARROW, *ALL),
+    "lavt_padded_windows": ("data.image_size=160", "model.fusion.name=pixel_word", "model.sentence_mask=false", *NARROW, *ALL),
     "refshapes": ("loss.negatives=100000",),  # the shipped configuration at its own size
 }
 GRAPH = "padded_windows"  # compiled as well, which takes most of a minute
@@ -121,7 +121,7 @@ def test_macs(case):
     model = build.build_model(config, VOCABULARY)
     expected = macs.count(config_to_dict(config), VOCABULARY)
     if case != "lavt":
-        sizes, channels = model.encoder.vision.sizes, model.encoder.vision.channels
+        sizes, channels = model.encoder.backbone.sizes, model.encoder.backbone.channels
         expected += sum(config.data.max_tokens * h * w * c for (h, w), c in zip(sizes, channels, strict=True))
     assert sum(row[2] for row in our_macs.parts(model, config.data.max_tokens)) == expected
 

@@ -45,7 +45,7 @@ def test_the_client_prepares_and_reads_back_as_predict_does(make_model, picture,
     """Pictures that shrink, grow, and do either by one side; sentences of any length; bit for bit."""
     from tiny_network import tiny_config
 
-    more = ("model.no_target=true", "eval.exists_threshold=0.3", "eval.min_pixels=3") if head else ()
+    more = ("model.no_target=true", "eval.target_threshold=0.3", "eval.min_pixels=3") if head else ()
     config, taken = tiny_config("eval.threshold=0.6", *more), []
     names = client_of_the_page()
     facts = sidecar.describe("onnx", config, make_model()._tokenizer, uint8=uint8)

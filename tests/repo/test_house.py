@@ -198,7 +198,7 @@ def test_fields_that_are_named_in_texts_exist():
             for node in ast.walk(tree(path)):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and FIELD.fullmatch(node.value):
                     named.setdefault(node.value, short(path))
-    assert "model.image.negative_slope" in named and len(named) > 20
+    assert "model.backbone.negative_slope" in named and len(named) > 20
     known |= {name[:end.end()] for name in known for end in re.finditer("_", name)}  # beginnings of names serve as well
     assert not {name: path for name, path in named.items() if name not in known}
 

@@ -48,7 +48,7 @@ def plain(config: Config) -> dict:
     """The fields by which rows may differ; ``method`` is model.name, ``name`` the backbone's."""
     data, model = config.data, config.model
     found = {"dataset": data.dataset, "split_by": data.split_by, "mean": data.mean, "std": data.std,
-             "method": model.name, "wpa_stages": model.wpa_stages}
+             "method": model.name, "wpa_stages": model.fusion.stages}
     found |= {key: getattr(data, key) for key in ("image_size", "max_tokens", "sentence_field", "overlap")}
     return found | {key: getattr(model.image, key) for key in ("name", "embed_dim", "depths", "freeze_batch_norm",
                                                                "negative_slope",

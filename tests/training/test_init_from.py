@@ -20,10 +20,10 @@ from mindspore_coupalign.training.init_from import UNSEEN, WORTH_SAYING, Initial
 from mindspore_coupalign.weights.checkpoint import load_checkpoint, named_arrays, save_checkpoint
 from mindspore_coupalign.weights.load import resample_table
 
-NETWORK = ["model.image.name=swin", "model.sentence_mask=false", "loss.proposal_mask=0", "model.proposal_head=false",
+NETWORK = ["model.backbone.name=swin", "model.sentence_mask=false", "loss.proposal_mask=0", "model.proposal_head=false",
            "loss.deep_supervision=0", "model.stage_heads=false",
            "model.text.dropout=0"]
-TABLE = "encoder.vision.stages.0.blocks.0.attn.relative_position_bias_table"
+TABLE = "encoder.backbone.stages.0.blocks.0.attn.relative_position_bias_table"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def place(tmp_path_factory):
     make_shapes(folder / "data", 1, train=4, val=2, testA=1, testB=1)
     write_config(folder / "small.yaml", folder / "data", NETWORK)
     write_checkpoint(folder / "coupalign.safetensors", load_config(folder / "small.yaml"))
-    lavt = load_config(folder / "small.yaml", ["model.name=lavt", "model.wpa_stages=[1,2,3,4]"])
+    lavt = load_config(folder / "small.yaml", ["model.fusion.name=pixel_word", "model.sentence_mask=false", "model.fusion.stages=[1,2,3,4]"])
     write_checkpoint(folder / "lavt.safetensors", lavt)
     return folder
 
@@ -60,7 +60,7 @@ def begin(place, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, overrides", [("coupalign", []),
-                                             ("lavt", ["model.name=lavt", "model.wpa_stages=[1,2,3,4]"])])
+                                             ("lavt", ["model.fusion.name=pixel_word", "model.sentence_mask=false", "model.fusion.stages=[1,2,3,4]"])])
 def test_step_0_has_the_checkpoints_network(begin, place, tmp_path, name, overrides, capsys):
     """The averaged weights, all of them: the same logits; but a run with its own learning rate and best score."""
     found = begin(*overrides, "train.lr=0.3", name=name)
@@ -81,7 +81,7 @@ def test_step_0_has_the_checkpoints_network(begin, place, tmp_path, name, overri
 
 
 def test_another_window_resamples_the_tables(begin, place, capsys):
-    found = begin("data.image_size=96", "model.image.window=6", "data.mean=[0.4, 0.4, 0.4]")
+    found = begin("data.image_size=96", "model.backbone.window=6", "data.mean=[0.4, 0.4, 0.4]")
     start = load_checkpoint(place / "coupalign.safetensors").section("ema")
     assert start[TABLE].shape == (49, 1) and found.section("model")[TABLE].shape == (121, 1)
     for key, array in found.section("model").items():
@@ -96,7 +96,7 @@ def test_a_real_run_at_another_size_and_rate(place, tmp_path):
     """The command line in a process of its own: it compiles, learns and validates at 96 pixels."""
     output = tmp_path / "run"
     done = run_command("train", "--config", place / "small.yaml", "--output", output, "--init-from",
-                       place / "coupalign.safetensors", "data.image_size=96", "model.image.window=6", "train.lr=1e-4",
+                       place / "coupalign.safetensors", "data.image_size=96", "model.backbone.window=6", "train.lr=1e-4",
                        "train.steps=2", "train.val_samples=2")
     assert "4 of them resampled" in done.stdout and "Traceback" not in done.stderr
     last, start = load_checkpoint(output / "last.safetensors"), load_checkpoint(place / "coupalign.safetensors")
@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_named(place, tmp_path, capsys):
         return fails(capsys, "train", "--config", place / "small.yaml", "--output", tmp_path / "run", "--init-from",
                      place / f"{name}.safetensors", *arguments)
 
-    line = refused("model.decoder_dim=24")
+    line = refused("model.decoder.dim=24")
     assert "decoder.fuse" in line and "the configuration's network expects" in line
     assert "--init-from-skip decoder head" in line
     line = refused("loss.deep_supervision=0.5", "model.stage_heads=true")
@@ -118,8 +118,8 @@ def test_what_does_not_fit_is_named(place, tmp_path, capsys):
     line = refused("model.text.groups=[0, 0, 0, 1]", "--init-from-skip", "decoder")
     assert "(the configuration's network has none)" in line and "encoder.text" in line
     assert "model.name=lavt, the configuration's is coupalign; set model.name=lavt" in refused(name="lavt")
-    line = refused("model.image.heads=[2, 2, 2, 4]", "model.text.activation=gelu")
-    assert "model.image.heads was [1, 2, 2, 4], now [2, 2, 2, 4]; model.text.activation was relu, now gelu" in line
+    line = refused("model.backbone.heads=[2, 2, 2, 4]", "model.text.activation=gelu")
+    assert "model.backbone.heads was [1, 2, 2, 4], now [2, 2, 2, 4]; model.text.activation was relu, now gelu" in line
     assert "no parameter's name starts so" in refused("--init-from-skip", "decodr")
     line = refused("--resume", place)
     assert "--resume goes on with a run, --init-from starts a new one" in line
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_named(place, tmp_path, capsys):
 
 
 def test_what_is_left_out_starts_fresh(begin, place, capsys):
-    found = begin("model.decoder_dim=24", "loss.deep_supervision=0.5", "model.stage_heads=true", "--init-from-skip",
+    found = begin("model.decoder.dim=24", "loss.deep_supervision=0.5", "model.stage_heads=true", "--init-from-skip",
                   "decoder", "head", "stage_heads")
     start = load_checkpoint(place / "coupalign.safetensors").section("ema")
     fresh = {key for key in found.section("model") if key.startswith(("decoder", "head", "stage_heads"))}
@@ -157,14 +157,14 @@ def test_another_tokenizer(place, tmp_path):
 
 def test_pretrained_files_are_read_for_what_is_left_out_alone(place, monkeypatch):
     path = place / "coupalign.safetensors"
-    config = load_config(place / "small.yaml", ["model.text_weights=bert/", "model.image_weights=swin.pth"])
+    config = load_config(place / "small.yaml", ["model.text_weights=bert/", "model.backbone_weights=swin.pth"])
     read = []
     monkeypatch.setattr(build, "load_text_weights", lambda *given: read.append(given[2]) or FakeLoaded())
     model = build.build_model(config, SentenceTokenizer.from_json(load_checkpoint(path).tokenizer, 16).vocab_size)
     initial = InitialWeights(path, ("encoder.text",))
     initial.load(model, config)
     assert read == ["bert/"] and "a table" in initial.lines
-    assert any("model.image_weights=swin.pth is not read" in line for line in initial.lines)
+    assert any("model.backbone_weights=swin.pth is not read" in line for line in initial.lines)
 
 
 class FakeLoaded:

@@ -99,10 +99,10 @@ def test_the_models_matrices():
     decayed, plain, tables, matrices = setup.parameter_groups(model, 0.1, 1.0, 0.8)
     assert matrices["muon"] and matrices["lr_mult"] == 0.8
     names = {p.name for p in matrices["params"]}
-    assert {"encoder.vision.stages.0.blocks.0.attn.q.weight", "encoder.wpa.0.w_v.weight"} <= names
+    assert {"encoder.backbone.stages.0.blocks.0.attn.q.weight", "encoder.fusion.0.w_v.weight"} <= names
     assert any(name.startswith("decoder.") for name in names)
     assert {p.name for p in decayed["params"]} == {
-        "encoder.vision.embed.proj.weight", "encoder.text.embed.word_embeddings",
+        "encoder.backbone.embed.proj.weight", "encoder.text.embed.word_embeddings",
         "encoder.text.embed.token_type_embeddings", "generator.queries", "head.weight"}
     assert len(setup.parameter_groups(model, 0.1)[3]["params"]) == 0
 

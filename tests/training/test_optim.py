@@ -255,7 +255,7 @@ def test_parameter_groups_of_the_model():
 
 def test_what_decays_by_the_other_rules():
     """LAVT's code: everything but the image encoder's norms and position biases."""
-    model = tiny_model("model.name=lavt")
+    model = tiny_model("model.fusion.name=pixel_word", "model.sentence_mask=false")
     names = {p.name for p in model.trainable_params()}
 
     def decayed(rule):
@@ -265,8 +265,8 @@ def test_what_decays_by_the_other_rules():
 
     assert decayed("all") == names
     lavt = {name for name in names if "relative_position_bias_table" in name
-            or name.startswith("encoder.vision.") and "norm" in name.rpartition(".")[0].rpartition(".")[2]
-            or name.startswith("encoder.vision.outputs.")}
+            or name.startswith("encoder.backbone.") and "norm" in name.rpartition(".")[0].rpartition(".")[2]
+            or name.startswith("encoder.backbone.outputs.")}
     assert names - decayed("lavt") == lavt and len(lavt) > 20
-    assert "encoder.text.embed.norm.gamma" in decayed("lavt") and "encoder.vision.embed.proj.bias" in decayed("lavt")
+    assert "encoder.text.embed.norm.gamma" in decayed("lavt") and "encoder.backbone.embed.proj.bias" in decayed("lavt")
     assert decayed("matrices") < decayed("lavt") < decayed("all")

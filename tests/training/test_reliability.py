@@ -25,12 +25,12 @@ from mindspore_coupalign.training.run_folder import RunFolder, load_state
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-LIGHT = ["model.wpa_stages=[1]", "model.sentence_mask=false", "loss.proposal_mask=0",
+LIGHT = ["model.fusion.stages=[1]", "model.sentence_mask=false", "loss.proposal_mask=0",
          "model.proposal_head=false"]  # little to compile
 QUICK = [*LIGHT, "model.text.groups=[1, 0, 0, 0]", "loss.contrast=0", "loss.deep_supervision=0",
          "model.stage_heads=false"]
-KILLED = ["model.name=coupalign", *LIGHT, "model.image.name=darknet", "model.image.freeze_batch_norm=false",
-          "model.upsample=bilinear", "train.muon_lr_mult=0"]
+KILLED = ["model.fusion.name=word_pixel", *LIGHT, "model.backbone.name=darknet", "model.backbone.freeze_batch_norm=false",
+          "model.head.upsample=bilinear", "train.muon_lr_mult=0"]
 LONG = ["train.steps=100000", "train.val_every=100000", "train.save_every=1"]
 
 

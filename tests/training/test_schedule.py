@@ -11,8 +11,8 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.training.schedule import Budget, learning_rate
 from mindspore_coupalign.weights.checkpoint import Checkpoint
 
-FIRST_AUTHOR = ("train.lr=1.5e-5", "train.final_lr=1e-5", "train.schedule=linear", "train.decay_epochs=40",
-                "train.decay_every=epoch", "train.epochs=50", "train.batch_size=8")
+FIRST_AUTHOR = ("train.lr=1.5e-5", "train.final_lr=1e-5", "train.schedule=linear", "train.lr_decay_epochs=40",
+                "train.lr_decay_unit=epoch", "train.epochs=50", "train.batch_size=8")
 
 
 def test_linear_decay_once_per_epoch_to_a_final_rate():
@@ -27,7 +27,7 @@ def test_linear_decay_once_per_epoch_to_a_final_rate():
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine", "linear"])
 def test_every_schedule_ends_at_the_final_rate(schedule):
-    config = tiny_config("train.lr=0.1", "train.final_lr=0.02", f"train.schedule={schedule}", "train.decay_epochs=3")
+    config = tiny_config("train.lr=0.1", "train.final_lr=0.02", f"train.schedule={schedule}", "train.lr_decay_epochs=3")
     rates = [learning_rate(config, step, 100, refs=40) for step in range(100)]  # 10 steps per epoch
     assert rates[0] == pytest.approx(0.1) and (np.diff(rates[:31]) < 0).all()
     np.testing.assert_allclose(rates[30:], 0.02, rtol=1e-9)
@@ -35,11 +35,11 @@ def test_every_schedule_ends_at_the_final_rate(schedule):
 
 @pytest.mark.parametrize("overrides, words", [
     (["train.final_lr=1"], "train.final_lr must lie between 0 and train.lr"),
-    (["train.decay_every=month"], "train.decay_every must be one of step, epoch"),
-    (["train.decayed=some"], "train.decayed must be one of matrices, lavt, all"),
-    (["train.decay_epochs=-1"], "train.decay_epochs"),
-    (["train.minutes=3", "train.decay_epochs=2"], "set train.minutes=0"),
-    (["train.warmup_steps=3", "train.decay_every=epoch"], "train.warmup_steps needs"),
+    (["train.lr_decay_unit=month"], "train.lr_decay_unit must be one of step, epoch"),
+    (["train.weight_decay_on=some"], "train.weight_decay_on must be one of matrices, lavt, all"),
+    (["train.lr_decay_epochs=-1"], "train.lr_decay_epochs"),
+    (["train.minutes=3", "train.lr_decay_epochs=2"], "set train.minutes=0"),
+    (["train.warmup_steps=3", "train.lr_decay_unit=epoch"], "train.warmup_steps needs"),
     (["loss.class_weights=[1, 0]"], "loss.class_weights needs two positive numbers"),
     (["loss.class_weights=[1, 1, 1]"], "loss.class_weights needs two positive numbers"),
 ])

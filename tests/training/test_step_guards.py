@@ -11,14 +11,14 @@ from tiny_network import VOCABULARY, pynative, tiny_batch, tiny_config
 
 from mindspore_coupalign import build
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models.noise import Dropout, DropPath, Noise, connect, draw_keys
 from mindspore_coupalign.models.precision import FLOAT32, choose_precision, restored_precision
+from mindspore_coupalign.models.rng import Dropout, DropPath, Noise, bind, draw_keys
 from mindspore_coupalign.training import setup
 from mindspore_coupalign.training.step import RESULTS
 
-QUICK = ("model.image.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]", "model.wpa_stages=[1]", "loss.negatives=300",
-         "model.upsample=guided", "loss.proposal_mask=0.5", "model.proposal_head=true")
-BATCH_NORM = ("model.image.name=darknet", "model.image.freeze_batch_norm=false")
+QUICK = ("model.backbone.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]", "model.fusion.stages=[1]", "loss.negatives=300",
+         "model.head.upsample=guided", "loss.proposal_mask=0.5", "model.proposal_head=true")
+BATCH_NORM = ("model.backbone.name=darknet", "model.backbone.freeze_batch_norm=false")
 
 
 def new_step(*overrides, batch=4):
@@ -189,9 +189,9 @@ def test_accumulated_micro_batches_equal_the_whole_batch(plain):
 
 def test_rates_of_the_parts_and_freezing():
     """Adam's first move is as long as the learning rate: a part with a tenth of it moves a tenth, frozen ones stay."""
-    frozen = ("encoder.text.embed", "encoder.vision.stages.0")
+    frozen = ("encoder.text.embed", "encoder.backbone.stages.0")
     plain = new_step("train.ema=0.9")
-    rated = new_step("train.image_lr_mult=0.1", "train.text_lr_mult=0.5", "train.head_lr_mult=2", "train.ema=0.9",
+    rated = new_step("train.backbone_lr_mult=0.1", "train.text_lr_mult=0.5", "train.head_lr_mult=2", "train.ema=0.9",
                      f"train.freeze=[{', '.join(frozen)}]")
     start = everything(plain)
     with pynative():
@@ -204,7 +204,7 @@ def test_rates_of_the_parts_and_freezing():
     for name in still:
         np.testing.assert_array_equal(other[name], start[name])
         assert f"ema.{name}" not in other and f"adam_m.{name}" not in other
-    for prefix, factor in (("encoder.vision.", 0.1), ("encoder.text.", 0.5), ("decoder.", 2), ("encoder.wpa.", 2)):
+    for prefix, factor in (("encoder.backbone.", 0.1), ("encoder.text.", 0.5), ("decoder.", 2), ("encoder.fusion.", 2)):
         names = [name for name in moved if name.startswith(prefix) and name not in still]
         far = max(np.abs(usual[name] - start[name]).max() for name in names)
         assert far > 5e-4
@@ -231,7 +231,7 @@ def test_noise_is_uniform_and_follows_its_key():
     x = ms.Tensor(np.zeros((100, 300), np.float32))
     assert len(Two()(x)) == 2  # also where nothing has given it keys
     cell = Two()
-    keys = connect(cell)
+    keys = bind(cell)
     assert keys.shape == (2,) and [p.name for p in cell.get_parameters()] == []
 
     def draw(*seeds):

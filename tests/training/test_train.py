@@ -32,8 +32,8 @@ from mindspore_coupalign.training.schedule import learning_rate
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["model.image.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.wpa_stages=[1]",
-         "model.image.name=darknet", "model.image.freeze_batch_norm=false", "model.text.activation=relu",
+SMALL = ["model.backbone.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.fusion.stages=[1]",
+         "model.backbone.name=darknet", "model.backbone.freeze_batch_norm=false", "model.text.activation=relu",
          "loss.negatives=40",
          "loss.bce=2", "loss.dice=0.5", "loss.deep_supervision=0.5", "model.stage_heads=true",
          "loss.proposal_mask=0.3", "model.proposal_head=true", "model.text.dropout=0.2"]
@@ -246,7 +246,7 @@ def test_a_few_samples_are_learned_by_heart(tmp_path):
     """Loss and scores on the four refs that it was trained on."""
     make_shapes(tmp_path / "data", 2, train=2, val=1, testA=1, testB=1)
     config = write_config(tmp_path / "c.yaml", tmp_path / "data", [
-        "train.lr=5e-3", "train.schedule=cosine", "model.image.name=swin", "model.image.activation=relu",
+        "train.lr=5e-3", "train.schedule=cosine", "model.backbone.name=swin", "model.backbone.activation=relu",
         "model.text.dropout=0", "loss.deep_supervision=0", "model.stage_heads=false", "loss.proposal_mask=0",
         "model.proposal_head=false", "loss.bce=1", "loss.dice=1"])
     run_command("train", "--config", config, "--output", tmp_path / "run", "train.steps=100", "train.val_every=100",
@@ -297,10 +297,10 @@ def test_resume_refuses(config, whole, tmp_path, capsys):
 
     assert "last.safetensors: no such checkpoint" in refused(tmp_path)
     assert f"{config}: not a checkpoint" in refused(config)
-    line = refused(whole.output, *SHORT, "model.decoder_dim=24", "train.lr=0.5", "train.log_every=3")
-    assert "model.decoder_dim was 16, now 24; train.lr was 0.001, now 0.5; set it back" in line
+    line = refused(whole.output, *SHORT, "model.decoder.dim=24", "train.lr=0.5", "train.log_every=3")
+    assert "model.decoder.dim was 16, now 24; train.lr was 0.001, now 0.5; set it back" in line
     # the tokenizer is the state's own: where its files lie now does not matter
-    assert "decoder_dim" in (line := refused(whole.output, *SHORT, "model.decoder_dim=24", "data.tokenizer=gone/"))
+    assert "decoder_dim" in (line := refused(whole.output, *SHORT, "model.decoder.dim=24", "data.tokenizer=gone/"))
     assert "tokenizer" not in line
     line = refused(whole.output / "best.safetensors", *SHORT)
     assert "best.safetensors: holds weights without a training state" in line
@@ -332,7 +332,7 @@ def test_evaluate_refuses(config, whole, root, tmp_path, capsys):
     assert "no split 'vall'" in refused(best, "--split", "val", "vall")
     assert "does not exist" in refused(best, "--split", "val", "--output", tmp_path / "no" / "scores.json")
     assert "writable" in refused(best, "--split", "val", "--output", tmp_path)
-    assert "another configuration" in refused(best, "--split", "val", "--config", config, "model.decoder_dim=24")
+    assert "another configuration" in refused(best, "--split", "val", "--config", config, "model.decoder.dim=24")
     content = best.read_bytes()
     short, damaged = tmp_path / "short.safetensors", tmp_path / "damaged.safetensors"
     short.write_bytes(content[:-100])

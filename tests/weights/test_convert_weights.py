@@ -23,7 +23,7 @@ from mindspore_coupalign.config import load_config
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 from mindspore_coupalign.weights.files import read_arrays
-from mindspore_coupalign.weights.load import load_image_weights, load_text_weights
+from mindspore_coupalign.weights.load import load_backbone_weights, load_text_weights
 
 DARKNET = {"name": "darknet", "embed_dim": 8, "depths": [2, 8, 8, 4]}
 GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
@@ -68,7 +68,7 @@ def loaded(config, kind: str, file) -> dict:
     if kind == "text":
         return load_text_weights(build.build_text(config, WORDS), config.model.text, file).arrays
     size = (config.data.image_size, config.data.image_size)
-    return load_image_weights(build.build_vision(config.model.image, size), config.model.image, file).arrays
+    return load_backbone_weights(build.build_backbone(config.model.backbone, size), config.model.backbone, file).arrays
 
 
 def assert_same(found: dict, expected: dict):
@@ -84,8 +84,8 @@ def test_darknet_comes_back_as_it_was_and_only_with_its_slope(convert, configs, 
     ours = tmp_path / "darknet53.conv.74.safetensors"
     assert convert("image", write_darknet(tmp_path / "darknet53.conv.74", layers), network="darknet", output=ours) == 0
     config = load_config(configs["darknet"], ["data.image_size=64"])
-    vision = build.build_vision(config.model.image, (64, 64))
-    load_image_weights(vision, config.model.image, ours)
+    vision = build.build_backbone(config.model.backbone, (64, 64))
+    load_backbone_weights(vision, config.model.backbone, ours)
     vision.set_train(False)
     ms.set_context(mode=mode)
     try:
@@ -94,9 +94,9 @@ def test_darknet_comes_back_as_it_was_and_only_with_its_slope(convert, configs, 
         ms.set_context(mode=ms.GRAPH_MODE)
     for found, expected in zip(features, darknet_reference(layers, image[0]), strict=True):
         assert_near(found, expected.reshape(len(expected), -1).T, 1e-4)
-    config = load_config(configs["darknet"], ["model.image.negative_slope=0.01"])
+    config = load_config(configs["darknet"], ["model.backbone.negative_slope=0.01"])
     with pytest.raises(UserError, match='converted for {"slope": 0.1}, the configuration has {"slope": 0.01}'):
-        load_image_weights(build.build_vision(config.model.image, (64, 64)), config.model.image, ours)
+        load_backbone_weights(build.build_backbone(config.model.backbone, (64, 64)), config.model.backbone, ours)
 
 
 def test_heads_travel_with_a_converted_bert(convert, configs, tmp_path, capsys):
@@ -268,7 +268,7 @@ def test_training_starts_from_foreign_files_and_resumes_without_them(configs, tm
     compute_nothing(monkeypatch, [1.0] * 2)
     shutil.copy(GOLDEN / "swin_official.pth", tmp_path)
     shutil.copytree(GOLDEN / "bert", tmp_path / "bert")
-    files = [f"model.image_weights={tmp_path / 'swin_official.pth'}", f"model.text_weights={tmp_path / 'bert'}"]
+    files = [f"model.backbone_weights={tmp_path / 'swin_official.pth'}", f"model.text_weights={tmp_path / 'bert'}"]
     assert train(configs, tmp_path / "run", *files, "train.steps=1") == 0
     out = capsys.readouterr().out
     assert "Swin, official or timm names" in out and "BERT, transformers names" in out

@@ -14,10 +14,10 @@ from tiny_network import eager, tiny_config
 from mindspore_coupalign import build
 from mindspore_coupalign.config import ImageConfig, TextConfig
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.models.backbones.cnn import batch_norm
+from mindspore_coupalign.models.backbones.darknet import darknet
 from mindspore_coupalign.models.bert import Bert
-from mindspore_coupalign.models.cnn import batch_norm
-from mindspore_coupalign.models.darknet import darknet
-from mindspore_coupalign.weights.load import load_image_weights, load_text_weights, resample_table
+from mindspore_coupalign.weights.load import load_backbone_weights, load_text_weights, resample_table
 from mindspore_coupalign.weights.torch_files import read_torch_file
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
@@ -37,7 +37,7 @@ def features():
 
 
 def vision_of(image: ImageConfig, size: int = 96):
-    return build.build_vision(image, (size, size)).set_train(False)
+    return build.build_backbone(image, (size, size)).set_train(False)
 
 
 def text_of(config: TextConfig = BERT, vocabulary: int = 12):
@@ -53,7 +53,7 @@ def values(cell) -> dict:
 def test_backbones_equal_the_originals(features, file):
     image = IMAGE_FILES[file]
     vision = vision_of(image)
-    loaded = load_image_weights(vision, image, GOLDEN / file)
+    loaded = load_backbone_weights(vision, image, GOLDEN / file)
     assert loaded.fresh == sorted(name for name in values(vision) if name.startswith("outputs."))
     for stage, found in enumerate(eager(vision, features["image"])):
         assert_near(found.asnumpy(), features[f"{image.name}_{stage}"], 1e-4)
@@ -62,7 +62,7 @@ def test_backbones_equal_the_originals(features, file):
 @pytest.mark.parametrize("image", [SWIN, RESNET], ids=["swin", "resnet"])
 def test_backbones_equal_the_originals_in_graph_mode(features, image):
     vision = vision_of(image)
-    load_image_weights(vision, image, GOLDEN / image.name)
+    load_backbone_weights(vision, image, GOLDEN / image.name)
     for stage, found in enumerate(vision(ms.Tensor(features["image"]))):
         assert_near(found.asnumpy(), features[f"{image.name}_{stage}"], 1e-4)
 
@@ -154,7 +154,7 @@ def test_darknet_53_equals_darknet(tmp_path, file, version, behind):
     layers = darknet_layers(2)
     path = write_darknet(tmp_path / file, layers, version, behind)
     vision = vision_of(DARKNET, 64)
-    loaded = load_image_weights(vision, DARKNET, path)
+    loaded = load_backbone_weights(vision, DARKNET, path)
     assert loaded.skipped == ([f"{behind} values behind the backbone"] if behind else [])
     assert len(loaded.arrays) == 52 * 5
     image = np.random.default_rng(1).normal(size=(1, 3, 64, 64)).astype(np.float32)
@@ -167,11 +167,11 @@ def test_darknet_53_of_timm_has_another_slope(tmp_path):
     for layer in layers:  # timm's norm has its epsilon inside the root
         layer["variance"] = layer["variance"] + 0.01
     save_file(timm_darknet(layers), tmp_path / "darknet.safetensors")
-    with pytest.raises(UserError, match="slope 0.01; set model.image.negative_slope=0.01"):
-        load_image_weights(vision_of(DARKNET, 64), DARKNET, tmp_path / "darknet.safetensors")
+    with pytest.raises(UserError, match="slope 0.01; set model.backbone.negative_slope=0.01"):
+        load_backbone_weights(vision_of(DARKNET, 64), DARKNET, tmp_path / "darknet.safetensors")
     image_config = ImageConfig(name="darknet", embed_dim=8, depths=(2, 8, 8, 4), negative_slope=0.01)
     vision = vision_of(image_config, 64)
-    load_image_weights(vision, image_config, tmp_path / "darknet.safetensors")
+    load_backbone_weights(vision, image_config, tmp_path / "darknet.safetensors")
     image = np.random.default_rng(1).normal(size=(1, 3, 64, 64)).astype(np.float32)
     for layer in layers:
         layer["variance"] = (np.sqrt(layer["variance"] + 1e-5) - 1e-6) ** 2
@@ -189,7 +189,7 @@ def test_broken_darknet_files(tmp_path, change, message):
     path = write_darknet(tmp_path / "darknet53.conv.74", darknet_layers(2))
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(UserError, match=message):
-        load_image_weights(vision_of(DARKNET, 64), DARKNET, path)
+        load_backbone_weights(vision_of(DARKNET, 64), DARKNET, path)
 
 
 # Position-bias tables ---------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_a_table_of_another_window_is_resampled():
 def test_a_backbone_takes_weights_of_another_window():
     image = ImageConfig(embed_dim=4, depths=(1, 2, 1, 2), heads=(1, 2, 2, 4), window=3, drop_path=0.0)
     vision = vision_of(image)
-    loaded = load_image_weights(vision, image, GOLDEN / "swin_official.pth")
+    loaded = load_backbone_weights(vision, image, GOLDEN / "swin_official.pth")
     assert len(loaded.resampled) == 6 and all(name.endswith("table") for name in loaded.resampled)
     assert values(vision)["stages.0.blocks.0.attn.relative_position_bias_table"].shape == (25, 1)
 
@@ -238,7 +238,7 @@ def test_what_does_not_fit_is_named_and_loads_nothing(tmp_path, arrays, message)
     vision = vision_of(RESNET)
     before = values(vision)
     with pytest.raises(UserError, match=message):
-        load_image_weights(vision, RESNET, changed(tmp_path, **arrays))
+        load_backbone_weights(vision, RESNET, changed(tmp_path, **arrays))
     for name, value in values(vision).items():
         np.testing.assert_array_equal(value, before[name])
 
@@ -276,7 +276,7 @@ def test_a_backbone_inside_a_larger_network(features, tmp_path, prefix, names):
     state = {name.replace(".attn.", ".module.attn."): array for name, array in state.items()}  # a wrapper inside
     path = saved(tmp_path, {PREFIXES[prefix] + name: array for name, array in state.items()} | HEADS)
     vision = vision_of(SWIN)
-    loaded = load_image_weights(vision, SWIN, path)
+    loaded = load_backbone_weights(vision, SWIN, path)
     assert set(HEADS) <= set(loaded.skipped) and names in loaded.title + "official"
     assert len(loaded.fresh) == 8 and (("norm3.bias" in loaded.skipped) or names == "official")
     if prefix in ("UPerNet", "bare"):
@@ -290,7 +290,7 @@ def test_the_norms_of_a_segmentation_networks_outputs_are_loaded(tmp_path):
              for kind in ("weight", "bias")}
     state = openmmlab_names(read_torch_file(GOLDEN / "swin_official.pth")) | norms
     vision = vision_of(SWIN)
-    loaded = load_image_weights(vision, SWIN, saved(tmp_path, {f"backbone.{n}": a for n, a in state.items()} | HEADS))
+    loaded = load_backbone_weights(vision, SWIN, saved(tmp_path, {f"backbone.{n}": a for n, a in state.items()} | HEADS))
     assert not loaded.fresh
     np.testing.assert_array_equal(values(vision)["outputs.2.gamma"], norms["norm2.weight"])
 
@@ -306,7 +306,7 @@ def test_a_text_encoder_inside_a_larger_network(tmp_path, wrap):
 def test_what_is_left_over_beside_a_bare_backbone_has_a_remedy(tmp_path):
     state = read_torch_file(GOLDEN / "swin_official.pth") | {"fusion.weight": np.zeros(3, np.float32)}
     with pytest.raises(UserError, match="1 unexpected names .*fusion.weight.*the backbone's arrays alone"):
-        load_image_weights(vision_of(SWIN), SWIN, saved(tmp_path, state))
+        load_backbone_weights(vision_of(SWIN), SWIN, saved(tmp_path, state))
 
 
 def test_two_networks_in_one_file_are_refused(tmp_path):
@@ -314,7 +314,7 @@ def test_two_networks_in_one_file_are_refused(tmp_path):
     save_file({f"{prefix}{name}": np.ascontiguousarray(array) for name, array in state.items()
                for prefix in ("module.", "model.")}, tmp_path / "two.safetensors")
     with pytest.raises(UserError, match=r"holds two networks, under different prefixes \(.*'model.'\)"):
-        load_image_weights(vision_of(RESNET), RESNET, tmp_path / "two.safetensors")
+        load_backbone_weights(vision_of(RESNET), RESNET, tmp_path / "two.safetensors")
 
 
 @pytest.mark.parametrize("image,file,message", [
@@ -325,7 +325,7 @@ def test_two_networks_in_one_file_are_refused(tmp_path):
 ])
 def test_another_architecture_is_refused(image, file, message):
     with pytest.raises(UserError, match=message):
-        load_image_weights(vision_of(image), image, GOLDEN / file)
+        load_backbone_weights(vision_of(image), image, GOLDEN / file)
 
 
 @pytest.mark.parametrize("config,message", [
@@ -350,7 +350,7 @@ def test_a_resnet_that_computes_something_else_is_refused(tmp_path, key, value):
     path = tmp_path / "resnet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(UserError, match=f"config.json: {key} is {value!r}"):
-        load_image_weights(vision_of(RESNET), RESNET, tmp_path / "resnet")
+        load_backbone_weights(vision_of(RESNET), RESNET, tmp_path / "resnet")
 
 
 # Batch norm -------------------------------------------------------------------------------------------------------
@@ -375,6 +375,6 @@ def test_frozen_statistics_stay_and_batch_statistics_follow(frozen):
 
 
 def test_frozen_statistics_need_a_file():
-    config = tiny_config("model.image.name=darknet", "model.image.depths=[1,1,1,1]")
-    with pytest.raises(UserError, match="set model.image_weights, or model.image.freeze_batch_norm=false"):
+    config = tiny_config("model.backbone.name=darknet", "model.backbone.depths=[1,1,1,1]")
+    with pytest.raises(UserError, match="set model.backbone_weights, or model.backbone.freeze_batch_norm=false"):
         build.load_pretrained(build.build_model(config, 30), config)

@@ -55,7 +55,7 @@ def _(cell: sentence_mask.SentenceMaskAlignment, graph, y, q, sentence):
 
 
 @emit.register
-def _(cell: sentence_mask.ExistenceHead, graph, pixels, coarse, sentence):
+def _(cell: sentence_mask.TargetHead, graph, pixels, coarse, sentence):
     b, c, h, w = pixels.shape
     coarse = coarse.reshape(b, 1, h * w)
     found = (softmax(coarse) @ pixels.reshape(b, c, h * w).transpose(0, 2, 1)).reshape(b, c)
@@ -115,9 +115,9 @@ def _(cell: coupalign.CoupAlign, graph, image, ids, word_mask):
         pixels = graph.concat([y, aligned.transpose(0, 2, 1).reshape(*y.shape)], 1)
     coarse = emit(cell.head, graph, pixels)
     logits = emit(cell.to_input_size, graph, coarse) if cell.guided is None else emit(cell.guided, graph, coarse, image)
-    if cell.existence_head is None:
+    if cell.target_head is None:
         return {"logits": logits}
-    return {"logits": logits, "exists": emit(cell.existence_head, graph, pixels, coarse, words.take(0, 1))}
+    return {"logits": logits, "exists": emit(cell.target_head, graph, pixels, coarse, words.take(0, 1))}
 
 
 def to_onnx(network: coupalign.CoupAlign, data: DataConfig, uint8: bool = False) -> onnx.ModelProto:

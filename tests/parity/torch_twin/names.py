@@ -22,14 +22,14 @@ _WPA = {"norm_v": "pixel_norm", "norm_l": "word_norm", "w_v": "pixel_key", "w_l"
 _PWA = {"w_q": "query", "w_w": "gathered", "w_k": "key", "w_v": "value", "w_m": "pixels.0", "w_o": "out.0"}
 _QUERY = {"norm1": "norms.0", "norm2": "norms.1", "norm3": "norms.2", "mlp.fc1": "ffn.0", "mlp.fc2": "ffn.2",
           "self_attention.proj": "to_queries.out_proj", "cross_attention.proj": "to_pixels.out_proj"}
-_PLAIN = {"encoder.vision.embed.proj": "vision.embeddings.patch_embeddings.projection",
-          "encoder.vision.embed.norm": "vision.embeddings.norm",
+_PLAIN = {"encoder.backbone.embed.proj": "vision.embeddings.patch_embeddings.projection",
+          "encoder.backbone.embed.norm": "vision.embeddings.norm",
           "encoder.text.embed.norm": "text.embeddings.LayerNorm",
           "generator.project": "generator.project", "generator.norm": "generator.norm",
           "generator.embed.fc1": "generator.embed.0", "generator.embed.fc2": "generator.embed.2",
           "alignment.w_q": "alignment.of_masks", "alignment.w_g": "alignment.of_sentence", "head": "head",
-          "existence_head.of_pixels": "existence_head.pixels", "existence_head.of_sentence": "existence_head.words",
-          "existence_head.hidden": "existence_head.hidden", "existence_head.decide": "existence_head.answer"}
+          "target_head.of_pixels": "target_head.pixels", "target_head.of_sentence": "target_head.words",
+          "target_head.hidden": "target_head.hidden", "target_head.decide": "target_head.answer"}
 _WHOLE = {"encoder.text.embed.word_embeddings": "text.embeddings.word_embeddings.weight",
           "encoder.text.embed.position_embeddings": "text.embeddings.position_embeddings.weight",
           "encoder.text.embed.token_type_embeddings": "text.embeddings.token_type_embeddings.weight",

@@ -91,7 +91,7 @@ class SentenceMaskAlignment(nn.Module):
         return aligned.reshape(y.shape), proposals, weights
 
 
-class ExistenceHead(nn.Module):
+class TargetHead(nn.Module):
     """f = Σ softmax(m)_p x_p; w2 relu(W1 [(f W_f) (L_g W_s), f, max m, mean σ(m)]), of inputs without a gradient."""
 
     def __init__(self, dim: int, word_dim: int):
@@ -110,7 +110,7 @@ class Twin(nn.Module):
     """``forward`` gives a dict of every intermediate by name, ``logits`` (B, 1, H, W) among them.
 
     Args:
-        config: the project's resolved configuration as nested dicts (``config_to_dict``), model.image.name swin.
+        config: the project's resolved configuration as nested dicts (``config_to_dict``), model.backbone.name swin.
         vocabulary: rows of BERT's table.
         attention: transformers' implementation for the encoders, sdpa or eager.
     """
@@ -138,7 +138,7 @@ class Twin(nn.Module):
             self.alignment = SentenceMaskAlignment(dim, words)
         self.upsample = model["upsample"]
         self.head = nn.Conv2d(dim if self.alignment is None else 2 * dim, 1, 1)
-        self.existence_head = ExistenceHead(dim, words) if model["no_target"] else None
+        self.target_head = TargetHead(dim, words) if model["no_target"] else None
         self.steepness = nn.Parameter(torch.ones(1)) if self.upsample == "guided" else None
         self.stage_heads = nn.ModuleList(nn.Linear(c, 1) for c in channels[:2] if model["stage_heads"])
         self.proposal_head = nn.ParameterDict({name: torch.ones(1) for name in ("gain", "offset")
@@ -159,8 +159,8 @@ class Twin(nn.Module):
                 found["proposal_logits"] = (head["gain"] * mask + head["offset"])[:, :, None]
             pixels = torch.cat((y, aligned), 1)
         found["coarse"] = self.head(pixels)
-        if self.existence_head is not None:
-            found["exists"] = self.existence_head(pixels, found["coarse"], words[:, 0])
+        if self.target_head is not None:
+            found["exists"] = self.target_head(pixels, found["coarse"], words[:, 0])
         found["logits"] = self._to_input_size(found["coarse"], image)
         for i, head in enumerate(self.stage_heads):
             found[f"stage_logits_{i + 1}"] = head(stages[i])

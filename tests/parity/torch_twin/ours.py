@@ -31,7 +31,7 @@ def sides(model, config) -> tuple:
     """(found, hooks): the next forward pass in PyNative fills in where each ReLU's input is positive, by cell."""
     found, hooks = {}, []
     pattern = _BEFORE_RELU
-    for part, section in (("vision", config.model.image), ("text", config.model.text)):
+    for part, section in (("vision", config.model.backbone), ("text", config.model.text)):
         pattern += rf"|encoder\.{part}\..*\.fc1" if section.activation == "relu" else ""
 
     def watch(name, cell):
@@ -58,18 +58,18 @@ def intermediates(model) -> tuple:
 
     encoder = model.encoder
     lavt = hasattr(encoder, "attend")
-    watch(encoder.vision.embed, "patches")
+    watch(encoder.backbone.embed, "patches")
     watch(encoder.text.embed, "word_embeddings")
     for i in range(4):
-        watch(encoder.vision.stages[i], f"blocks_{i + 1}")
+        watch(encoder.backbone.stages[i], f"blocks_{i + 1}")
         watch(encoder.text.groups[i], f"group_{i + 1}")
-        watch(encoder.vision.outputs[i], f"stage_{i + 1}")
+        watch(encoder.backbone.outputs[i], f"stage_{i + 1}")
         if lavt:
             watch(encoder.attend[i], f"fused_{i + 1}", f"attention_{i + 1}")
         elif encoder.aligned[i]:
-            watch(encoder.wpa[encoder.slot[i]], f"fused_{i + 1}", f"words_{i + 1}", f"attention_{i + 1}")
+            watch(encoder.fusion[encoder.slot[i]], f"fused_{i + 1}", f"words_{i + 1}", f"attention_{i + 1}")
         if i < 3:
-            watch(encoder.vision.downsamples[i], f"down_{i + 1}")
+            watch(encoder.backbone.downsamples[i], f"down_{i + 1}")
     watch(model.decoder, "Y")
     watch(model.head, "coarse")
     watch(model.to_input_size if model.guided is None else model.guided, "logits")
@@ -78,8 +78,8 @@ def intermediates(model) -> tuple:
         watch(model.alignment, "aligned", "proposals", "weights")
     if model.proposal_head is not None:
         watch(model.proposal_head, "proposal_logits")
-    if model.existence_head is not None:
-        watch(model.existence_head, "exists")
+    if model.target_head is not None:
+        watch(model.target_head, "exists")
     for i, head in enumerate(model.stage_heads):
         watch(head, f"stage_logits_{i + 1}")
     return found, hooks

@@ -2,7 +2,8 @@
 
 MindSpore's own random operators keep their state inside compiled kernels, where nothing can save or restore it. Here a
 number is a hash of its position and of its site's key, and the training step sets the keys before each forward pass.
-A site is a place where the network draws: one cell per place, since a cell that is called twice answers twice the same.
+A site is a place where the network draws random numbers: one cell each, since a cell returns the same values when it
+is called again.
 
 Shapes: keys (S,) int32, one per ``Noise`` of the network, that is per site; shape, the numbers that a site draws.
 """
@@ -21,15 +22,15 @@ _STEP, _FIRST, _SECOND = -1640531535, 0x2C1B3C6D, 0x297A2D39
 
 
 class Noise(nn.Cell):
-    """``construct(shape)``: uniform numbers in [0, 1), float32; always the same until ``connect`` is called."""
+    """``construct(shape)``: uniform numbers in [0, 1), float32; always the same until ``bind`` is called."""
 
     def __init__(self):
         super().__init__()
-        self.listen(_new_keys(1), 0)
+        self.bind(_new_keys(1), 0)
 
-    def listen(self, keys: Parameter, site: int):
+    def bind(self, keys: Parameter, site: int):
         """Read key ``site`` of ``keys``."""
-        object.__setattr__(self, "keys", keys)  # not as the cell's parameter: it belongs into no checkpoint
+        object.__setattr__(self, "keys", keys)  # not as the cell's parameter: it is not saved
         self.site = site
 
     def construct(self, shape):
@@ -72,12 +73,12 @@ def check_device(target: str):
                         "device's do not: train on another target")
 
 
-def connect(root: nn.Cell) -> Parameter:
+def bind(root: nn.Cell) -> Parameter:
     """Give every Noise below ``root`` its site; returns the keys (S,) that all of them read."""
     noises = [cell for _, cell in root.cells_and_names() if isinstance(cell, Noise)]
     keys = _new_keys(max(1, len(noises)))
     for site, noise in enumerate(noises):
-        noise.listen(keys, site)
+        noise.bind(keys, site)
     return keys
 
 

@@ -14,8 +14,8 @@ from tiny_network import DROPPING, ENCODERS, VOCABULARY, pynative, tiny_batch, t
 from mindspore_coupalign import build
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models import noise
-from mindspore_coupalign.models.noise import Dropout, DropPath, Noise, draw_keys, uniform
+from mindspore_coupalign.models import rng
+from mindspore_coupalign.models.rng import Dropout, DropPath, Noise, draw_keys, uniform
 from mindspore_coupalign.training import setup
 
 BATCH = 4
@@ -155,14 +155,14 @@ def test_no_site_is_another_one_some_positions_further_on(apart):
     count = 200_000
     for seed in range(4):
         key = int(draw_keys(1, seed)[0])
-        other = np.array([(key + apart * noise._STEP) % 2**32], np.uint32).view(np.int32)[0]
+        other = np.array([(key + apart * rng._STEP) % 2**32], np.uint32).view(np.int32)[0]
         a, b = uniform(count, key)[apart:], uniform(count, other)[:-apart]
         for u, v in ((a, b), (a > 0.1, b > 0.1)):
             assert abs(np.corrcoef(u, v)[0, 1]) < 5 / np.sqrt(count)
 
 
 def test_the_device_draws_what_numpy_draws():
-    noise.check_device("CPU")
+    rng.check_device("CPU")
     cell, shape = Noise(), (2, 3, 50)
     for key in (0, 1, -1, 2**31 - 1, -2**31, 123456789):
         ops.assign(cell.keys, Tensor([key], ms.int32))
@@ -172,7 +172,7 @@ def test_the_device_draws_what_numpy_draws():
 
 def test_a_device_whose_products_do_not_wrap_is_refused(monkeypatch, tmp_path):
     def saturates(self, shape):
-        x = ops.arange(0, shape[0], 1).astype(ms.float32) * noise._STEP + self.keys[self.site].astype(ms.float32)
+        x = ops.arange(0, shape[0], 1).astype(ms.float32) * rng._STEP + self.keys[self.site].astype(ms.float32)
         x = ops.clamp(x, -2.0**31, 2.0**31 - 256).astype(ms.int32)
         return ops.bitwise_and(x, 0x7FFFFF).astype(ms.float32) * (1 / 2**23)
 

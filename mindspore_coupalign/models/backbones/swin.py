@@ -6,12 +6,17 @@ segmentation versions of Swin.
 """
 
 import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import TruncatedNormal, initializer
 
+from mindspore_coupalign.models.backbones.published import OTHER_TASKS, PLAIN, Source
 from mindspore_coupalign.models.layers import (
     MapToTokens,
     MergeHeads,
@@ -22,7 +27,40 @@ from mindspore_coupalign.models.layers import (
     layer_norm,
     sine_positions,
 )
-from mindspore_coupalign.models.noise import DropPath
+from mindspore_coupalign.models.parts import BackboneSettings, Rule, one_of, register
+from mindspore_coupalign.models.rng import DropPath
+
+
+@dataclass(frozen=True)
+class SwinSettings(BackboneSettings):
+    name: str = "swin"
+    embed_dim: int = 128  # channels of stage 1; each stage doubles them (Swin-T and -S 96, B 128, L 192)
+    depths: tuple[int, ...] = (2, 2, 18, 2)  # blocks of each stage
+    heads: tuple[int, ...] = (4, 8, 16, 32)  # of attention, at each stage
+    window: int = 12  # side of the attention windows, in tokens
+    mlp_ratio: float = 4.0  # width of a block's MLP, relative to the stage's channels
+    drop_path: float = 0.3  # stochastic depth: the drop probability of the last block, rising linearly from 0
+    activation: str = "gelu"  # gelu (the paper's) or relu (faster on CPU)
+    absolute_position: bool = False  # add sine positions after the patch embedding (for training from scratch)
+    may_differ: ClassVar[tuple[str, ...]] = ("embed_dim", "depths", "window", "mlp_ratio", "drop_path")
+
+    def rules(self, prefix: str) -> Iterator[Rule]:
+        yield from super().rules(prefix)
+        yield one_of(f"{prefix}.activation", self.activation, ("gelu", "relu"))
+        yield (len(self.heads) == 4 and min(self.heads) >= 1,
+               f"{prefix}.heads needs four positive numbers, one per stage")
+        yield int(self.embed_dim * self.mlp_ratio) >= 1, f"{prefix}.mlp_ratio leaves no channel in stage 1's MLP"
+        for i, (heads, dim) in enumerate(zip(self.heads, self.channels, strict=True)):
+            yield dim % heads == 0, f"{prefix}.heads[{i}]={heads} does not divide the stage's {dim} channels"
+        yield self.window >= 1, f"{prefix}.window must be at least 1"
+        yield 0 <= self.drop_path < 1, f"{prefix}.drop_path must be in 0..1"
+
+    def weights_settings(self) -> dict:
+        return {"activation": self.activation}
+
+    def published_config(self) -> dict:
+        return {"model_type": "swin", "hidden_act": self.activation, "qkv_bias": True, "layer_norm_eps": 1e-5,
+                "use_absolute_embeddings": False}
 
 
 def window_index(size: tuple, window: int, shift: int) -> np.ndarray:
@@ -73,6 +111,8 @@ class TokenGather(nn.Cell):
     The index is a partial permutation, so its gradient is the gather by the opposite index: much cheaper on CPU than
     the scatter that automatic differentiation would use.
     """
+
+    amp_rule = "keep"  # takes what comes: the gradient that it writes itself gets no cast back
 
     def __init__(self, index: np.ndarray, opposite: np.ndarray):
         super().__init__()
@@ -127,6 +167,8 @@ class WindowAttention(nn.Cell):
 
 class SwinBlock(nn.Cell):
     """Window attention and MLP with residuals: (B, P, C) -> (B, P, C)."""
+
+    recomputable = True
 
     def __init__(self, dim, size, heads, window, shift, mlp_ratio, drop_path, act):
         super().__init__()
@@ -198,24 +240,104 @@ class SwinStage(nn.Cell):
             x = block(x)
         return x
 
+_BUFFERS = (r".*(relative_position_index|attn_mask|relative_coords_table)", None)
+_OFFICIAL = (  # LAVT's and timm's as well
+    _BUFFERS,
+    (rf"patch_embed\.(proj|norm)\.{PLAIN}", r"embed.\1.\2"),
+    (r"layers\.(\d+)\.(blocks\.\d+\..+)", r"stages.\1.\2"),
+    (r"layers\.(\d+)\.downsample\.(.+)", r"downsamples.\1.\2"),
+    (rf"norm(\d)\.{PLAIN}", r"outputs.\1.\2"),  # segmentation networks normalise each stage, as ours do
+    (r"(norm|head)\..+", None),
+    OTHER_TASKS,
+)
+_BLOCK = r"stages\.(\d+)\.(blocks\.\d+)"
+_OPENMMLAB = (  # OpenMMLab's: mmsegmentation, mmdetection, mmpretrain
+    _BUFFERS,
+    (rf"patch_embed\.projection\.{PLAIN}", r"embed.proj.\1"),
+    (rf"patch_embed\.norm\.{PLAIN}", r"embed.norm.\1"),
+    (rf"{_BLOCK}\.(norm\d)\.{PLAIN}", r"stages.\1.\2.\3.\4"),
+    (rf"{_BLOCK}\.attn\.w_msa\.(.+)", r"stages.\1.\2.attn.\3"),
+    (rf"{_BLOCK}\.ffn\.layers\.0\.0\.{PLAIN}", r"stages.\1.\2.mlp.fc1.\3"),
+    (rf"{_BLOCK}\.ffn\.layers\.1\.{PLAIN}", r"stages.\1.\2.mlp.fc2.\3"),
+    (r"stages\.(\d+)\.downsample\.(.+)", r"downsamples.\1.\2"),
+    (rf"norm(\d)\.{PLAIN}", r"outputs.\1.\2"),
+    (r"head\..+", None),
+    OTHER_TASKS,
+)
+_TRANSFORMERS = (  # what model.safetensors holds, and the names of version 5's modules
+    _BUFFERS,
+    (rf"embeddings\.patch_embeddings\.projection\.{PLAIN}", r"embed.proj.\1"),
+    (rf"embeddings\.norm\.{PLAIN}", r"embed.norm.\1"),
+    (rf"encoder\.(layers\.\d+\.blocks\.\d+)\.layernorm_before\.{PLAIN}", r"\1.norm1.\2"),
+    (rf"encoder\.(layers\.\d+\.blocks\.\d+)\.layernorm_after\.{PLAIN}", r"\1.norm2.\2"),
+    (rf"encoder\.(layers\.\d+\.blocks\.\d+)\.attention\.(?:self\.)?(q|k|v)(?:uery|ey|alue|_proj)\.{PLAIN}",
+     r"\1.attn.\2.\3"),
+    (r"encoder\.(layers\.\d+\.blocks\.\d+)\.attention\.(?:self|relative_position_bias)\.(relative_position_bias_table)",
+     r"\1.attn.\2"),
+    (rf"encoder\.(layers\.\d+\.blocks\.\d+)\.attention\.(?:output\.dense|o_proj)\.{PLAIN}", r"\1.attn.proj.\2"),
+    (rf"encoder\.(layers\.\d+\.blocks\.\d+)\.(?:intermediate\.dense|mlp\.fc1)\.{PLAIN}", r"\1.mlp.fc1.\2"),
+    (rf"encoder\.(layers\.\d+\.blocks\.\d+)\.(?:output\.dense|mlp\.fc2)\.{PLAIN}", r"\1.mlp.fc2.\2"),
+    (r"encoder\.layers\.(\d+)\.downsample\.(.+)", r"downsamples.\1.\2"),
+    *((rf"hidden_states_norms\.stage{i + 1}\.{PLAIN}", rf"outputs.{i}.\1") for i in range(4)),
+    (r"(layernorm|classifier|pooler)\..+", None),
+)
 
+
+def _timm_merging(arrays: dict) -> tuple[dict, list]:
+    """timm 0.9 and later keep the patch merging at the start of the stage that it leads to."""
+    if "layers.3.downsample.norm.weight" not in arrays:
+        return arrays, []
+    return {re.sub(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", name): array
+            for name, array in arrays.items()}, []
+
+
+def _openmmlab_merging(arrays: dict) -> tuple[dict, list]:
+    """OpenMMLab merges patches by nn.Unfold, whose channels go (channel, row, column); the official code, and ours, put
+    the four neighbours one after the other: (0,0), (1,0), (0,1), (1,1) as (row, column). Its classifiers have a norm
+    under the name of stage 4's output, which is left out.
+
+    Source: mmseg/models/utils/embed.py (PatchMerging) and tools/model_converters/swin2mmseg.py, which does the reverse.
+    """
+    def reordered(array: np.ndarray) -> np.ndarray:
+        if array.ndim not in (1, 2) or array.shape[-1] % 4:
+            return array  # of another network: its shape will be reported
+        by_place = array.reshape(*array.shape[:-1], -1, 4)[..., [0, 2, 1, 3]]
+        return np.ascontiguousarray(by_place.swapaxes(-1, -2)).reshape(array.shape)
+
+    classifier = [] if "norm0.weight" in arrays else [n for n in ("norm3.weight", "norm3.bias") if n in arrays]
+    return {name: reordered(array) if re.match(r"stages\.\d+\.downsample\.", name) else array
+            for name, array in arrays.items() if name not in classifier}, classifier
+
+
+PUBLISHED = (
+    Source("Swin, official or timm names", "patch_embed.proj.weight", _OFFICIAL, _timm_merging),
+    Source("Swin, OpenMMLab's names", "patch_embed.projection.weight", _OPENMMLAB, _openmmlab_merging),
+    Source("Swin, transformers names", "embeddings.patch_embeddings.projection.weight", _TRANSFORMERS))
+
+
+@register("backbone", SwinSettings)
 class Swin(nn.Cell):
-    """Four stages behind the backbone protocol.
+    """Four stages behind the contract of a backbone.
 
     ``channels`` and ``sizes`` describe the stages; ``embed(image)`` makes stage 1's input; ``stages[i](x)`` runs a
     stage; ``outputs[i](x)`` normalises its result for the decoder; ``downsamples[i](x)`` makes the next stage's input.
+
+    Args:
+        size: (H, W) of the image.
     """
 
-    def __init__(self, size, embed_dim, depths, heads, window, mlp_ratio=4.0, drop_path=0.0, act="gelu",
-                 absolute_position=False):
+    published = PUBLISHED
+
+    def __init__(self, settings: SwinSettings, *, size: tuple):
         super().__init__()
-        self.channels = [embed_dim * 2**i for i in range(4)]
+        s = settings
+        self.channels = s.channels
         self.sizes = [(size[0] // 2 ** (i + 2), size[1] // 2 ** (i + 2)) for i in range(4)]
-        rates = np.split(np.linspace(0, drop_path, sum(depths)), np.cumsum(depths)[:-1])
-        self.embed = PatchEmbed(embed_dim, self.sizes[0], absolute_position)
+        rates = np.split(np.linspace(0, s.drop_path, sum(s.depths)), np.cumsum(s.depths)[:-1])
+        self.embed = PatchEmbed(s.embed_dim, self.sizes[0], s.absolute_position)
         self.stages = nn.CellList([
-            SwinStage(self.channels[i], self.sizes[i], depths[i], heads[i], window, mlp_ratio,
-                      [float(r) for r in rates[i]], act) for i in range(4)])
+            SwinStage(self.channels[i], self.sizes[i], s.depths[i], s.heads[i], s.window, s.mlp_ratio,
+                      [float(r) for r in rates[i]], s.activation) for i in range(4)])
         self.downsamples = nn.CellList([PatchMerging(self.channels[i], self.sizes[i]) for i in range(3)])
         self.outputs = nn.CellList([layer_norm(c) for c in self.channels])
 

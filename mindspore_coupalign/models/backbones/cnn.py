@@ -5,18 +5,23 @@ Shapes: x (B, C, H, W) map; tokens (B, H·W, C), as the fusion reads and writes 
 
 from mindspore import nn, ops
 
+from mindspore_coupalign.distributed.process import in_a_job
+from mindspore_coupalign.mindspore_calls import device_target
 from mindspore_coupalign.models.layers import MapToTokens, TokensToMap
 
 
-def batch_norm(frozen: bool, synchronized: bool = False):
-    """What makes the batch norm of a number of channels.
+def batch_norm(frozen: bool):
+    """A function from a number of channels to their batch norm.
+
+    In a job of several ranks it covers all ranks' samples where MindSpore documents that (Ascend), else this rank's.
 
     Args:
         frozen: normalise by the loaded statistics in training too, so that a small batch cannot spoil them.
-        synchronized: over all ranks' samples; else over this rank's. MindSpore documents that for Ascend alone.
     """
+    synchronized = not frozen and in_a_job() and device_target() == "Ascend"
+
     def make(channels: int) -> nn.Cell:
-        if synchronized and not frozen:
+        if synchronized:
             return nn.SyncBatchNorm(channels)
         return nn.BatchNorm2d(channels, use_batch_statistics=False if frozen else None)
 

@@ -51,6 +51,8 @@ class GuidedFilter(nn.Cell):
         eps: ridge, in units of the normalised image's variance.
     """
 
+    amp_rule = "float32"
+
     def __init__(self, cells: tuple, factor: int, side: int = 3, eps: float = 0.01, steepness: float = 8.0):
         super().__init__()
         box = [box_matrix(n, side) for n in cells]
