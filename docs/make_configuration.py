@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the source tree's own package
 
 from mindspore_coupalign import config
-from mindspore_coupalign.config.renamed import GATE_ZERO, NORM, RENAMED
+from mindspore_coupalign.models import parts
+from mindspore_coupalign.config.renamed import CHANGED, RENAMED
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """# Configuration reference
@@ -53,22 +54,44 @@ def default(value) -> str:
     return '`""`' if value == "" else f"`{value}`"
 
 
+def fields(cls) -> list:
+    return [f for f in dataclasses.fields(cls) if f.name != "name" or not issubclass(cls, parts.Settings)]
+
+
 def section(cls, name: str) -> list[str]:
-    hints, said = typing.get_type_hints(cls), comments(cls)
-    plain = [f for f in dataclasses.fields(cls) if not dataclasses.is_dataclass(hints[f.name])]
+    hints, said = typing.get_type_hints(cls), {}
+    for base in reversed(cls.__mro__[:-1]):
+        said |= comments(base)
+    plain = [f for f in fields(cls) if not dataclasses.is_dataclass(hints[f.name]) and "part" not in f.metadata]
     lines = [f"\n## {name}\n", "| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     lines += [f"| `{name}.{f.name}` | {kind(hints[f.name])} | {default(f.default)} | "
               f"{said.get(f.name, '').replace('|', chr(92) + '|')} |" for f in plain]
-    for inner in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[inner.name]):
+    for inner in fields(cls):
+        if "part" in inner.metadata:
+            lines += part(f"{name}.{inner.name}", **inner.metadata)
+        elif dataclasses.is_dataclass(hints[inner.name]):
             lines += section(hints[inner.name], f"{name}.{inner.name}")
         elif dataclasses.is_dataclass(entry := next(iter(typing.get_args(hints[inner.name])), None)):
             lines += section(entry, f"{name}.{inner.name}[]")
     return lines
 
 
+def part(name: str, part: str, default: str | None) -> list[str]:
+    """The part's choices, each with its settings."""
+    known = parts.known(part)
+    if default is None:
+        return [f"\n## {name}[]\n", f"A list of {part} sections by name, beside the terms above, each with its settings and "
+                "its `weight` ([extending.md](extending.md)).", *(f"Known: {', '.join(known)}." for _ in [0] if known)]
+    choices = ", ".join(f"`{choice}`" for choice in known)
+    lines = [f"\n## {name}\n", f"`{name}.name` chooses the {part}: {choices}; `{default}` unless it is given. Parts of your own: "
+             "[extending.md](extending.md)."]
+    for choice, cell in known.items():
+        lines += [f"\n### {name}.name={choice}\n", *section(cell.Settings, name)[1:]]
+    return lines
+
+
 def renamed() -> list[str]:
-    known = {**RENAMED, NORM: "model.backbone.freeze_batch_norm (`frozen` is true, `batch` false)", GATE_ZERO: "gone"}
+    known = RENAMED | CHANGED
     return ["\n## Keys of earlier versions\n", "They are read still, with one line of warning.\n", "| key | now |",
             "| --- | --- |", *(f"| `{old}` | {new if ' ' in new or '.' not in new else f'`{new}`'} |"
                               for old, new in known.items())]

@@ -52,7 +52,7 @@ def tiny_checkpoint(tmp_path_factory, picture) -> Path:
             parameter.set_data(ms.Tensor(random.normal(0, scale, parameter.shape).astype(np.float32)))
     image = ImageTransform(64, config.data.mean, config.data.std).image(picture.rgb)[None]
     logits = [model(ms.Tensor(image), *map(ms.Tensor, tokenizer([s]))).asnumpy() for s in SENTENCES]
-    model.head.bias.set_data(model.head.bias - float(np.median(logits)))
+    model.head.conv.bias.set_data(model.head.conv.bias - float(np.median(logits)))
     path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
     save_checkpoint(path, named_arrays(model.get_parameters(), "model"), config, tokenizer.to_json(), {"step": 7})
     return path

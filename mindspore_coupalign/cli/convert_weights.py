@@ -15,7 +15,7 @@ from mindspore_coupalign.config import load_config
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.weights.checkpoint import write_arrays
 from mindspore_coupalign.weights.files import FORMAT, read_arrays, weight_file
-from mindspore_coupalign.weights.load import load_backbone_weights, load_text_weights, unseen
+from mindspore_coupalign.weights.load import load_backbone_weights, load_text_weights, text_weights_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -37,23 +37,23 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{output}: the folder {output.parent} does not exist")
     config = load_config(args.config, args.overrides)
     runtime.setup("CPU", config.train.seed)
+    model, data = config.model, config.data
     if args.image:
-        size = (config.data.image_size, config.data.image_size)
-        architecture = config.model.backbone.name
-        found = load_backbone_weights(build.build_backbone(config.model.backbone, size), config.model.backbone, args.image)
+        architecture, settings = model.backbone.name, model.backbone.weights_settings()
+        backbone = build.build_backbone(model.backbone, (data.image_size, data.image_size))
+        loaded = load_backbone_weights(backbone, model.backbone, args.image)
     else:
-        architecture = "bert"
-        text = build.build_text(config, _vocabulary(args.text, config.model.text.hidden))
-        found = load_text_weights(text, config.model.text, args.text)
-    print(found.table())
+        architecture, settings = "bert", text_weights_settings(model.text)
+        text = build.build_text(config, _vocabulary(args.text, model.text.hidden))
+        loaded = load_text_weights(text, model.text, args.text)
+    print(loaded.table())
     if args.names:
-        for name, array in sorted(found.arrays.items()):
+        for name, array in sorted(loaded.arrays.items()):
             print(f"    {name:<72}{'×'.join(map(str, array.shape))}")
-    settings = unseen(architecture, config.model.backbone if args.image else config.model.text)
-    write_arrays(output, found.arrays, {"format": FORMAT, "architecture": architecture, "title": found.title,
-                                        "source": found.path.name, "settings": json.dumps(settings)})
+    write_arrays(output, loaded.arrays, {"format": FORMAT, "architecture": architecture, "title": loaded.title,
+                                        "source": loaded.path.name, "settings": json.dumps(settings)})
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB); train with model."
-          f"{'image' if args.image else 'text'}_weights={output}")
+          f"{'backbone' if args.image else 'text'}_weights={output}")
     return 0
 
 

@@ -175,7 +175,8 @@ def _drop_unless_known(values: dict, name: str):
         values = values.get(section, {}) if isinstance(values, dict) else {}
     if kind and isinstance(values, dict) and key in values:
         chosen = values.get("name", default)
-        if chosen in known(kind) and key not in _fields(kind, chosen):
+        fields = {name: _fields(kind, name) for name in known(kind)}
+        if key not in fields.get(chosen, {key}) and any(key in other for other in fields.values()):
             del values[key]
 
 

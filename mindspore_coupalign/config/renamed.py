@@ -4,11 +4,8 @@ import sys
 
 from mindspore_coupalign.errors import UserError
 
-_BACKBONE = ("name", "embed_dim", "depths", "freeze_batch_norm", "negative_slope", "heads", "window", "mlp_ratio",
-             "drop_path", "activation", "absolute_position")
 RENAMED = {
     "model.image.slope": "model.backbone.negative_slope",
-    **{f"model.image.{key}": f"model.backbone.{key}" for key in _BACKBONE},
     "model.image_weights": "model.backbone_weights",
     "model.wpa_stages": "model.fusion.stages",
     "model.wpa_heads": "model.fusion.heads",
@@ -35,7 +32,8 @@ RENAMED = {
     "train.meet_seconds": "train.barrier_timeout",
     "eval.exists_threshold": "eval.target_threshold",
 }
-CHANGED = {  # keys whose values changed as well
+CHANGED = {  # whole sections, and keys whose values changed as well
+    "model.image.*": "`model.backbone.*`",
     "model.name": "`coupalign` is `model.fusion.name=word_pixel`; `lavt` is `model.fusion.name=pixel_word` and "
                   "`model.sentence_mask=false`",
     "model.image.norm": "`frozen` is `model.backbone.freeze_batch_norm=true`, `batch` false",
@@ -63,18 +61,33 @@ def translate(values: dict, source: str) -> tuple[dict, set]:
         if norm not in ("frozen", "batch"):
             raise UserError(f"{source}: model.image.norm must be one of frozen, batch, found {norm!r}")
         _put(values, "model.backbone.freeze_batch_norm", norm == "frozen", "model.image.norm", source)
+    names = {**RENAMED, "model.image.norm": "model.backbone.freeze_batch_norm", "model.name": "model.fusion.name"}
+    names |= _take_backbone(values, old, source)
     if (name := _take(values, "model.name", old)) is not None:
         _take_network(values, name, source)
     if _take(values, "model.wpa_gate_zero", []):
         raise UserError(f"{source}: model.wpa_gate_zero=true is no longer known; leave it out, or use version 0.2")
-    if isinstance(model := values.get("model"), dict) and model.get("image") == {}:
-        del model["image"]
-    names = {**RENAMED, "model.image.norm": "model.backbone.freeze_batch_norm", "model.name": "model.fusion.name"}
     if old:
         shown = [f"{name} is {names[name]} now" for name in old[:MOST_NAMED]]
         more = f" and {len(old) - MOST_NAMED} more; docs/configuration.md lists them" if len(old) > MOST_NAMED else ""
         print(f"warning: {source}: keys of an earlier version: {', '.join(shown)}{more}", file=sys.stderr)
     return values, {names[name] for name in old}
+
+
+def _take_backbone(values: dict, old: list, source: str) -> dict:
+    """Move what is left of the section model.image; returns old name -> new name of its keys."""
+    model = values.get("model")
+    if not isinstance(model, dict) or "image" not in model:
+        return {}
+    if not isinstance(model["image"], dict):
+        old.append("model.image")
+        model["backbone"] = model.pop("image")
+        return {"model.image": "model.backbone"}
+    names = {f"model.image.{key}": f"model.backbone.{key}" for key in model["image"]}
+    for before, key in zip(names, model.pop("image").items(), strict=True):
+        _put(values, f"model.backbone.{key[0]}", key[1], before, source)
+        old.append(before)
+    return names
 
 
 def _take_network(values: dict, name, source: str):

@@ -50,7 +50,7 @@ def checkpoint(root, tmp_path_factory):
     data = read_refer(root, "tiny", "unc")
     image = ImageTransform(64, config.data.mean, config.data.std).image(data.read_image(0))[None]
     logits = eager(model, image, *tokenizer(["the red square"])).asnumpy()
-    model.head.bias.set_data(model.head.bias - float(np.median(logits)))
+    model.head.conv.bias.set_data(model.head.conv.bias - float(np.median(logits)))
     path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
     progress = {"step": 7, "seen_images": seen_with(picture_paths(data, "train")[:1])}
     save_checkpoint(path, named_arrays(model.get_parameters(), "model"), config, tokenizer.to_json(), progress)

@@ -26,7 +26,7 @@ GOLDEN_HEAD = "# The tests' network: parameter name and shape. tests/models/test
 # The paper's table of stages with word-pixel alignment, and none
 STAGES = [(1, 2, 3, 4), (1, 2), (3, 4), (4,), (3,), (2,), (1,), ()]
 # What adds the same to all scores of a softmax has no gradient: the keys' biases, and the masks' in SMA
-WITHOUT_GRADIENT = ("attn.k.bias", "attention.k.bias", "alignment.w_q.bias")
+WITHOUT_GRADIENT = ("attn.k.bias", "attention.k.bias", "alignment.mask_key.bias")
 
 
 def run(model, image, ids, word_mask, mask=None):
@@ -131,7 +131,7 @@ def test_stages_with_word_pixel_alignment(stages, batch):
     found = {p.name: p for p in model.get_parameters()}
     slots = {name.split(".")[2] for name in found if name.startswith("encoder.fusion.")}
     assert slots == {str(i) for i in range(len(stages))}
-    widths = [found[f"encoder.fusion.{i}.w_v.weight"].shape[0] for i in range(len(stages))]
+    widths = [found[f"encoder.fusion.{i}.pixel_query.weight"].shape[0] for i in range(len(stages))]
     assert widths == [8 * 2 ** (stage - 1) for stage in stages]
     rest = {line for line in named_shapes(model) if not line.startswith("encoder.fusion.")}
     assert rest == {line for line in golden_lines() if not line.startswith("encoder.fusion.")}

@@ -57,8 +57,8 @@ def test_lavts_fusion_reads_a_large_activation():
         set_precision(model, precision)
         encoder, bias = model.encoder, ms.Tensor(np.zeros((2, 1, 1, 8), np.float32))
         with pynative():
-            fused = encoder.attend[3](ms.Tensor(v), ms.Tensor(words), bias)[0]
-            gated = encoder.gates[2](ms.Tensor(v[..., :32]))
+            fused = encoder.fusion[3](ms.Tensor(v), ms.Tensor(words), bias)[2]
+            gated = encoder.fusion[2].gate(ms.Tensor(v[..., :32]))
         found.append([x.asnumpy() for x in (fused, gated)])
     for exact, mixed, rounded in zip(*found, strict=True):
         np.testing.assert_array_equal(mixed, exact)
@@ -74,7 +74,7 @@ def small(tmp_path_factory) -> SimpleNamespace:
     model = randomize(build.build_model(config, tokenizer.vocab_size), scale=0.4)
     small = SimpleNamespace(data=data, config=config, tokenizer=tokenizer, samples=np.arange(len(data.sentence_ref)))
     logits = scores(Recorded(model), small, 2)[1]
-    model.head.bias.set_data(model.head.bias - float(np.median(logits)))
+    model.head.conv.bias.set_data(model.head.conv.bias - float(np.median(logits)))
     small.model = model
     return small
 

@@ -59,13 +59,18 @@ def assert_same(found: dict, expected: dict, tolerance: float, but=(), floor=0.0
     assert not wrong, wrong
 
 
+_ADDS_TO_ALL = {
+    "word_pixel": r"(\.k|alignment\.mask_key)\.bias$",
+    "pixel_word": r"(\.k|fusion\.\d\.(pixel_query|word_key|word_value|gathered))\.bias$"}
+
+
 def without_gradient(name: str, config) -> bool:
     """What adds the same to all scores of a softmax, or to all positions before an instance norm."""
-    if config.model.name == "lavt" and name.startswith("encoder.text.groups"):
+    if config.model.fusion.name == "pixel_word" and name.startswith("encoder.text.groups"):
         groups = config.model.text.groups
         last = max(i for i in range(4) if groups[i])
         return name.endswith(".k.bias") or name == f"encoder.text.groups.{last}.layers.{groups[last] - 1}.norm2.beta"
-    return re.search(r"(\.k|alignment\.w_q|attend\.\d\.w_[qkvw])\.bias$", name) is not None
+    return re.search(_ADDS_TO_ALL[config.model.fusion.name], name) is not None
 
 
 def assert_same_gradients(found: dict, expected: dict, config):

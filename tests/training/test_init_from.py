@@ -101,7 +101,7 @@ def test_a_real_run_at_another_size_and_rate(place, tmp_path):
     assert "4 of them resampled" in done.stdout and "Traceback" not in done.stderr
     last, start = load_checkpoint(output / "last.safetensors"), load_checkpoint(place / "coupalign.safetensors")
     assert last.progress["updates"] == 2 and last.config.data.image_size == 96
-    moved = np.abs(last.section("model")["head.weight"] - start.section("ema")["head.weight"]).max()
+    moved = np.abs(last.section("model")["head.conv.weight"] - start.section("ema")["head.conv.weight"]).max()
     assert 0 < moved < 3e-4  # Adam's moves are as long as the learning rate
 
 
@@ -137,7 +137,7 @@ def test_what_is_left_out_starts_fresh(begin, place, capsys):
     fresh = {key for key in found.section("model") if key.startswith(("decoder", "head", "stage_heads"))}
     for key in found.section("model").keys() - fresh:
         np.testing.assert_array_equal(found.section("model")[key], start[key], err_msg=key)
-    assert found.section("model")["head.weight"].shape[1] == 24
+    assert found.section("model")["head.conv.weight"].shape[1] == 24
     said = capsys.readouterr().out
     assert "  fresh: decoder." in said and "  left out of the file: decoder." in said
 

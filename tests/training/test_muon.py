@@ -103,7 +103,7 @@ def test_the_models_matrices():
     assert any(name.startswith("decoder.") for name in names)
     assert {p.name for p in decayed["params"]} == {
         "encoder.backbone.embed.proj.weight", "encoder.text.embed.word_embeddings",
-        "encoder.text.embed.token_type_embeddings", "generator.queries", "head.weight"}
+        "encoder.text.embed.token_type_embeddings", "mask_generator.queries", "head.conv.weight"}
     assert len(setup.parameter_groups(model, 0.1)[3]["params"]) == 0
 
 

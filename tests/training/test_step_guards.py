@@ -58,7 +58,7 @@ def test_a_bad_batch_changes_nothing_and_the_next_one_does():
     assert take(step, good)["finite"] == 1
     after = everything(step)
     changed = {name for name in after if not np.array_equal(after[name], before[name])}
-    assert {"updates", "head.weight", "ema.head.weight", "adam_m.head.weight"} <= changed
+    assert {"updates", "head.conv.weight", "ema.head.conv.weight", "adam_m.head.conv.weight"} <= changed
     statistics = [name for name in changed if name.endswith("moving_mean") and not name.startswith("ema.")]
     assert statistics
     for name in statistics:  # averaged as the weights are: those of one without the other fit no network

@@ -41,11 +41,14 @@ def configs(tmp_path_factory) -> dict:
     (folder / "words" / "vocab.txt").write_text("\n".join(VOCABULARY[:WORDS]) + "\n")
     data = {"root": str(write_refer(folder / "data")), "dataset": "tiny", "split_by": "unc", "val_split": "testA",
             "tokenizer": str(folder / "words")}
-    model = {"text": BERT, "wpa_heads": [1, 2, 2, 4], "wpa_stages": [4], "sentence_mask": False}
+    model = {"text": BERT, "fusion": {"heads": [1, 2, 2, 4], "stages": [4]}, "sentence_mask": False}
     for image in (SWIN, RESNET, DARKNET):
-        values = {**TINY, "data": TINY["data"] | data, "model": TINY["model"] | model | {"image": image}}
+        values = {**TINY, "data": TINY["data"] | data, "model": TINY["model"] | model | {"backbone": image}}
         (folder / f"{image['name']}.yaml").write_text(yaml.safe_dump(values))
     return {path.stem: path for path in folder.glob("*.yaml")}
+
+
+FIELDS = {"image": "backbone_weights", "text": "text_weights"}  # option of the command -> of the configuration
 
 
 @pytest.fixture
@@ -140,7 +143,7 @@ def test_the_written_file_holds_what_the_network_takes(convert, configs, tmp_pat
     assert lines[0].startswith(str(GOLDEN / file)) and lines[1].endswith("none missing, none unexpected")
     for label, row, line in zip(("loaded", "not in file", "skipped"), rows, (lines[1], *lines[3:5]), strict=True):
         assert line.startswith(f"{label} {row}")
-    assert lines[5].startswith(f"wrote {ours}") and lines[5].endswith(f"model.{kind}_weights={ours}")
+    assert lines[5].startswith(f"wrote {ours}") and lines[5].endswith(f"model.{FIELDS[kind]}={ours}")
     assert_same(load_file(ours), loaded(configs[network], kind, GOLDEN / file))
     assert_same(loaded(configs[network], kind, ours), load_file(ours))
 
@@ -273,7 +276,7 @@ def test_training_starts_from_foreign_files_and_resumes_without_them(configs, tm
     out = capsys.readouterr().out
     assert "Swin, official or timm names" in out and "BERT, transformers names" in out
     trained = load_checkpoint(tmp_path / "run" / "last.safetensors").section("model")
-    for part, kind, file in (("vision", "image", "swin_official.pth"), ("text", "text", "bert")):
+    for part, kind, file in (("backbone", "image", "swin_official.pth"), ("text", "text", "bert")):
         for name, array in loaded(configs["swin"], kind, tmp_path / file).items():
             np.testing.assert_array_equal(trained[f"encoder.{part}.{name}"], array, err_msg=name)
     (tmp_path / "swin_official.pth").unlink()
@@ -290,6 +293,6 @@ def test_training_starts_from_foreign_files_and_resumes_without_them(configs, tm
 def test_training_refuses_before_it_writes(configs, tmp_path, capsys, key, name):
     _, make, words = REFUSED[name]
     make(tmp_path)
-    assert train(configs, tmp_path / "run", f"model.{key}_weights={tmp_path / 'w'}") == 2
+    assert train(configs, tmp_path / "run", f"model.{FIELDS[key]}={tmp_path / 'w'}") == 2
     assert words in only_line(capsys)
     assert not (tmp_path / "run").exists() and not (tmp_path / "it-ran").exists()

@@ -12,18 +12,19 @@ from safetensors.numpy import load_file, save_file
 from tiny_network import eager, tiny_config
 
 from mindspore_coupalign import build
-from mindspore_coupalign.config import ImageConfig, TextConfig
+from mindspore_coupalign.config import TextConfig
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models.backbones.cnn import batch_norm
-from mindspore_coupalign.models.backbones.darknet import darknet
+from mindspore_coupalign.models.backbones.darknet import Darknet, DarknetSettings
+from mindspore_coupalign.models.backbones.resnet import ResNetSettings
+from mindspore_coupalign.models.backbones.swin import SwinSettings
 from mindspore_coupalign.models.bert import Bert
 from mindspore_coupalign.weights.load import load_backbone_weights, load_text_weights, resample_table
 from mindspore_coupalign.weights.torch_files import read_torch_file
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
-SWIN = ImageConfig(embed_dim=4, depths=(1, 2, 1, 2), heads=(1, 2, 2, 4), window=2, drop_path=0.0)
-RESNET = ImageConfig(name="resnet", embed_dim=16, depths=(1, 2, 1, 1))
-DARKNET = ImageConfig(name="darknet", embed_dim=8, depths=(2, 8, 8, 4))
+SWIN = SwinSettings(embed_dim=4, depths=(1, 2, 1, 2), heads=(1, 2, 2, 4), window=2, drop_path=0.0)
+RESNET = ResNetSettings(embed_dim=16, depths=(1, 2, 1, 1))
+DARKNET = DarknetSettings(embed_dim=8, depths=(2, 8, 8, 4))
 BERT = TextConfig(hidden=8, heads=2, ffn=16, groups=(1, 0, 2, 0), dropout=0.0)
 IMAGE_FILES = {
     "swin/model.safetensors": SWIN, "swin": SWIN, "swin_official.pth": SWIN, "swin_official_stream.pth": SWIN,
@@ -36,7 +37,7 @@ def features():
     return load_file(GOLDEN / "features.safetensors")
 
 
-def vision_of(image: ImageConfig, size: int = 96):
+def vision_of(image, size: int = 96):
     return build.build_backbone(image, (size, size)).set_train(False)
 
 
@@ -167,9 +168,9 @@ def test_darknet_53_of_timm_has_another_slope(tmp_path):
     for layer in layers:  # timm's norm has its epsilon inside the root
         layer["variance"] = layer["variance"] + 0.01
     save_file(timm_darknet(layers), tmp_path / "darknet.safetensors")
-    with pytest.raises(UserError, match="slope 0.01; set model.backbone.negative_slope=0.01"):
+    with pytest.raises(UserError, match=r"need model.backbone.negative_slope=0.01 \(found 0.1\)"):
         load_backbone_weights(vision_of(DARKNET, 64), DARKNET, tmp_path / "darknet.safetensors")
-    image_config = ImageConfig(name="darknet", embed_dim=8, depths=(2, 8, 8, 4), negative_slope=0.01)
+    image_config = DarknetSettings(embed_dim=8, depths=(2, 8, 8, 4), negative_slope=0.01)
     vision = vision_of(image_config, 64)
     load_backbone_weights(vision, image_config, tmp_path / "darknet.safetensors")
     image = np.random.default_rng(1).normal(size=(1, 3, 64, 64)).astype(np.float32)
@@ -207,7 +208,7 @@ def test_a_table_of_another_window_is_resampled():
 
 
 def test_a_backbone_takes_weights_of_another_window():
-    image = ImageConfig(embed_dim=4, depths=(1, 2, 1, 2), heads=(1, 2, 2, 4), window=3, drop_path=0.0)
+    image = SwinSettings(embed_dim=4, depths=(1, 2, 1, 2), heads=(1, 2, 2, 4), window=3, drop_path=0.0)
     vision = vision_of(image)
     loaded = load_backbone_weights(vision, image, GOLDEN / "swin_official.pth")
     assert len(loaded.resampled) == 6 and all(name.endswith("table") for name in loaded.resampled)
@@ -320,7 +321,7 @@ def test_two_networks_in_one_file_are_refused(tmp_path):
 @pytest.mark.parametrize("image,file,message", [
     (SWIN, "resnet_torchvision.pth", "holds no swin weights"), (RESNET, "swin", "holds no resnet weights"),
     (RESNET, "bert", "holds no resnet weights"), (DARKNET, "resnet", "holds no darknet weights"),
-    (ImageConfig(embed_dim=4, depths=(1, 2, 2, 2), heads=(1, 2, 2, 4), window=2), "swin_timm.safetensors",
+    (SwinSettings(embed_dim=4, depths=(1, 2, 2, 2), heads=(1, 2, 2, 4), window=2), "swin_timm.safetensors",
      "stages.2.blocks.1"),
 ])
 def test_another_architecture_is_refused(image, file, message):
@@ -359,7 +360,8 @@ def test_a_resnet_that_computes_something_else_is_refused(tmp_path, key, value):
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_statistics_stay_and_batch_statistics_follow(frozen):
     """Frozen, a batch of one in training gives what it gives in evaluation: nothing collapses with small batches."""
-    vision = randomize(darknet((64, 64), 8, (1, 1, 1, 1), batch_norm(frozen), 0.1), scale=0.3)
+    vision = randomize(Darknet(DarknetSettings(embed_dim=8, depths=(1, 1, 1, 1), freeze_batch_norm=frozen), size=(64, 64)),
+                       scale=0.3)
     before = values(vision)
     image = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
     evaluated = eager(vision, image)[3].asnumpy()

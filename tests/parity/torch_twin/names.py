@@ -16,25 +16,28 @@ _BERT = {"attention.q": "attention.self.query", "attention.k": "attention.self.k
          "attention.v": "attention.self.value", "attention.proj": "attention.output.dense",
          "norm1": "attention.output.LayerNorm", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
          "norm2": "output.LayerNorm"}
-_WPA = {"norm_v": "pixel_norm", "norm_l": "word_norm", "w_v": "pixel_key", "w_l": "word_key", "w_lv": "word_value",
-        "w_vl": "pixel_value", "w_ov": "pixel_out", "w_ol": "word_out", "gate_v.w1": "pixel_gate.0",
-        "gate_v.w2": "pixel_gate.2", "gate_l.w1": "word_gate.0", "gate_l.w2": "word_gate.2"}
-_PWA = {"w_q": "query", "w_w": "gathered", "w_k": "key", "w_v": "value", "w_m": "pixels.0", "w_o": "out.0"}
+_WPA = {"pixel_query": "pixel_key", "pixel_gate.hidden": "pixel_gate.0", "pixel_gate.out": "pixel_gate.2",
+        "word_gate.hidden": "word_gate.0", "word_gate.out": "word_gate.2",
+        **{name: name for name in ("pixel_norm", "word_norm", "word_key", "word_value", "pixel_value", "pixel_out",
+                                   "word_out")}}
+_PWA = {"pixel_query": "query", "gathered": "gathered", "word_key": "key", "word_value": "value", "pixels": "pixels.0",
+        "out": "out.0"}
 _QUERY = {"norm1": "norms.0", "norm2": "norms.1", "norm3": "norms.2", "mlp.fc1": "ffn.0", "mlp.fc2": "ffn.2",
           "self_attention.proj": "to_queries.out_proj", "cross_attention.proj": "to_pixels.out_proj"}
 _PLAIN = {"encoder.backbone.embed.proj": "vision.embeddings.patch_embeddings.projection",
           "encoder.backbone.embed.norm": "vision.embeddings.norm",
           "encoder.text.embed.norm": "text.embeddings.LayerNorm",
-          "generator.project": "generator.project", "generator.norm": "generator.norm",
-          "generator.embed.fc1": "generator.embed.0", "generator.embed.fc2": "generator.embed.2",
-          "alignment.w_q": "alignment.of_masks", "alignment.w_g": "alignment.of_sentence", "head": "head",
+          "mask_generator.project": "generator.project", "mask_generator.norm": "generator.norm",
+          "mask_generator.embed.fc1": "generator.embed.0", "mask_generator.embed.fc2": "generator.embed.2",
+          "alignment.mask_key": "alignment.of_masks", "alignment.sentence_query": "alignment.of_sentence",
+          "head.conv": "head",
           "target_head.of_pixels": "target_head.pixels", "target_head.of_sentence": "target_head.words",
           "target_head.hidden": "target_head.hidden", "target_head.decide": "target_head.answer"}
 _WHOLE = {"encoder.text.embed.word_embeddings": "text.embeddings.word_embeddings.weight",
           "encoder.text.embed.position_embeddings": "text.embeddings.position_embeddings.weight",
           "encoder.text.embed.token_type_embeddings": "text.embeddings.token_type_embeddings.weight",
-          "generator.queries": "generator.queries.weight", "proposal_head.gain": "proposal_head.gain",
-          "proposal_head.offset": "proposal_head.offset", "guided.steepness": "steepness"}
+          "mask_generator.queries": "generator.queries.weight", "proposal_head.gain": "proposal_head.gain",
+          "proposal_head.offset": "proposal_head.offset", "head.guided.steepness": "steepness"}
 
 
 def place(name: str, model: dict) -> tuple:
@@ -49,7 +52,7 @@ def place(name: str, model: dict) -> tuple:
     if name in _WHOLE:
         return _WHOLE[name], 0, 1
     body, end = name.rsplit(".", 1)
-    fused = re.fullmatch(r"generator\.layers\.(\d+)\.(self|cross)_attention\.([qkv])", body)
+    fused = re.fullmatch(r"mask_generator\.layers\.(\d+)\.(self|cross)_attention\.([qkv])", body)
     if fused:
         layer, kind, part = fused.groups()
         module = {"self": "to_queries", "cross": "to_pixels"}[kind]
@@ -75,18 +78,23 @@ def _text_layer(parts, model):
     return f"text.layer.{sum(model['text']['groups'][:int(group)]) + int(layer)}.{_BERT[rest]}"
 
 
+def _fusion(parts, model):
+    slot, rest = parts
+    names = _PWA if model["fusion"]["name"] == "pixel_word" else _WPA
+    return f"fusion.{sorted(model['fusion']['stages'])[int(slot)] - 1}.{names[rest]}"
+
+
 _RULES = (
-    (r"encoder\.vision\.stages\.(\d)\.blocks\.(\d+)\.(.+)",
+    (r"encoder\.backbone\.stages\.(\d)\.blocks\.(\d+)\.(.+)",
      lambda p, m: f"vision.layers.{p[0]}.blocks.{p[1]}.{_SWIN[p[2]]}"),
-    (r"encoder\.vision\.downsamples\.(\d)\.(norm|reduction)", lambda p, m: f"vision.layers.{p[0]}.downsample.{p[1]}"),
-    (r"encoder\.vision\.outputs\.(\d)", lambda p, m: f"vision.norms.{p[0]}"),
+    (r"encoder\.backbone\.downsamples\.(\d)\.(norm|reduction)", lambda p, m: f"vision.layers.{p[0]}.downsample.{p[1]}"),
+    (r"encoder\.backbone\.outputs\.(\d)", lambda p, m: f"vision.norms.{p[0]}"),
     (r"encoder\.text\.groups\.(\d)\.layers\.(\d+)\.(.+)", _text_layer),
-    (r"encoder\.wpa\.(\d)\.(.+)", lambda p, m: f"fusion.{sorted(m['wpa_stages'])[int(p[0])] - 1}.{_WPA[p[1]]}"),
-    (r"encoder\.attend\.(\d)\.(.+)", lambda p, m: f"fusion.{p[0]}.{_PWA[p[1]]}"),
-    (r"encoder\.gates\.(\d)\.w([12])", lambda p, m: f"gates.{p[0]}.{'02'[int(p[1]) - 1]}"),
-    (r"decoder\.fuse\.(\d)\.(\d)\.(conv|norm)",
+    (r"encoder\.fusion\.(\d)\.gate\.(hidden|out)", lambda p, m: f"gates.{p[0]}.{ {'hidden': 0, 'out': 2}[p[1]]}"),
+    (r"encoder\.fusion\.(\d)\.(.+)", _fusion),
+    (r"pixel_decoder\.fuse\.(\d)\.(\d)\.(conv|norm)",
      lambda p, m: f"decoder.coarse_to_fine.{2 - int(p[0])}.{p[1]}.{('conv', 'norm').index(p[2])}"),
-    (r"generator\.layers\.(\d+)\.(.+)", lambda p, m: f"generator.layers.{p[0]}.{_QUERY[p[1]]}"),
+    (r"mask_generator\.layers\.(\d+)\.(.+)", lambda p, m: f"generator.layers.{p[0]}.{_QUERY[p[1]]}"),
     (r"stage_heads\.(\d)", lambda p, m: f"stage_heads.{p[0]}"),
 )
 

@@ -59,7 +59,7 @@ class MaskGenerator(nn.Module):
 
     def __init__(self, channels: int, side: int, model: dict):
         super().__init__()
-        dim = model["decoder_dim"]
+        dim = model["decoder"]["dim"]
         self.queries = nn.Embedding(model["queries"], dim)
         self.project, self.norm = nn.Linear(channels, dim), nn.LayerNorm(dim)
         self.layers = nn.ModuleList(QueryLayer(dim, model["query_heads"], model["query_ffn"])
@@ -118,9 +118,9 @@ class Twin(nn.Module):
     def __init__(self, config: dict, vocabulary: int, attention: str = "sdpa"):
         super().__init__()
         model, size = config["model"], config["data"]["image_size"]
-        dim, words = model["decoder_dim"], model["text"]["hidden"]
-        self.lavt = model["name"] == "lavt"
-        self.vision = Swin(model["image"], size, attention)
+        dim, words = model["decoder"]["dim"], model["text"]["hidden"]
+        self.lavt = model["fusion"]["name"] == "pixel_word"
+        self.vision = Swin(model["backbone"], size, attention)
         self.text = Bert(model["text"], vocabulary, attention)
         channels = self.vision.channels
         if self.lavt:
@@ -128,15 +128,15 @@ class Twin(nn.Module):
             self.gates = nn.ModuleList(Gate(c, True) for c in channels[:3])
         else:
             self.fusion = nn.ModuleDict({
-                str(i - 1): WordPixelAlignment(channels[i - 1], words, model["wpa_heads"][i - 1])
-                for i in model["wpa_stages"]})
+                str(i - 1): WordPixelAlignment(channels[i - 1], words, model["fusion"]["heads"][i - 1])
+                for i in model["fusion"]["stages"]})
         self.decoder = Decoder(channels, dim)
         self.stage_read = model["query_stage"] - 1
         self.generator = self.alignment = None
         if model["sentence_mask"] and not self.lavt:
             self.generator = MaskGenerator(channels[self.stage_read], self.vision.sides[self.stage_read], model)
             self.alignment = SentenceMaskAlignment(dim, words)
-        self.upsample = model["upsample"]
+        self.upsample = model["head"]["upsample"]
         self.head = nn.Conv2d(dim if self.alignment is None else 2 * dim, 1, 1)
         self.target_head = TargetHead(dim, words) if model["no_target"] else None
         self.steepness = nn.Parameter(torch.ones(1)) if self.upsample == "guided" else None

@@ -53,28 +53,26 @@ def intermediates(model) -> tuple:
         def hook(_cell, _inputs, outputs):
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             for name, output in zip(names, outputs, strict=True):
-                found[name] = output.asnumpy()
+                if name:
+                    found[name] = output.asnumpy()
         hooks.append(cell.register_forward_hook(hook))
 
     encoder = model.encoder
-    lavt = hasattr(encoder, "attend")
     watch(encoder.backbone.embed, "patches")
     watch(encoder.text.embed, "word_embeddings")
     for i in range(4):
         watch(encoder.backbone.stages[i], f"blocks_{i + 1}")
         watch(encoder.text.groups[i], f"group_{i + 1}")
         watch(encoder.backbone.outputs[i], f"stage_{i + 1}")
-        if lavt:
-            watch(encoder.attend[i], f"fused_{i + 1}", f"attention_{i + 1}")
-        elif encoder.aligned[i]:
-            watch(encoder.fusion[encoder.slot[i]], f"fused_{i + 1}", f"words_{i + 1}", f"attention_{i + 1}")
+        if encoder.fused[i]:
+            words = "" if encoder.text_first else f"words_{i + 1}"
+            watch(encoder.fusion[encoder.slot[i]], "", words, f"fused_{i + 1}", f"attention_{i + 1}")
         if i < 3:
             watch(encoder.backbone.downsamples[i], f"down_{i + 1}")
-    watch(model.decoder, "Y")
-    watch(model.head, "coarse")
-    watch(model.to_input_size if model.guided is None else model.guided, "logits")
+    watch(model.pixel_decoder, "Y")
+    watch(model.head, "coarse", "logits")
     if model.alignment is not None:
-        watch(model.generator, "queries")
+        watch(model.mask_generator, "queries")
         watch(model.alignment, "aligned", "proposals", "weights")
     if model.proposal_head is not None:
         watch(model.proposal_head, "proposal_logits")
