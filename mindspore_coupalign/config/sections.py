@@ -150,10 +150,10 @@ class LossConfig:
     contrast: float = 0.1  # weight of the pixel contrast
     deep_supervision: float = 0.0  # weight of the mask losses of the stage heads (model.stage_heads)
     proposal_mask: float = 0.0  # weight of the mask losses of the proposals' sum (model.proposal_head)
-    no_target: float = 1.0  # weight of the cross-entropy of the head that says whether anything is meant
-    # (model.no_target); without the head it is of no account
+    no_target: float = 1.0  # weight of the cross-entropy of the target-presence head (model.no_target); ignored without
     temperature: float = 0.1  # of the pixel contrast
     negatives: int = 256  # background pixels drawn per sample for the contrast
+    extra: tuple[LossSettings, ...] = field(default=(), metadata={"part": "loss", "default": None})
 
     def rules(self) -> Iterator[Rule]:
         yield (min(self.bce, self.dice, self.contrast, self.deep_supervision, self.proposal_mask) >= 0
@@ -164,6 +164,10 @@ class LossConfig:
         yield (len(self.class_weights) == 2 and min(self.class_weights) > 0,
                "loss.class_weights needs two positive numbers: background, foreground")
         yield self.temperature > 0 and self.negatives >= 1, "loss.temperature and loss.negatives must be positive"
+        for i, entry in enumerate(self.extra):
+            yield from entry.rules(f"loss.extra[{i}]")
+        names = [entry.name for entry in self.extra]
+        yield len(set(names)) == len(names), f"loss.extra names a loss twice: {', '.join(names)}"
 
 
 @dataclass(frozen=True)

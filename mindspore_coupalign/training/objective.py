@@ -7,7 +7,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindspore_coupalign.models.coupalign import HAS_TARGET, LOGITS, PIXELS, PROPOSAL_LOGITS, STAGE_LOGITS
-from mindspore_coupalign.models.losses import binary_cross_entropy
+from mindspore_coupalign.models.losses.terms import binary_cross_entropy
 
 LOSSES = ("loss", "bce", "dice", "contrast", "deep_supervision_bce", "deep_supervision_dice", "proposal_mask_bce",
           "proposal_mask_dice", "no_target")

@@ -4,7 +4,7 @@ import mindspore as ms
 
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models.losses import MaskLoss, PixelContrast
+from mindspore_coupalign.models.losses.terms import MaskLoss, PixelContrast
 from mindspore_coupalign.models.precision import choose_precision, set_precision
 from mindspore_coupalign.models.recompute import recompute_blocks
 from mindspore_coupalign.training.muon import matrix_shape

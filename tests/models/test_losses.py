@@ -6,7 +6,7 @@ import pytest
 from mindspore import ops
 from tiny_network import pynative
 
-from mindspore_coupalign.models.losses import MaskLoss, PixelContrast
+from mindspore_coupalign.models.losses.terms import MaskLoss, PixelContrast
 from mindspore_coupalign.models.rng import bind
 
 TAU = 0.1
