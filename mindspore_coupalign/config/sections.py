@@ -16,6 +16,7 @@ from mindspore_coupalign.models.parts import (
     DecoderSettings,
     FusionSettings,
     HeadSettings,
+    LossSettings,
     Rule,
     default_settings,
     one_of,
