@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the source tree's own package
 
 from mindspore_coupalign import config
-from mindspore_coupalign.models import parts
 from mindspore_coupalign.config.renamed import CHANGED, RENAMED
+from mindspore_coupalign.models import parts
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """# Configuration reference
@@ -23,8 +23,9 @@ HEAD = """# Configuration reference
 Generated from `mindspore_coupalign/config/sections.py` by `python docs/make_configuration.py`.
 
 A configuration is a YAML file of these sections; `base: other.yaml` takes another file's values first. Every field can
-be set on the command line as `section.key=value`, for example `train.lr=1e-4` or `model.fusion.stages=[3,4]`. An unknown
-key or a value of the wrong type is refused. `config.yaml` in a run's folder is the configuration that the run used.
+be set on the command line as `section.key=value`, for example `train.lr=1e-4` or `model.fusion.stages=[3,4]`. An
+unknown key or a value of the wrong type is refused. `config.yaml` in a run's folder is the configuration that the run
+used.
 """
 
 
@@ -80,10 +81,10 @@ def part(name: str, part: str, default: str | None) -> list[str]:
     """The part's choices, each with its settings."""
     known = parts.known(part)
     if default is None:
-        return [f"\n## {name}[]\n", f"A list of {part} sections by name, beside the terms above, each with its settings and "
-                "its `weight` ([extending.md](extending.md)).", *(f"Known: {', '.join(known)}." for _ in [0] if known)]
+        return [f"\n## {name}[]\n", f"A list of {part} sections beside the terms above, each with its `name`, its `weight` "
+                "and its settings: [extending.md](extending.md)."]
     choices = ", ".join(f"`{choice}`" for choice in known)
-    lines = [f"\n## {name}\n", f"`{name}.name` chooses the {part}: {choices}; `{default}` unless it is given. Parts of your own: "
+    lines = [f"\n## {name}\n", f"`{name}.name` chooses the {part}: {choices} (default: `{default}`). To add one: "
              "[extending.md](extending.md)."]
     for choice, cell in known.items():
         lines += [f"\n### {name}.name={choice}\n", *section(cell.Settings, name)[1:]]

@@ -1,4 +1,4 @@
-"""Config -> network, with or without a checkpoint's weights. Each part gets its own settings; no cell reads a Config."""
+"""Config -> network, with or without a checkpoint's weights. A part gets its own settings; no cell reads a Config."""
 
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
@@ -67,7 +67,7 @@ def load_pretrained_backbone(model: CoupAlign, config: Config) -> list[Loaded]:
         return [load_backbone_weights(model.encoder.backbone, backbone, config.model.backbone_weights)]
     if getattr(backbone, "freeze_batch_norm", False):
         raise UserError(f"model.backbone.freeze_batch_norm=true normalises {backbone.name} by pretrained statistics: "
-                        "set model.backbone_weights, or model.backbone.freeze_batch_norm=false to train it from scratch")
+                        "set model.backbone_weights, or model.backbone.freeze_batch_norm=false to train from scratch")
     return []
 
 

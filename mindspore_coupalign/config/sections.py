@@ -245,8 +245,8 @@ class TrainConfig:
         yield (self.warmup_steps == 0 or self.lr_decay_unit == "step",
                "train.warmup_steps needs train.lr_decay_unit=step")
         yield (min(self.backbone_lr_mult, self.text_lr_mult, self.head_lr_mult) > 0,
-               "train.backbone_lr_mult, text_lr_mult and head_lr_mult must be positive; train.freeze keeps parameters as "
-               "they are")
+               "train.backbone_lr_mult, text_lr_mult and head_lr_mult must be positive; train.freeze keeps parameters "
+               "unchanged")
         yield (self.position_bias_lr_mult > 0 and self.muon_lr_mult >= 0,
                "train.position_bias_lr_mult must be positive and train.muon_lr_mult not negative")
 

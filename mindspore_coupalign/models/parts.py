@@ -11,8 +11,8 @@ A part is a cell with a dataclass of settings, registered for one of ``KINDS``:
     class MyFusion(nn.Cell):
         def __init__(self, settings, *, stage, pixel_dim, word_dim): ...
 
-``model.fusion.name: mine`` then chooses it, and ``model.fusion.heads`` sets its field. What each kind is given and has to
-return: docs/extending.md. Parts from outside the package are imported from the modules that the environment variable
+``model.fusion.name: mine`` then chooses it, and ``model.fusion.heads`` sets its field. What each kind is given and has
+to return: docs/extending.md. Parts from outside the package are imported from the modules that the environment variable
 ``COUPALIGN_PARTS`` names; nothing in a configuration or a checkpoint is ever imported or executed.
 
 This module imports no MindSpore; looking a part up does.
@@ -46,7 +46,7 @@ class Settings:
     # or the weights stay right under another value
 
     def rules(self, prefix: str) -> Iterator[Rule]:
-        """What the fields must fulfil; ``prefix`` is the section's name, for messages. A rule may rely on those before."""
+        """What the fields must fulfil, each rule relying on those before; ``prefix`` is the section's name."""
         yield from ()
 
 

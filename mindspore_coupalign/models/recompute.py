@@ -22,8 +22,8 @@ def recompute_blocks(model: nn.Cell) -> int:
     blocks = [cell for _, cell in model.cells_and_names() if getattr(cell, "recomputable", False)]
     backbone = model.encoder.backbone
     if not any(getattr(cell, "recomputable", False) for _, cell in backbone.cells_and_names()):
-        raise UserError(f"train.recompute: no block of the backbone {type(backbone).__name__} says recomputable = True; "
-                        "set train.recompute=false")
+        raise UserError(f"train.recompute: no block of {type(backbone).__name__} says recomputable = True; set "
+                        "train.recompute=false")
     for _, cell in model.cells_and_names():
         if isinstance(cell, FastLayerNorm):
             # The compiler takes what a bprop of ours writes for forward nodes: a block whose output gets its gradient

@@ -1,7 +1,7 @@
 """How other projects name the parameters of an architecture: what a backbone says so that their files load into it.
 
-A rule is (pattern, replacement), tried in order on a whole name; a replacement of None skips the array: a buffer that is
-derived here, or a head that belongs to another task. An array that no rule fits is an error. After the rules, norm
+A rule is (pattern, replacement), tried in order on a whole name; a replacement of None skips the array: a buffer that
+is derived here, or a head that belongs to another task. An array that no rule fits is an error. After the rules, norm
 layers' weights, biases and statistics get MindSpore's names, and ``….qkv.…`` is split in three (weights/names.py).
 """
 

@@ -36,7 +36,7 @@ class InstanceNorm(nn.Cell):
 
 @register("fusion", PixelWordSettings)
 class PixelWordAttention(nn.Cell):
-    """``construct(v, words, bias)`` returns the gated v for the next stage, the words, the stage's output F (B, P, C) and
+    """``construct(v, words, bias)`` returns the gated v for the next stage, the words, the stage's output (B, P, C) and
     the pixels' attention over the words."""
 
     text_first = True  # the words are complete before they meet a pixel

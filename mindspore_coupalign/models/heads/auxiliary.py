@@ -12,7 +12,7 @@ from mindspore_coupalign.models.layers import Product, dense
 
 
 def stage_heads(channels: list) -> nn.CellList:
-    """A linear head on each of the first two stages, (B, P_i, C_i) -> (B, P_i, 1), for deep supervision of the fusion."""
+    """A linear head on each of the first two stages, (B, P_i, C_i) -> (B, P_i, 1), for deep supervision."""
     return nn.CellList([nn.Dense(c, 1, bias_init="zeros") for c in channels[:2]])
 
 
