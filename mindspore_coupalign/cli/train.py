@@ -11,11 +11,10 @@ from mindspore_coupalign.data.union import open_union
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models.noise import check_device
 from mindspore_coupalign.runtime import add_device_argument, setup
 from mindspore_coupalign.training import init_from
-from mindspore_coupalign.training.resume import check_resumable
-from mindspore_coupalign.training.run_folder import holds_a_run, load_state
+from mindspore_coupalign.training.dry_run import dry_run
+from mindspore_coupalign.training.run_folder import check_resumable, holds_a_run, load_state
 from mindspore_coupalign.training.trainer import Trainer
 from mindspore_coupalign.weights.checkpoint import Checkpoint
 
@@ -65,7 +64,6 @@ def start(config: Config, state: Checkpoint | None, output: Path, runtime: Runti
     if config.train.batch_size % (runtime.ranks * config.train.accumulate):
         raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
                         f"{runtime.ranks} ranks times train.accumulate={config.train.accumulate}")
-    check_device(runtime.target)
     data = open_data(config.data)
     if not dry:  # which writes nothing
         data = with_cache(data, config.data)
@@ -78,7 +76,6 @@ def start(config: Config, state: Checkpoint | None, output: Path, runtime: Runti
     union = open_union(config.data, data) if config.data.sets else None
     trainer = Trainer(config, data, tokenizer, output, runtime, state, initial, union)
     if dry:
-        from mindspore_coupalign.training.dry_run import dry_run
         return dry_run(trainer)
     trainer.train()
     return trainer.code

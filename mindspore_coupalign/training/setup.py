@@ -2,18 +2,37 @@
 
 import mindspore as ms
 
+from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.losses import MaskLoss, PixelContrast
 from mindspore_coupalign.models.precision import choose_precision, set_precision
 from mindspore_coupalign.models.recompute import recompute_blocks
+from mindspore_coupalign.training.init_from import InitialWeights
 from mindspore_coupalign.training.muon import matrix_shape
 from mindspore_coupalign.training.objective import Objective
 from mindspore_coupalign.training.optimizer import PACK_BELOW, Optimizer
 from mindspore_coupalign.training.step import TrainStep
+from mindspore_coupalign.weights.checkpoint import Checkpoint
 
 SCALE_START, SCALE_WINDOW = 2.0**16, 1000  # of the loss; doubled after so many steps without an overflow
 MUON_SIDE = 96  # on CPU the orthogonal factor of a matrix with two longer sides costs more than it gives
+
+
+def build_initial_model(config: Config, vocabulary: int, initial: InitialWeights | None = None,
+                        state: Checkpoint | None = None) -> tuple:
+    """(The network with the weights that a run starts from, lines about them). Those of a ``state`` are not loaded yet.
+
+    Raises:
+        UserError: weights that do not fit.
+    """
+    model = build.build_model(config, vocabulary)
+    if initial is not None:
+        initial.load(model, config)
+        return model, initial.lines
+    if state is not None:  # every parameter comes from there
+        return model, []
+    return model, [loaded.table() for loaded in build.load_pretrained(model, config)]
 
 
 def freeze(model, prefixes: tuple):

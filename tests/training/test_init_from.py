@@ -7,8 +7,8 @@ import pytest
 from fake_training import compute_nothing, fails
 from numpy_layers import randomize
 from refer_files import write_vocabulary
-from test_train import log_of, run_command, write_config
 from tiny_network import eager, tiny_batch, tiny_config
+from training_runs import log_of, run_command, write_config
 
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
