@@ -236,7 +236,7 @@ def test_a_resumed_run_may_move_its_sets_but_not_change_them(root, tmp_path):
         return config_from_dict({"data": {"sets": [own(), {"dataset": "b", "split_by": "unc", **more}]}}, "test")
 
     state = Checkpoint(tmp_path / "last.safetensors", {}, config(), "", {"updates": 1})
-    assert check_resumable(state, config(root="/moved")) == ["data.sets[1].root: was '', goes on with '/moved'"]
+    assert check_resumable(state, config(root="/moved")) == ["data.sets[1].root: was '', now '/moved'"]
     with pytest.raises(UserError, match=r"data.sets\[1\].weight was 1.0, now 2.0"):
         check_resumable(state, config(weight=2.0))
     with pytest.raises(UserError, match="data.sets was "):

@@ -115,7 +115,7 @@ def test_a_damaged_state_never_pushes_a_good_one_out(finished, tmp_path):
     run.open(state.config, 3, resumed=state.path)
     assert (tmp_path / "aside-last.safetensors").read_bytes() == damaged
     assert (tmp_path / "aside-1-last.safetensors").read_bytes() == again
-    run._move_on()  # and now a kill, before the new state has its name
+    run._rotate()  # and now a kill, before the new state has its name
     assert load_state(tmp_path).progress["step"] == 3
 
 
