@@ -2,7 +2,7 @@
 
 A small network has hundreds of tensors of a few hundred values each; on CPU their update kernels cost more than the
 network itself when they run one by one. Every state of the optimizer is therefore a tuple (vector, *large, matrices):
-AdamW's parameters of fewer than ``PACK_BELOW`` values joined in order, its others as they are, and Muon's joined.
+AdamW's parameters of fewer than ``PACK_BELOW`` values joined in order, its others unchanged, and Muon's joined.
 
 ``mindspore.experimental.optim.AdamW`` gives the same numbers from about ten small kernels per parameter; the fused
 kernel ``AdamWeightDecay`` is ten times slower than ``Adam``.
@@ -21,9 +21,9 @@ from mindspore_coupalign.training.muon import Muon, matrix_shape
 
 
 class FlatParameters:
-    """The order of parameters in a packed state (vector, *large, matrices); without matrices it has no such part.
+    """The order of parameters in a packed state (vector, *large, matrices), whose last part exists only with matrices.
 
-    Parameters of a shape are neighbours in a vector.
+    Parameters of the same shape are neighbours in a vector.
     """
 
     def __init__(self, small: list, large: list, matrices: list = ()):
@@ -33,7 +33,7 @@ class FlatParameters:
 
     def state(self, prefix: str, values: dict | None = None) -> ParameterTuple:
         """A new packed state, zero or from arrays by parameter name."""
-        def alone(p):  # zeros in place: large arrays on the way would leave holes as large as the network
+        def alone(p):  # zeros in place: large temporary arrays would fragment the memory
             return initializer("zeros", p.shape, ms.float32) if values is None else Tensor(values[p.name])
 
         def of(p):
@@ -58,7 +58,7 @@ class FlatParameters:
         """Fill a packed state from arrays by parameter name.
 
         Raises:
-            UserError: a name is missing or left over, or a shape differs.
+            UserError: a name is missing or unknown, or a shape differs.
         """
         check_arrays({p.name: tuple(p.shape) for p in self.params}, arrays, source)
         for target, filled in zip(state, self.state("filled", arrays), strict=True):
@@ -68,8 +68,8 @@ class FlatParameters:
 class FlatVector(nn.Cell):
     """The values of parameters as one vector, in the graph; a single zero for no parameters.
 
-    One kernel takes the values of all neighbours of a shape together or apart. (One for each parameter costs as much as
-    the update itself; slices or a split of hundreds of parts compile for minutes.)
+    One kernel joins or splits all neighbours of a shape. (One per parameter costs as much as the update itself; slices
+    or a split of hundreds of parts take minutes to compile.)
     """
 
     def __init__(self, params: ParameterTuple):
@@ -90,7 +90,7 @@ class FlatVector(nn.Cell):
         return self.construct(stacks)
 
     def write(self, vector):
-        """Give the parameters their values in a vector."""
+        """Set the parameters to their values in a vector."""
         values = ()
         for start, length, _, shape in self.neighbours:
             values += unstack(slice_(vector, (start,), (length,)).reshape(shape))
@@ -99,7 +99,7 @@ class FlatVector(nn.Cell):
 
 
 def join_arrays(params, of) -> np.ndarray:
-    """The arrays ``of`` the parameters in one vector; a single zero for none, which the kernels need."""
+    """The arrays ``of`` the parameters in one vector; for no parameters a single zero, which the kernels need."""
     return np.concatenate([of(p).reshape(-1) for p in params] or [np.zeros(1, np.float32)])
 
 
@@ -111,13 +111,13 @@ def _slices(params) -> list:
 
 def _neighbours(params) -> list:
     """(start, length, members, shape of their stack) of each run of parameters of one shape in the joined vector."""
-    found, start, first = [], 0, 0
+    neighbours, start, first = [], 0, 0
     for shape, run in groupby(params, lambda p: p.shape):
         run = list(run)
         length = sum(p.size for p in run)
-        found.append((start, length, slice(first, first + len(run)), (len(run), *shape)))
+        neighbours.append((start, length, slice(first, first + len(run)), (len(run), *shape)))
         start, first = start + length, first + len(run)
-    return found
+    return neighbours
 
 
 def _flat(tensor):
@@ -132,7 +132,7 @@ class Optimizer(nn.Cell):
 
     Args:
         groups: from ``setup.parameter_groups``: dicts of params, weight_decay, lr_mult (default 1) and muon
-            (default False): by Muon, in moves of root mean square lr · lr_mult.
+            (default False): updated by Muon, in moves of root mean square lr · lr_mult.
         below: AdamW's parameters of fewer values are joined.
         momentum: of Muon, in Nesterov's form.
     """
@@ -215,7 +215,7 @@ class Optimizer(nn.Cell):
 
 
 def _spread(params, values: dict) -> Tensor:
-    """A value per parameter name, repeated for each of the joined parameters' values."""
+    """A value per parameter, by name, repeated for each value of the joined parameters."""
     return Tensor(join_arrays(params, lambda p: np.full(p.shape, values[p.name], np.float32)))
 
 

@@ -18,6 +18,7 @@ from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.config import DataSet, config_to_dict, load_config
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.training.dry_run import measure_step
 from mindspore_coupalign.training.run_folder import MAY_CHANGE, RunFolder, differences, load_state
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
@@ -183,15 +184,17 @@ def test_every_field_is_either_free_to_change_or_not(config):
 
 
 def test_a_dry_run_writes_nothing(config, tmp_path, capsys, monkeypatch):
+    """The child process that measures a step is a real one; the steps of the dry run itself are not."""
     output = tmp_path / "run"
+    compute_nothing(monkeypatch, [1.0] * 9, measure=measure_step)
     assert main(["train", "--config", str(config), "--output", str(output), "--dry-run", "train.steps=50"]) == 0
-    said = capsys.readouterr().out
-    assert not output.exists() and "nothing was written" in said
+    out = capsys.readouterr().out
+    assert not output.exists() and "nothing was written" in out
     for pattern in (r"data: .* 9 images are there", r"disk: up to 0\.0\d GB", r"step 1: loss \d\.\d+, .*with compiling",
                     r"step 9: loss", r"memory: \d\.\d GiB at most of \d",
                     r"memory: about .*: the largest micro-batch that fits into \d+\.\d GiB is about \d+, 10% kept free",
                     r"the run: 41 more steps of \d+\.?\d* s \(median of 8\), \d+\.\d min"):
-        assert re.search(pattern, said), (pattern, said)
+        assert re.search(pattern, out), (pattern, out)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert "GB are free; lower train.keep" in fails(capsys, "train", "--config", config, "--output", output,
                                                     "--dry-run")

@@ -18,7 +18,8 @@ from mindspore_coupalign.training.step import RESULTS
 
 QUICK = ("model.image.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]", "model.wpa_stages=[1]", "loss.negatives=300",
          "model.upsample=guided", "loss.proposal_mask=0.5", "model.proposal_head=true")
-BATCH_NORM = ("model.image.name=darknet", "model.image.freeze_batch_norm=false")
+BATCH_NORM = ("model.image.name=darknet", "model.image.freeze_batch_norm=false", "model.sentence_mask=false",
+              "loss.proposal_mask=0", "model.proposal_head=false", "loss.contrast=0")
 
 
 def new_step(*overrides, batch=4):
