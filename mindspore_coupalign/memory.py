@@ -1,4 +1,4 @@
-"""How much memory there is: of this machine within its container's limits, and of a process. Needs no package."""
+"""Memory of this machine, within its container's limits, and of this process. Needs no package."""
 
 import os
 import resource
@@ -17,19 +17,19 @@ class Host(NamedTuple):
 
     @property
     def usable(self) -> int:
-        """What all processes of this container can have together."""
+        """The most that all processes of this container can use together."""
         return min(self.total, self.limit or self.total)
 
 
 def host() -> Host:
     table = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines(OF_MACHINE) if " kB" in line}
     total = table["MemTotal"]
-    limits = [limit for limit in _limits() if limit < total]  # an unlimited group of version 1 says nearly 2^63
+    limits = [limit for limit in _limits() if limit < total]  # without a limit, cgroup version 1 gives nearly 2^63
     return Host(total, table["MemAvailable"], min(limits, default=0))
 
 
 def _limits():
-    """Bytes that the control groups of this process allow it, those around them included (versions 2 and 1)."""
+    """The limits in bytes of this process's control groups and their parents (cgroup versions 2 and 1)."""
     for line in ["0::/", "0:memory:/", *lines(OF_PROCESS)]:
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
@@ -42,12 +42,12 @@ def _limits():
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now."""
+    """Bytes of memory that this process uses now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak() -> int:
-    """Bytes that it has had at most."""
+    """The most bytes that it has used so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

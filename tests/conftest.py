@@ -84,7 +84,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def config(root, tmp_path_factory) -> Path:
     """The file of a small configuration for it."""
-    from test_train import write_config
+    from training_runs import write_config
 
     return write_config(tmp_path_factory.mktemp("config") / "small.yaml", root)
 

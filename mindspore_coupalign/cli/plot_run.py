@@ -1,4 +1,4 @@
-"""Command ``plot-run``: loss, learning rate, loss scale and oIoU of runs in one picture, from their log.jsonl."""
+"""Command ``plot-run``: loss, learning rate, loss scale and oIoU of runs in one figure, from their log.jsonl."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("runs", nargs="+", metavar="DIR", help="folders of runs, or their log.jsonl")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the picture: .png, .svg or .pdf")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the figure: .png, .svg or .pdf")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,10 +25,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_curves(path: Path) -> dict:
-    """Panel key -> (steps, values) of a run; a last line that a kill cut short is left out.
+    """Panel key -> (steps, values) of a run; a last line that a kill truncated is ignored.
 
     Raises:
-        UserError: no log there, or not one of this project's.
+        UserError: there is no log, or it is not one that ``train`` wrote.
     """
     file = path / "log.jsonl" if path.is_dir() else path
     curves: dict[str, tuple[list, list]] = {key: ([], []) for key, _ in PANELS}

@@ -1,4 +1,4 @@
-"""Command ``train``: arguments, what they may not contradict, and the way to the trainer."""
+"""Command ``train``: its arguments, which of them exclude each other, and the start of the trainer."""
 
 import argparse
 import sys
@@ -11,11 +11,10 @@ from mindspore_coupalign.data.union import open_union
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models.rng import check_device
 from mindspore_coupalign.runtime import add_device_argument, setup
 from mindspore_coupalign.training import init_from
-from mindspore_coupalign.training.resume import check_resumable
-from mindspore_coupalign.training.run_folder import holds_a_run, load_state
+from mindspore_coupalign.training.dry_run import dry_run
+from mindspore_coupalign.training.run_folder import check_resumable, holds_a_run, load_state
 from mindspore_coupalign.training.trainer import Trainer
 from mindspore_coupalign.weights.checkpoint import Checkpoint
 
@@ -26,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=1e-4 data.root=/data")
     parser.add_argument("--output", metavar="DIR",
                         help="where to write (default: the resumed run's folder, or runs/<name of the config file>)")
-    parser.add_argument("--resume", metavar="DIR|FILE", help="go on from a run's folder or its last.safetensors")
+    parser.add_argument("--resume", metavar="DIR|FILE", help="continue a run from its folder or its last.safetensors")
     init_from.add_arguments(parser)
     parser.add_argument("--dry-run", action="store_true",
-                        help="check data, weights, disk and memory, compile, take a few steps, say the largest "
+                        help="check data, weights, disk and memory, compile, take a few steps, report the largest "
                              "batch that fits (which compiles a second time), write nothing")
     add_device_argument(parser)
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         output = state.path.parent
     continues = state and output.resolve() == state.path.parent.resolve()
     if not continues and holds_a_run(output):
-        raise UserError(f"{output}: holds a run already; go on with --resume {output}, or choose another --output")
+        raise UserError(f"{output}: holds a run already; continue with --resume {output}, or choose another --output")
     changes = check_resumable(state, config) if state else []
     with Watch.of_job(Limits.of(config.train)) as watch:
         runtime = setup(args.device_target, config.train.seed, watch)
@@ -65,11 +64,10 @@ def start(config: Config, state: Checkpoint | None, output: Path, runtime: Runti
     if config.train.batch_size % (runtime.ranks * config.train.accumulate):
         raise UserError(f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the "
                         f"{runtime.ranks} ranks times train.accumulate={config.train.accumulate}")
-    check_device(runtime.target)
     data = open_data(config.data)
     if not dry:  # which writes nothing
         data = with_cache(data, config.data)
-    if state:  # its words keep their numbers, wherever its files have gone
+    if state:  # its own tokenizer, wherever the tokenizer's files are now
         tokenizer = SentenceTokenizer.from_json(state.tokenizer, config.data.max_tokens, str(state.path))
     elif initial:
         tokenizer = initial.tokenizer(config)
@@ -78,7 +76,6 @@ def start(config: Config, state: Checkpoint | None, output: Path, runtime: Runti
     union = open_union(config.data, data) if config.data.sets else None
     trainer = Trainer(config, data, tokenizer, output, runtime, state, initial, union)
     if dry:
-        from mindspore_coupalign.training.dry_run import dry_run
         return dry_run(trainer)
     trainer.train()
     return trainer.code

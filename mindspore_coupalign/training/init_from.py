@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser):
                         help="start a new run from the weights and tokenizer of another run's best.safetensors, with "
                              "any recipe: another learning rate, input size, data set")
     parser.add_argument("--init-from-skip", nargs="+", default=[], metavar="PREFIX",
-                        help="parameters whose names start so (encoder.backbone, decoder, …) start fresh all the same")
+                        help="parameters whose names start so (encoder.backbone, pixel_decoder, …) start fresh all the same")
 
 
 def from_arguments(args: argparse.Namespace):

@@ -1,11 +1,11 @@
-"""Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon): the moves of matrices, made orthogonal.
+"""Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon): orthogonal updates of matrices.
 
-A matrix moves by the orthogonal factor of its averaged gradient: every direction that the gradient has, strong or
-weak, is followed by the same length. A network trained from scratch so learns what few samples show (which shape an
-object has) together with what all of them show (where objects are).
+A matrix moves by the orthogonal factor of its averaged gradient: equally far along every direction of the gradient,
+strong or weak. A network trained from scratch therefore learns what few samples show (the shape of an object) at the
+same time as what all of them show (where objects are).
 
-Shapes: matrix (r, c), of a convolution (out, in·k·k); a bin (n, R, C), R ≤ C, holds n matrices of similar shape, lying
-matrices as they are and standing ones transposed, with zeros around them, which change no orthogonal factor.
+Shapes: matrix (r, c), of a convolution (out, in·k·k); a bin (n, R, C), R ≤ C, holds n matrices of similar shape, tall
+ones transposed, padded with zeros, which do not change the orthogonal factor.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def matrix_shape(parameter) -> tuple:
 
 
 def bin_shape(shape: tuple) -> tuple:
-    """(R, C) of the bin that holds matrices of a shape: few bins, hence few kernels, for little padding."""
+    """(R, C) of the bin for matrices of a shape: few bins, hence few kernels, with little padding."""
     short, long = sorted(shape)
     return -(-short // 32) * 32, max(64, 1 << (long - 1).bit_length())
 

@@ -3,6 +3,8 @@
 Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); each loss a scalar.
 """
 
+from typing import NamedTuple
+
 import mindspore as ms
 from mindspore import nn, ops
 
@@ -13,6 +15,15 @@ LOSSES = ("loss", "bce", "dice", "contrast", "deep_supervision_bce", "deep_super
           "proposal_mask_dice", "no_target")
 
 
+class LossWeights(NamedTuple):
+    bce: float
+    dice: float
+    contrast: float
+    deep_supervision: float
+    proposal_mask: float
+    no_target: float
+
+
 class Objective(nn.Cell):
     """LOSSES of one batch: the weighted sum and its raw terms
 
@@ -20,19 +31,22 @@ class Objective(nn.Cell):
                + proposal_mask · masks("proposal_mask_") + no_target · <no_target>
         masks(x) = bce · <x + "bce"> + dice · <x + "dice">
 
-    Deep supervision's terms are sums over the stage heads; ``no_target`` is the binary cross-entropy of the existence
-    head, for which a sentence means something where its mask has a pixel at the network's input size. Terms of parts
-    that are off are 0.
+    Deep supervision's terms are sums over the stage heads; ``no_target`` is the binary cross-entropy of the target
+    presence head, whose label is 1 where the mask has a pixel at the network's input size. Terms of parts that are off
+    are 0.
 
     Args:
-        weights: of bce, dice, contrast, deep_supervision, proposal_mask and no_target.
+        extra: cells of ``loss.extra``, each (outputs, mask) -> a scalar; their terms follow LOSSES.
+        extra_weights: theirs.
     """
 
-    def __init__(self, model, mask_loss, contrast, weights: tuple):
+    def __init__(self, model, mask_loss, contrast, weights: LossWeights, extra: tuple = (), extra_weights: tuple = ()):
         super().__init__(auto_prefix=False)  # else every parameter of the model would be renamed model.<name>
         self.model, self.mask_loss, self.contrast = model, mask_loss, contrast
-        self.bce_weight, self.dice_weight, self.contrast_weight, self.stage_weight = weights[:4]
-        self.proposal_weight, self.no_target_weight = weights[4:]
+        self.bce_weight, self.dice_weight, self.contrast_weight = weights.bce, weights.dice, weights.contrast
+        self.stage_weight, self.proposal_weight = weights.deep_supervision, weights.proposal_mask
+        self.no_target_weight = weights.no_target
+        self.extra, self.extra_weights = nn.CellList(list(extra)), tuple(extra_weights)
 
     def construct(self, image, ids, word_mask, mask):
         outputs = self.model.outputs(image, ids, word_mask)
@@ -56,9 +70,14 @@ class Objective(nn.Cell):
         if self.no_target_weight > 0:
             no_target = binary_cross_entropy(outputs[HAS_TARGET].astype(ms.float32), ops.amax(mask, (1, 2, 3))).mean()
             total = total + self.no_target_weight * no_target
-        return total, bce, dice, contrast, stage_bce, stage_dice, proposal_bce, proposal_dice, no_target
+        extra = ()
+        for i in range(len(self.extra_weights)):
+            term = self.extra[i](outputs, mask)
+            total = total + self.extra_weights[i] * term
+            extra += (term,)
+        return (total, bce, dice, contrast, stage_bce, stage_dice, proposal_bce, proposal_dice, no_target) + extra
 
     def _coarse_losses(self, logits, mask, stride: int):
-        """Both mask losses of logits (B, P, 1) at a stride against the share of the mask in each of their cells."""
+        """Both mask losses of logits (B, P, 1) at a stride; their target is the share of the mask in each cell."""
         mask = ops.avg_pool2d(mask, stride, stride)
         return self.mask_loss(logits.astype(ms.float32).reshape(mask.shape), mask)

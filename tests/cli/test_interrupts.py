@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_reliability import hear_interrupts
+from training_runs import hear_interrupts
 
 from mindspore_coupalign import interrupts
 from mindspore_coupalign.child_process import Ended, run_child

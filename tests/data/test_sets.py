@@ -29,7 +29,7 @@ from mindspore_coupalign.data.union import open_union, picture_paths
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.portable import without_absolute_paths, without_paths
 from mindspore_coupalign.training.dry_run import check_images
-from mindspore_coupalign.training.resume import check_resumable
+from mindspore_coupalign.training.run_folder import check_resumable
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -236,7 +236,7 @@ def test_a_resumed_run_may_move_its_sets_but_not_change_them(root, tmp_path):
         return config_from_dict({"data": {"sets": [own(), {"dataset": "b", "split_by": "unc", **more}]}}, "test")
 
     state = Checkpoint(tmp_path / "last.safetensors", {}, config(), "", {"updates": 1})
-    assert check_resumable(state, config(root="/moved")) == ["data.sets[1].root: was '', goes on with '/moved'"]
+    assert check_resumable(state, config(root="/moved")) == ["data.sets[1].root: was '', now '/moved'"]
     with pytest.raises(UserError, match=r"data.sets\[1\].weight was 1.0, now 2.0"):
         check_resumable(state, config(weight=2.0))
     with pytest.raises(UserError, match="data.sets was "):
@@ -339,16 +339,14 @@ def test_what_train_makes_of_its_sets(run, root, monkeypatch, capsys):
     monkeypatch.setattr(train.Trainer, "train", lambda self: made.append(self))
     assert main(["train", "--config", str(run.config), "--output", str(run.folder / "none")]) == 0
     trainer = made[0]
-    assert trainer.refs == 6 and trainer.total == -(-40 * 6 // 4) and trainer.train_data is not trainer.data
-    trainer.micro_batches()
-    trainer.done = 2
-    found = trainer._samples_of_step()
+    assert trainer.plan.refs == 6 and trainer.plan.total == -(-40 * 6 // 4) and trainer.train_data is not trainer.data
+    found = trainer.step_log.samples.of_step(2)
     assert set(found["sets"]) <= {"a (unc, train)", "refshapes (shapes, train)"} and len(found["sets"]) == 4
     for sample, name, ref in zip(found["samples"], found["sets"], found["refs"], strict=True):
         assert name.startswith("a") == (sample < 5) and (ref in (500, 501)) == (sample < 5)
-    trainer.initial = SimpleNamespace(checkpoint=SimpleNamespace(path="x", progress={
-        "seen_images": seen_with(picture_paths(open_data(config_of(root, dataset="own")), "train"))}))
-    assert len(leaks.hashes_from_text(trainer._seen_images(), "")) == 1 + 4 + 4
+    trainer.seen_images.before = SimpleNamespace(path="x", progress={
+        "seen_images": seen_with(picture_paths(open_data(config_of(root, dataset="own")), "train"))})
+    assert len(leaks.hashes_from_text(trainer.seen_images.text(), "")) == 1 + 4 + 4
     assert main(["train", "--config", str(run.config), "--output", str(run.folder / "none"),
                  "data.sets=[{dataset: b, split_by: unc, skip_images: [x.jpg]}]"]) == 2
     assert "x.jpg is no picture of a ref" in capsys.readouterr().err

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_reliability import QUICK, hear_interrupts, running
-from test_train import log_of, run_command, write_config
+from training_runs import ENDLESS, QUICK, ROOT, hear_interrupts, log_of, run_command, running, write_config
 
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed import launcher as job
@@ -21,13 +20,11 @@ from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.training.step import LOSSES
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 # Noise is drawn by each rank for itself: none here, so that two ranks can equal one
 EQUAL = ["loss.negatives=300", "model.text.dropout=0", "model.backbone.name=swin", "model.sentence_mask=false",
          "loss.proposal_mask=0", "model.proposal_head=false", "train.ema=0.9", "data.flip=0.5", "train.clip_norm=0.5",
          "eval.threshold=0.35",
          "train.lr=3e-4"]
-ENDLESS = ["train.steps=100000", "train.val_every=100000"]
 
 
 def free_port() -> int:
@@ -188,7 +185,7 @@ def test_sigterm_or_ctrl_c_saves_and_ends(stopped, expected):
     """MindSpore turns the second into the first; the exit code has to tell them apart all the same."""
     run, code, out, err, step = stopped
     assert code == expected and "Traceback" not in err
-    assert f"the state of step {step} is saved; go on with --resume" in out
+    assert f"the state of step {step} is saved; continue with --resume" in out
     assert log_of(run)[0][-1]["step"] == step  # nothing was done after the save
 
 
@@ -235,7 +232,7 @@ def test_bad_input_is_said_in_one_line(setting, tmp_path, arguments, error):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--resume", "two"], "trained to its end at step 20"),
+    (["--resume", "two"], "already complete at step 20"),
     pytest.param(["--dry-run", "--output", "new"], "nothing was written", marks=pytest.mark.slow),
 ])
 def test_ranks_with_nothing_to_train_end_well(one_and_two, setting, arguments, said):

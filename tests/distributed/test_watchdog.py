@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from test_ranks import ROOT, environment
-from test_train import write_config
+from training_runs import write_config
 
 from mindspore_coupalign import __main__ as command_line
 from mindspore_coupalign.config import Config, load_config

@@ -1,17 +1,26 @@
-"""The command train without its computations, for tests of what is around them."""
+"""The command train with a step, a validation and a clock that a test gives it, for tests of what is around them."""
+
+import contextlib
+import functools
 
 import mindspore as ms
 import numpy as np
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
-from mindspore_coupalign.training import largest_batch, setup, trainer
+from mindspore_coupalign.evaluation.evaluator import report
+from mindspore_coupalign.training.dry_run import Measured, dry_run
 from mindspore_coupalign.training.objective import LOSSES
-from mindspore_coupalign.training.step_memory import Measured
+from mindspore_coupalign.training.trainer import Trainer
 
 
 class FakeStep:
-    """In place of the jitted step, for tests of the loop: gives losses in order, then NaN for ever."""
+    """In place of the jitted step: gives losses in order, then NaN for ever.
+
+    Args:
+        stop_in: the number of the call after which another rank was asked to stop.
+        pause: called in each call.
+    """
 
     ema_decay, scaler, compiled = 0.0, None, True
 
@@ -20,6 +29,9 @@ class FakeStep:
 
     def share_statistics(self, runtime):
         pass
+
+    def averaged_weights(self):
+        return contextlib.nullcontext()
 
     def restore(self, arrays_of, counters, source):
         pass
@@ -34,21 +46,32 @@ class FakeStep:
         loss = self.losses.pop(0) if self.losses else np.nan
         self.stop_in -= 1
         self.pause()
-        signals = (float(self.stop_in == 0), signals[1])  # another rank was asked to stop
+        signals = (float(self.stop_in == 0), signals[1])
         return ms.Tensor(np.array([loss] * (len(LOSSES) + 1) + [np.isfinite(loss), 1, *signals], np.float32))
 
 
-def full_marks(model, data, samples, *_, **__):
-    return {"sample": samples, **{size: np.ones((len(samples), 2), int) for size in ("image", "input")},
-            "exists": np.ones(len(samples), bool)}
+def batches(source, size, workers):
+    """Micro-batches without MindSpore's pipeline, whose end takes seconds."""
+    for start in range(0, len(source), size):
+        yield tuple(map(np.stack, zip(*(source[start + i] for i in range(size)), strict=True)))
 
 
-def compute_nothing(monkeypatch, losses, evaluate=full_marks, **settings):
+def full_marks(model, data, samples, *_) -> dict:
+    """The report of a network that makes no mistake."""
+    return report(data, {"sample": samples, "exists": np.ones(len(samples), bool),
+                         **{size: np.ones((len(samples), 2), int) for size in ("image", "input")}})
+
+
+def inject(monkeypatch, make_step, measure=lambda *_: Measured(1 << 20), **arguments):
+    """The command train makes its Trainer with these arguments, and its dry run measures no memory."""
+    arguments = {"score": full_marks, "load": batches} | arguments
+    monkeypatch.setattr(train, "Trainer", lambda *given: Trainer(*given, step=make_step(), **arguments))
+    monkeypatch.setattr(train, "dry_run", functools.partial(dry_run, measure=measure))
+
+
+def compute_nothing(monkeypatch, losses, stop_in=0, pause=lambda: None, **arguments):
     """The command train takes FakeSteps and gives every sample the same score."""
-    monkeypatch.setattr(setup, "build_train_step", lambda *_: FakeStep(losses, **settings))
-    monkeypatch.setattr(trainer, "evaluate_samples", evaluate)
-    monkeypatch.setattr(largest_batch, "measure", lambda *_: Measured(1 << 20))
-    monkeypatch.setattr(train, "check_device", lambda target: None)
+    inject(monkeypatch, lambda: FakeStep(losses, stop_in, pause), **arguments)
 
 
 def loop_of(config, tmp_path, monkeypatch):
@@ -62,7 +85,7 @@ def loop_of(config, tmp_path, monkeypatch):
 
 
 def fails(capsys, *arguments) -> str:
-    """The one line that the command line says before it exits with code 2."""
+    """The one line that the command line prints before it exits with code 2."""
     assert main([str(a) for a in arguments]) == 2
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.strip()]

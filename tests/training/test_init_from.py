@@ -7,8 +7,8 @@ import pytest
 from fake_training import compute_nothing, fails
 from numpy_layers import randomize
 from refer_files import write_vocabulary
-from test_train import log_of, run_command, write_config
-from tiny_network import eager, tiny_batch, tiny_config
+from tiny_network import LAVT, eager, tiny_batch, tiny_config
+from training_runs import log_of, run_command, write_config
 
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
@@ -28,12 +28,12 @@ TABLE = "encoder.backbone.stages.0.blocks.0.attn.relative_position_bias_table"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Data, a small configuration and, by model.name, a checkpoint of it with random weights."""
+    """Data, a small configuration and, for each method, a checkpoint of it with random weights."""
     folder = tmp_path_factory.mktemp("from")
     make_shapes(folder / "data", 1, train=4, val=2, testA=1, testB=1)
     write_config(folder / "small.yaml", folder / "data", NETWORK)
     write_checkpoint(folder / "coupalign.safetensors", load_config(folder / "small.yaml"))
-    lavt = load_config(folder / "small.yaml", ["model.fusion.name=pixel_word", "model.sentence_mask=false", "model.fusion.stages=[1,2,3,4]"])
+    lavt = load_config(folder / "small.yaml", list(LAVT))
     write_checkpoint(folder / "lavt.safetensors", lavt)
     return folder
 
@@ -60,7 +60,7 @@ def begin(place, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, overrides", [("coupalign", []),
-                                             ("lavt", ["model.fusion.name=pixel_word", "model.sentence_mask=false", "model.fusion.stages=[1,2,3,4]"])])
+                                             ("lavt", list(LAVT))])
 def test_step_0_has_the_checkpoints_network(begin, place, tmp_path, name, overrides, capsys):
     """The averaged weights, all of them: the same logits; but a run with its own learning rate and best score."""
     found = begin(*overrides, "train.lr=0.3", name=name)
@@ -97,7 +97,7 @@ def test_a_real_run_at_another_size_and_rate(place, tmp_path):
     output = tmp_path / "run"
     done = run_command("train", "--config", place / "small.yaml", "--output", output, "--init-from",
                        place / "coupalign.safetensors", "data.image_size=96", "model.backbone.window=6", "train.lr=1e-4",
-                       "train.steps=2", "train.val_samples=2")
+                       "train.steps=2", "train.val_samples=2", "loss.contrast=0")
     assert "4 of them resampled" in done.stdout and "Traceback" not in done.stderr
     last, start = load_checkpoint(output / "last.safetensors"), load_checkpoint(place / "coupalign.safetensors")
     assert last.progress["updates"] == 2 and last.config.data.image_size == 96
@@ -111,13 +111,13 @@ def test_what_does_not_fit_is_named(place, tmp_path, capsys):
                      place / f"{name}.safetensors", *arguments)
 
     line = refused("model.decoder.dim=24")
-    assert "decoder.fuse" in line and "the configuration's network expects" in line
-    assert "--init-from-skip decoder head" in line
+    assert "pixel_decoder.fuse" in line and "the configuration's network expects" in line
+    assert "--init-from-skip head pixel_decoder" in line
     line = refused("loss.deep_supervision=0.5", "model.stage_heads=true")
     assert "stage_heads.0.weight (not in the checkpoint)" in line and "--init-from-skip stage_heads" in line
     line = refused("model.text.groups=[0, 0, 0, 1]", "--init-from-skip", "decoder")
     assert "(the configuration's network has none)" in line and "encoder.text" in line
-    assert "model.name=lavt, the configuration's is coupalign; set model.name=lavt" in refused(name="lavt")
+    assert "model.fusion.name was pixel_word, now word_pixel" in refused(name="lavt")
     line = refused("model.backbone.heads=[2, 2, 2, 4]", "model.text.activation=gelu")
     assert "model.backbone.heads was [1, 2, 2, 4], now [2, 2, 2, 4]; model.text.activation was relu, now gelu" in line
     assert "no parameter's name starts so" in refused("--init-from-skip", "decodr")
@@ -134,12 +134,12 @@ def test_what_is_left_out_starts_fresh(begin, place, capsys):
     found = begin("model.decoder.dim=24", "loss.deep_supervision=0.5", "model.stage_heads=true", "--init-from-skip",
                   "decoder", "head", "stage_heads")
     start = load_checkpoint(place / "coupalign.safetensors").section("ema")
-    fresh = {key for key in found.section("model") if key.startswith(("decoder", "head", "stage_heads"))}
+    fresh = {key for key in found.section("model") if key.startswith(("pixel_decoder", "head", "stage_heads"))}
     for key in found.section("model").keys() - fresh:
         np.testing.assert_array_equal(found.section("model")[key], start[key], err_msg=key)
     assert found.section("model")["head.conv.weight"].shape[1] == 24
     said = capsys.readouterr().out
-    assert "  fresh: decoder." in said and "  left out of the file: decoder." in said
+    assert "  fresh: head.conv." in said and "pixel_decoder." in said and "  left out of the file: head.conv." in said
 
 
 def test_another_tokenizer(place, tmp_path):

@@ -2,23 +2,21 @@
 
 import os
 import re
-from types import SimpleNamespace
 
 import pytest
 from fake_training import compute_nothing, fails
-from test_train import write_config
 from tiny_network import tiny_config
+from training_runs import write_config
 
 from mindspore_coupalign import memory
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed.process import Runtime, environment_alone
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.training import largest_batch, step_memory
-from mindspore_coupalign.training.largest_batch import GIB, LargestBatch, Line, micro_batches
-from mindspore_coupalign.training.step_memory import Measured, outcome
+from mindspore_coupalign.training import dry_run
+from mindspore_coupalign.training.dry_run import GIB, LargestBatch, Line, Measured, fewest_micro_batches, outcome
 
-KILLED = Measured(lacks=True, why="killed (signal 9), as the system does for want of memory")
+KILLED = Measured(out_of_memory=True, error="killed (signal 9), as the system does when memory runs out")
 
 
 def test_the_line_through_two_sizes():
@@ -35,8 +33,8 @@ def test_where_two_sizes_make_no_line_all_memory_is_the_samples(growths):
 
 
 def test_a_global_batch_in_micro_batches():
-    assert [micro_batches(32, 1, largest) for largest in (40, 32, 31, 9, 8, 1, 0)] == [1, 1, 2, 4, 4, 32, 0]
-    assert micro_batches(32, 4, 5) == 2 and micro_batches(30, 2, 4) == 5
+    assert [fewest_micro_batches(32, 1, largest) for largest in (40, 32, 31, 9, 8, 1, 0)] == [1, 1, 2, 4, 4, 32, 0]
+    assert fewest_micro_batches(32, 4, 5) == 2 and fewest_micro_batches(30, 2, 4) == 5
 
 
 def test_how_an_attempt_ended():
@@ -44,9 +42,9 @@ def test_how_an_attempt_ended():
     assert outcome(-11, '{"growth": 7}\n', "") == Measured(7)  # MindSpore's teardown
     assert outcome(-9, "", "") == KILLED
     for said in ("RuntimeError: Out of memory!", "std::bad_alloc", "Device(id:0) memory isn't enough and alloc failed"):
-        assert outcome(1, "", f"{said}\n----\n").lacks
-    assert outcome(1, "", "KeyError: 'x'\n") == Measured(why="its process ended by exit code 1: KeyError: 'x'")
-    assert outcome(-6, "", "").why == "its process ended by signal 6: it said nothing"
+        assert outcome(1, "", f"{said}\n----\n").out_of_memory
+    assert outcome(1, "", "KeyError: 'x'\n") == Measured(error="its process ended with exit code 1: KeyError: 'x'")
+    assert outcome(-6, "", "").error == "its process ended with signal 6: no message"
 
 
 def test_an_attempt_that_the_system_kills(tmp_path, monkeypatch):
@@ -54,7 +52,7 @@ def test_an_attempt_that_the_system_kills(tmp_path, monkeypatch):
     python.write_text("#!/bin/sh\nkill -9 $$\n")
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
-    assert step_memory.measure(tiny_config(), "CPU", 30, 2) == KILLED
+    assert dry_run.measure_step(tiny_config(), "CPU", 30, 2) == KILLED
 
 
 def test_a_container_limits_the_memory(tmp_path, monkeypatch):
@@ -96,19 +94,16 @@ def checked(monkeypatch):
 
         def measure(config, target, vocabulary, micro):
             tried.append(micro)
-            found = attempts[micro]
-            return KILLED if found is None else Measured(why=found) if isinstance(found, str) else \
-                Measured(int(found * GIB))
+            attempt = attempts[micro]
+            return KILLED if attempt is None else Measured(error=attempt) if isinstance(attempt, str) else \
+                Measured(int(attempt * GIB))
 
-        monkeypatch.setattr(largest_batch, "measure", measure)
-        monkeypatch.setattr(largest_batch.ranks, "all_reduce_sum", lambda array, _: array * ranks)
-        monkeypatch.setattr(memory, "host", lambda: memory.Host(int(total * GIB), int(total * GIB), 0))
-        monkeypatch.setattr(memory, "resident", lambda: 0)
+        monkeypatch.setattr(dry_run.ranks, "all_reduce_sum", lambda array, _: array * ranks)
+        monkeypatch.setattr(dry_run, "host", lambda: memory.Host(int(total * GIB), int(total * GIB), 0))
+        monkeypatch.setattr(dry_run, "resident", lambda: 0)
         runtime = Runtime("CPU", 0, ranks)
         runtime.watch.workers = workers
-        trainer = SimpleNamespace(runtime=runtime, config=tiny_config(*overrides), log=log.append,
-                                  tokenizer=SimpleNamespace(vocab_size=30))
-        batch = LargestBatch(trainer)
+        batch = LargestBatch(tiny_config(*overrides), runtime, 30, log.append, measure)
         try:
             batch.check()
         finally:
@@ -121,9 +116,9 @@ def checked(monkeypatch):
 def test_what_surely_fits_is_tried_once(checked, monkeypatch):
     batch = checked(20, {4: 5}, "train.batch_size=8")
     assert checked.tried == [4]
-    monkeypatch.setattr(largest_batch, "used", lambda *_: 9 * GIB)
+    monkeypatch.setattr(dry_run, "used", lambda *_: 9 * GIB)
     batch.report(0)
-    assert re.search(r"1 GiB for each sample beside 1: the largest micro-batch that fits into 20\.0 GiB is about 17, "
+    assert re.search(r"1 GiB for each sample plus 1: the largest micro-batch that fits into 20\.0 GiB is about 17, "
                      "10% kept free", checked.log[-1])
     batch.accumulate = 2
     assert "train.batch_size=8 would fit with train.accumulate=1, 8 samples at a time; it is 2" in batch.lines()[-1]
@@ -140,8 +135,8 @@ def test_what_does_not_fit_ends_with_one_line(checked):
         checked(8, {4: 5, 8: None}, "train.batch_size=8")
     assert str(said.value) == (
         "train.batch_size=8: its 8 samples at a time do not fit into the memory of 8.0 GiB (killed (signal 9), as the "
-        "system does for want of memory); train.accumulate=2 takes 4 at a time")
-    with pytest.raises(UserError, match="with train.accumulate=2: .* for 8 do not .*; train.accumulate=16 takes 2 at"):
+        "system does when memory runs out); train.accumulate=2 takes 4 at a time")
+    with pytest.raises(UserError, match="with train.accumulate=2: .*, nor do 8 .*; train.accumulate=16 takes 2 at"):
         checked(8, {8: None, 1: 3}, "train.batch_size=32", "train.accumulate=2")
     assert checked.tried == [8, 1]
     with pytest.raises(UserError, match="lower data.image_size or take a smaller model"):
@@ -151,7 +146,7 @@ def test_what_does_not_fit_ends_with_one_line(checked):
 
 def test_a_batch_of_one_may_be_the_largest(checked, monkeypatch):
     batch = checked(8, {2: None, 1: 6}, "train.batch_size=1")
-    monkeypatch.setattr(largest_batch, "used", lambda *_: 6 * GIB)
+    monkeypatch.setattr(dry_run, "used", lambda *_: 6 * GIB)
     batch.report(0)
     assert batch.growths == {1: 6 * GIB}
 
@@ -162,18 +157,17 @@ def test_ranks_of_a_machine_share_its_memory(checked):
 
 
 def test_an_attempt_that_fails_otherwise_stops_nothing(checked):
-    batch = checked(20, {4: "its process ended by exit code 1: ImportError"}, "train.batch_size=8")
-    assert batch.growths == {} and "could not be measured: its process ended by exit code 1: ImportError" in \
+    batch = checked(20, {4: "its process ended with exit code 1: ImportError"}, "train.batch_size=8")
+    assert batch.growths == {} and "could not be measured: its process ended with exit code 1: ImportError" in \
         checked.log[-1]
 
 
 def test_the_command_ends_with_the_line(tmp_path, monkeypatch, capsys):
     make_shapes(tmp_path / "data", 1, train=5, val=2, testA=1, testB=1)
     config = write_config(tmp_path / "small.yaml", tmp_path / "data")
-    compute_nothing(monkeypatch, [1.0] * 20)
-    monkeypatch.setattr(largest_batch, "measure", lambda *_: KILLED)
+    compute_nothing(monkeypatch, [1.0] * 20, measure=lambda *_: KILLED)
     arguments = ["train", "--config", config, "--output", tmp_path / "run", "--dry-run", "train.batch_size=4"]
     assert "do not fit into the memory" in fails(capsys, *arguments) and not (tmp_path / "run").exists()
-    monkeypatch.setattr(largest_batch, "measure", lambda *_: Measured(1 << 20))
+    compute_nothing(monkeypatch, [1.0] * 20)
     assert main([str(a) for a in arguments]) == 0
     assert "compiles once more" in capsys.readouterr().out

@@ -100,7 +100,7 @@ def test_the_models_matrices():
     assert matrices["muon"] and matrices["lr_mult"] == 0.8
     names = {p.name for p in matrices["params"]}
     assert {"encoder.backbone.stages.0.blocks.0.attn.q.weight", "encoder.fusion.0.w_v.weight"} <= names
-    assert any(name.startswith("decoder.") for name in names)
+    assert any(name.startswith("pixel_decoder.") for name in names)
     assert {p.name for p in decayed["params"]} == {
         "encoder.backbone.embed.proj.weight", "encoder.text.embed.word_embeddings",
         "encoder.text.embed.token_type_embeddings", "mask_generator.queries", "head.conv.weight"}

@@ -9,18 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_training import FakeStep, full_marks
-from test_train import log_of
+from fake_training import FakeStep, batches, full_marks, inject
 from tiny_network import tiny_config
+from training_runs import log_of
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.cli import train
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.distributed import watchdog
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.training import launched, setup, trainer
 from mindspore_coupalign.training.schedule import Budget
-from mindspore_coupalign.training.trainer import Trainer
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 
@@ -34,6 +31,7 @@ class Output:
         clock = self.device.clock
         clock.now = max(clock.now, self.ready)
         self.device.note("read", self.number)
+        self.device.done = self.number
         return self.value.asnumpy()
 
 
@@ -46,7 +44,7 @@ class Device(FakeStep):
     def __init__(self, clock, losses, seconds=1.0, python=0.0, compiles=0.0, **settings):
         super().__init__(losses, **settings)
         self.clock, self.seconds, self.python, self.events = clock, seconds, python, []
-        self.busy, self.calls, self.compiles, self.compiled = 0.0, 0, compiles, not compiles
+        self.busy, self.calls, self.done, self.compiles, self.compiled = 0.0, 0, 0, compiles, not compiles
 
     def __call__(self, *arguments):
         value = super().__call__(*arguments)
@@ -57,34 +55,22 @@ class Device(FakeStep):
         self.note("launch", self.calls)
         return Output(self, self.calls, value, self.busy)
 
-    def note(self, what, number=0):
+    def states(self):
+        self.note("save", self.done)
+        return {}
+
+    def note(self, what, number):
         if (what, number) not in self.events:
             self.events.append((what, number))
-
-
-def batches(source, size, workers):
-    """A pipeline that is not made by MindSpore, whose end takes seconds."""
-    for start in range(0, len(source), size):
-        yield tuple(map(np.stack, zip(*(source[start + i] for i in range(size)), strict=True)))
 
 
 @pytest.fixture
 def run(config, tmp_path, monkeypatch):
     """``run(device, *overrides)``: train on it, the exit code; ``run.clock`` is the made-up time."""
-    clock, saved = SimpleNamespace(now=1000.0), Trainer._save_state
-    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
-    monkeypatch.setitem(launched.AHEAD, "CPU", 1)
-    monkeypatch.setattr(trainer, "batches", batches)
-    monkeypatch.setattr(train, "check_device", lambda target: None)
+    clock = SimpleNamespace(now=1000.0)
 
-    def run(device, *overrides, output="run", resume="", evaluate=full_marks):
-        def save(self, again=False):
-            device.note("save", self.done)
-            saved(self, again)
-
-        monkeypatch.setattr(Trainer, "_save_state", save)
-        monkeypatch.setattr(setup, "build_train_step", lambda *_: device)
-        monkeypatch.setattr(trainer, "evaluate_samples", evaluate)
+    def run(device, *overrides, output="run", resume="", ahead=1, **arguments):
+        inject(monkeypatch, lambda: device, ahead=ahead, clock=lambda: clock.now, **arguments)
         resumed = ["--resume", str(tmp_path / resume)] if resume else []
         return main(["train", "--config", str(config), *resumed, "--output", str(tmp_path / output), *overrides])
 
@@ -106,9 +92,8 @@ def test_a_step_is_read_when_the_next_one_is_launched(run, tmp_path):
     losses, scores = log_of(tmp_path / "run")
     assert [(line["step"], line["loss"]) for line in losses] == [(i, float(i)) for i in range(1, 8)]
     assert [line["step"] for line in scores] == [4, 7]
-    launched.AHEAD["CPU"] = 0
     device = Device(run.clock, range(1, 8))
-    assert run(device, *settings, output="waiting") == 0
+    assert run(device, *settings, output="waiting", ahead=0) == 0
     assert order(device) == "L1 R1 L2 R2 L3 R3 L4 R4 S4 L5 R5 L6 R6 S6 L7 R7 S7"
     again = log_of(tmp_path / "waiting")[0]
     assert [(line["loss"], line["lr"]) for line in again] == [(line["loss"], line["lr"]) for line in losses]
@@ -118,10 +103,9 @@ def test_a_step_is_read_when_the_next_one_is_launched(run, tmp_path):
 def test_a_device_does_not_wait_for_python(run, tmp_path, ahead, expected):
     """100 steps of a second with half a second of Python each: it computes without a pause. The log's samples per
     second are those of 4 samples in that time."""
-    launched.AHEAD["CPU"] = ahead
     start = run.clock.now
     assert run(Device(run.clock, [1.0] * 100, python=0.5), "train.steps=100", "train.val_every=100",
-               "train.log_every=20") == 0
+               "train.log_every=20", ahead=ahead) == 0
     assert run.clock.now - start == pytest.approx(expected)
     speeds = [line["samples_per_s"] for line in log_of(tmp_path / "run")[0]]
     np.testing.assert_allclose(speeds, 400 / expected, rtol=0.05)
@@ -169,17 +153,14 @@ def test_non_finite_steps_are_named(run, tmp_path, root, capsys):
         assert line["samples"] == samples[4 * line["step"] - 4:4 * line["step"]].tolist()
 
 
-def test_a_damaged_image_costs_no_line(run, tmp_path, capsys, monkeypatch):
-    """Of the step before it, which was on its way."""
-    stream = Trainer.micro_batches
-
-    def damaged(self):
-        yield from itertools.islice(stream(self), 3)
+def test_a_damaged_image_costs_no_line(run, tmp_path, capsys):
+    """Of the step before it, which was pending."""
+    def damaged(*arguments):
+        yield from itertools.islice(batches(*arguments), 3)
         raise UserError("train_13.png: truncated")
 
-    monkeypatch.setattr(Trainer, "micro_batches", damaged)
     device = Device(run.clock, [1.0] * 8)
-    assert run(device, "train.steps=8", "train.val_every=8") == 2
+    assert run(device, "train.steps=8", "train.val_every=8", load=damaged) == 2
     assert "train_13.png" in capsys.readouterr().err and order(device) == "L1 L2 R1 L3 R2 R3"
     assert [line["step"] for line in log_of(tmp_path / "run")[0]] == [1, 2, 3]
 
@@ -189,14 +170,14 @@ def test_a_time_budget_is_kept(run, tmp_path, python):
     """Its last validation included, and its decay ends with it: the clock that decides is older than a step."""
     ends = []
 
-    def evaluate(model, data, samples, *_, **__):
+    def score(*arguments):
         run.clock.now += 10
         ends.append(run.clock.now - 1000)
-        return full_marks(model, data, samples)
+        return full_marks(*arguments)
 
     device = Device(run.clock, [1.0] * 500, python=python, compiles=20.0)
     assert run(device, "train.steps=100000", "train.minutes=2", "train.val_every=30", "data.val_split=train",
-               "train.schedule=linear", "train.log_every=1", evaluate=evaluate) == 0
+               "train.schedule=linear", "train.log_every=1", score=score) == 0
     assert len(ends) == 3 and 115 <= ends[-1] <= 120, ends
     rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
     assert len(rates) == device.calls and rates[4] > 0.95e-3 and rates[-1] < 0.05e-3

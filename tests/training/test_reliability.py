@@ -1,37 +1,29 @@
 """Runs that are killed, asked to stop, or meet a full disk or a damaged file; dry runs and curves."""
 
 import dataclasses
+import itertools
 import json
 import re
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_training import compute_nothing, fails, loop_of
-from test_train import command, write_config
+from training_runs import LIGHT, QUICK, ROOT, write_config
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import DataSet, config_to_dict, load_config
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.training.resume import MAY_CHANGE, differences
-from mindspore_coupalign.training.run_folder import RunFolder, load_state
+from mindspore_coupalign.training.dry_run import measure_step
+from mindspore_coupalign.training.run_folder import MAY_CHANGE, RunFolder, differences, load_state
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
-LIGHT = ["model.fusion.stages=[1]", "model.sentence_mask=false", "loss.proposal_mask=0",
-         "model.proposal_head=false"]  # little to compile
-QUICK = [*LIGHT, "model.text.groups=[1, 0, 0, 0]", "loss.contrast=0", "loss.deep_supervision=0",
-         "model.stage_heads=false"]
 KILLED = ["model.fusion.name=word_pixel", *LIGHT, "model.backbone.name=darknet", "model.backbone.freeze_batch_norm=false",
           "model.head.upsample=bilinear", "train.muon_lr_mult=0"]
-LONG = ["train.steps=100000", "train.val_every=100000", "train.save_every=1"]
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +31,6 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reliable")
     make_shapes(folder / "data", 1, train=5, val=2, testA=1, testB=1)
     return write_config(folder / "small.yaml", folder / "data", QUICK)
-
-
-def hear_interrupts():
-    """In a new process, also where the tests themselves run in the background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def running(config, output, *overrides):
-    """A run that has saved at least two states."""
-    process = subprocess.Popen(command("train", "--config", config, "--output", output, *LONG, *overrides), cwd=ROOT,
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_interrupts)
-    deadline = time.time() + 200
-    while not (output / "last-1.safetensors").exists():
-        assert process.poll() is None and time.time() < deadline, process.communicate()
-        time.sleep(0.02)
-    return process
 
 
 @pytest.mark.slow
@@ -73,17 +49,15 @@ def test_twenty_kills_at_random_moments_change_nothing():
 
 def test_a_full_disk_ends_the_run_and_spoils_nothing(config, tmp_path, monkeypatch, capsys):
     """No file may grow beyond 20 kB from some moment on, which is what a write to a full disk meets."""
-    output, log_losses, limits = tmp_path / "run", train.Trainer._log_losses, resource.getrlimit(resource.RLIMIT_FSIZE)
+    output, limits, steps = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE), itertools.count(1)
 
-    def fill_the_disk(trainer, *arguments):
-        log_losses(trainer, *arguments)
-        if trainer.done == 4:
+    def fill_the_disk():
+        if next(steps) == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
 
-    monkeypatch.setattr(train.Trainer, "_log_losses", fill_the_disk)
     loop = loop_of(config, tmp_path, monkeypatch)
     try:
-        assert loop([1.0] * 9, "train.steps=9", "train.val_every=9", "train.save_every=1") == 2
+        assert loop([1.0] * 9, "train.steps=9", "train.val_every=9", "train.save_every=1", pause=fill_the_disk) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     last = capsys.readouterr().err.strip().splitlines()[-1]
@@ -142,7 +116,7 @@ def test_a_damaged_state_never_pushes_a_good_one_out(finished, tmp_path):
     run.open(state.config, 3, resumed=state.path)
     assert (tmp_path / "aside-last.safetensors").read_bytes() == damaged
     assert (tmp_path / "aside-1-last.safetensors").read_bytes() == again
-    run._move_on()  # and now a kill, before the new state has its name
+    run._rotate()  # and now a kill, before the new state has its name
     assert load_state(tmp_path).progress["step"] == 3
 
 
@@ -210,15 +184,17 @@ def test_every_field_is_either_free_to_change_or_not(config):
 
 
 def test_a_dry_run_writes_nothing(config, tmp_path, capsys, monkeypatch):
+    """The child process that measures a step is a real one; the steps of the dry run itself are not."""
     output = tmp_path / "run"
+    compute_nothing(monkeypatch, [1.0] * 9, measure=measure_step)
     assert main(["train", "--config", str(config), "--output", str(output), "--dry-run", "train.steps=50"]) == 0
-    said = capsys.readouterr().out
-    assert not output.exists() and "nothing was written" in said
+    out = capsys.readouterr().out
+    assert not output.exists() and "nothing was written" in out
     for pattern in (r"data: .* 9 images are there", r"disk: up to 0\.0\d GB", r"step 1: loss \d\.\d+, .*with compiling",
                     r"step 9: loss", r"memory: \d\.\d GiB at most of \d",
                     r"memory: about .*: the largest micro-batch that fits into \d+\.\d GiB is about \d+, 10% kept free",
-                    r"the run: 41 steps more of \d+\.?\d* s \(median of 8\), \d+\.\d min"):
-        assert re.search(pattern, said), (pattern, said)
+                    r"the run: 41 more steps of \d+\.?\d* s \(median of 8\), \d+\.\d min"):
+        assert re.search(pattern, out), (pattern, out)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert "GB are free; lower train.keep" in fails(capsys, "train", "--config", config, "--output", output,
                                                     "--dry-run")
@@ -226,25 +202,17 @@ def test_a_dry_run_writes_nothing(config, tmp_path, capsys, monkeypatch):
 
 def test_a_dry_run_forecasts_by_the_median_step(config, tmp_path, capsys, monkeypatch):
     """Not by one step, which may have waited; long steps are not repeated more than it needs."""
-    took = [0.0] + [0.0] * 8
-    compute_nothing(monkeypatch, [1.0] * 20)
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    clock, one_step = [0.0], train.Trainer.one_step
-
-    def step(self, stream, rate):
-        clock[0] += took[self.done]
-        return one_step(self, stream, rate)
-
-    monkeypatch.setattr(train.Trainer, "one_step", step)
+    now = [0.0]
 
     def forecast(seconds, steps):
-        took[:] = seconds + [seconds[-1]] * (9 - len(seconds))
+        took = iter(seconds + [seconds[-1]] * (9 - len(seconds)))
+        compute_nothing(monkeypatch, [1.0] * 20, pause=lambda: now.append(now[-1] + next(took)), clock=lambda: now[-1])
         assert main(["train", "--config", str(config), "--output", str(tmp_path / "run"), "--dry-run",
                      f"train.steps={steps}"]) == 0
         return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("the run:"))
 
-    assert "100 steps more of 2 s (median of 8), 3.3 min" in forecast([60.0, 9.0, 2.0], 109)
-    assert "100 steps more of 50 s (median of 2), 1.4 h" in forecast([90.0, 50.0], 103)
+    assert "100 more steps of 2 s (median of 8), 3.3 min" in forecast([60.0, 9.0, 2.0], 109)
+    assert "100 more steps of 50 s (median of 2), 1.4 h" in forecast([90.0, 50.0], 103)
 
 
 def test_a_dry_run_says_that_there_is_a_run_already(finished, config, capsys):

@@ -1,20 +1,18 @@
 """The commands train and evaluate as a user runs them: files, log, resuming, scores, and answers to bad input."""
 
+import functools
 import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
 import pytest
-import yaml
 from fake_training import fails
-from tiny_network import TINY
+from training_runs import ROOT, command, log_of, run_command, write_config
 
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
@@ -25,50 +23,13 @@ from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed import process
 from mindspore_coupalign.evaluation.evaluator import derange
 from mindspore_coupalign.portable import without_absolute_paths
-from mindspore_coupalign.training.launched import AHEAD
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.run_folder import load_state
 from mindspore_coupalign.training.schedule import learning_rate
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["model.backbone.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.fusion.stages=[1]",
-         "model.backbone.name=darknet", "model.backbone.freeze_batch_norm=false", "model.text.activation=relu",
-         "loss.negatives=40",
-         "loss.bce=2", "loss.dice=0.5", "loss.deep_supervision=0.5", "model.stage_heads=true",
-         "loss.proposal_mask=0.3", "model.proposal_head=true", "model.text.dropout=0.2"]
-# quick to compile, but with stage heads, random numbers and statistics that are no parameters
 SHORT = ["train.steps=6", "train.val_every=3", "train.ema=0.5", "train.muon_lr_mult=0.8", "data.flip=0.5",
          "eval.threshold=0.35"]
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "mindspore_coupalign", *map(str, arguments)]
-
-
-def run_command(*arguments):
-    done = subprocess.run(command(*arguments), cwd=ROOT, text=True, capture_output=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def log_of(folder):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line], [line for line in lines if "val" in line]
-
-
-def write_config(path, root, overrides=()):
-    values = json.loads(json.dumps(TINY))
-    values["data"] |= {"root": str(root), "dataset": "refshapes", "split_by": "shapes", "max_tokens": 16}
-    for text in (*SMALL, *overrides):
-        key, _, value = text.partition("=")
-        *sections, name = key.split(".")
-        section = values
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[name] = yaml.safe_load(value)
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +118,7 @@ def test_the_log_goes_on(whole, resumed):
 @pytest.mark.slow
 def test_reading_a_step_behind_changes_nothing(whole, config, tmp_path, monkeypatch):
     """As on a device, where the next step is launched before one's results are read (test_overlap.py)."""
-    monkeypatch.setitem(AHEAD, "CPU", 1)
+    monkeypatch.setattr(train, "Trainer", functools.partial(train.Trainer, ahead=1))
     assert main(["train", "--config", str(config), "--output", str(tmp_path), *SHORT, "train.save_every=5"]) == 0
     first, second = (load_checkpoint(folder / "last.safetensors") for folder in (whole.output, tmp_path))
     assert second.progress | {"seconds": 0} == first.progress | {"seconds": 0}
@@ -171,7 +132,7 @@ def test_reading_a_step_behind_changes_nothing(whole, config, tmp_path, monkeypa
 def test_resume_without_output_goes_on_in_its_folder(whole, config, monkeypatch, tmp_path):
     """``--resume DIR`` alone writes to DIR, not to runs/<name of the configuration>."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train.Trainer, "train", lambda self: outputs.append(self.run.path))
+    monkeypatch.setattr(train.Trainer, "train", lambda self: outputs.append(self.folder.path))
     outputs = []
     assert main(["train", "--config", str(config), "--resume", str(whole.output), *SHORT]) == 0
     assert [path.resolve() for path in outputs] == [whole.output.resolve()]
@@ -300,7 +261,7 @@ def test_resume_refuses(config, whole, tmp_path, capsys):
     line = refused(whole.output, *SHORT, "model.decoder.dim=24", "train.lr=0.5", "train.log_every=3")
     assert "model.decoder.dim was 16, now 24; train.lr was 0.001, now 0.5; set it back" in line
     # the tokenizer is the state's own: where its files lie now does not matter
-    assert "decoder_dim" in (line := refused(whole.output, *SHORT, "model.decoder.dim=24", "data.tokenizer=gone/"))
+    assert "model.decoder.dim" in (line := refused(whole.output, *SHORT, "model.decoder.dim=24", "data.tokenizer=gone/"))
     assert "tokenizer" not in line
     line = refused(whole.output / "best.safetensors", *SHORT)
     assert "best.safetensors: holds weights without a training state" in line
@@ -310,7 +271,7 @@ def test_a_finished_run_has_nothing_left_to_do(config, whole, capsys):
     before = (whole.output / "last.safetensors").stat().st_mtime_ns
     assert main(["train", "--config", str(config), "--resume", str(whole.output), "--output", str(whole.output),
                  *SHORT]) == 0
-    assert "trained to its end at step 6" in capsys.readouterr().out
+    assert "already complete at step 6" in capsys.readouterr().out
     assert (whole.output / "last.safetensors").stat().st_mtime_ns == before
 
 

@@ -4,17 +4,15 @@ import json
 import os
 import shutil
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_training import full_marks, loop_of
-from test_train import log_of
+from training_runs import log_of
 
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.training import trainer
 from mindspore_coupalign.training.run_folder import RunFolder
 from mindspore_coupalign.weights.checkpoint import load_checkpoint, save_checkpoint
 
@@ -41,51 +39,56 @@ def test_a_rank_that_only_saves_must_give_signs_of_life(loop, monkeypatch):
     assert [phase for phase in phases if phase[0] == "saving"] == [("saving", 2, False), ("saving", 4, True)]
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """``clock.now`` is what time.perf_counter says: seconds pass where a test lets them."""
-    made_up = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("time.perf_counter", lambda: made_up.now)
-    return made_up
+class Clock:
+    """Made-up time: seconds pass where a test lets them."""
+
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
 
 
-def test_a_time_budget_ends_a_run_and_keeps_it(loop, tmp_path, capsys, clock):
+def test_a_time_budget_ends_a_run_and_keeps_it(loop, tmp_path, capsys):
+    clock = Clock()
+
     def second():
         clock.now += 1
 
     budget = ["train.steps=100000", "train.minutes=0.5", "train.val_every=100000", "train.schedule=linear",
               "train.log_every=1"]
-    assert loop([1.0] * 100, *budget, pause=second) == 0
+    assert loop([1.0] * 100, *budget, pause=second, clock=clock) == 0
     state = load_checkpoint(tmp_path / "run/last.safetensors")
     assert 26 <= state.progress["step"] <= 30 and state.progress["seconds"] == state.progress["step"]
     assert state.progress["decay_share"] > 0.9 and state.progress["finished_minutes"] == 0.5
     rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
     assert rates[1] == pytest.approx(1e-3, rel=1e-4) and rates == sorted(rates, reverse=True) and 0 < rates[-1] < 1e-4
     assert "are kept for the last validation" in capsys.readouterr().out
-    assert loop([1.0], *budget, resume="run") == 0
-    assert f"trained to its end at step {state.progress['step']}" in capsys.readouterr().out
-    assert loop([1.0] * 100, *budget, "train.minutes=1", resume="run", pause=second) == 0  # half of it is left
+    assert loop([1.0], *budget, resume="run", clock=clock) == 0
+    assert f"already complete at step {state.progress['step']}" in capsys.readouterr().out
+    assert loop([1.0] * 100, *budget, "train.minutes=1", resume="run", pause=second,
+                clock=clock) == 0  # half of it is left
     again = [line["lr"] for line in log_of(tmp_path / "run")[0]][len(rates):]
     assert again[0] == pytest.approx(0.5e-3, rel=0.1) and again[-1] < 1e-4
 
 
-def test_the_last_validation_gets_its_time(loop, tmp_path, capsys, clock):
+def test_the_last_validation_gets_its_time(loop, tmp_path):
     """As long as the earlier ones have taken, without what the first one compiled; and the budget does not count
     compiling as training: the decay begins after it and ends with the last step."""
-    ends = []
+    ends, clock = [], Clock()
 
     def step():
         clock.now += 1 if clock.now > 1000 else 40  # the first one compiles
 
-    def evaluate(model, data, samples, *_, runtime, **__):
+    def score(model, data, samples, tokenizer, config, runtime):
         clock.now += 2 if ends else 22  # the first batch, which may compile
-        runtime.watch.compiled()
+        runtime.watch.compiled_at = clock.now
         clock.now += 6  # the other three
         ends.append(clock.now - 1000)
         return full_marks(model, data, samples)
 
     assert loop([1.0] * 500, "train.steps=100000", "train.minutes=4", "train.val_every=60", "data.val_split=train",
-                "train.schedule=linear", "train.log_every=1", "eval.batch_size=6", pause=step, evaluate=evaluate) == 0
+                "train.schedule=linear", "train.log_every=1", "eval.batch_size=6", pause=step, clock=clock,
+                score=score) == 0
     assert len(ends) == 3 and 237 <= ends[-1] <= 240, ends
     rates = [line["lr"] for line in log_of(tmp_path / "run")[0]]
     assert rates[2] > 0.99e-3 and rates[-1] < 0.02e-3 and rates == sorted(rates, reverse=True)
@@ -135,9 +138,7 @@ def test_a_validation_that_fails_costs_no_step(loop, tmp_path, monkeypatch, caps
     def fail(*_):
         raise UserError("val_3.png: truncated")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "report", fail)
-        assert loop([1.0] * 4, *settings) == 2
+    assert loop([1.0] * 4, *settings, score=fail) == 2
     assert "val_3.png" in capsys.readouterr().err and load_checkpoint(path).progress["step"] == 2
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save_best", fail)  # this time after the score was logged
@@ -176,16 +177,15 @@ def test_a_resumed_run_elsewhere(loop, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("by, step", [("oIoU", 2), ("mIoU", 4)])
-def test_the_best_weights_are_the_best_by_the_configured_score(loop, tmp_path, monkeypatch, by, step):
-    scores, report_of = iter([(50, 60), (90, 65), (80, 65), (70, 70)]), trainer.report
+def test_the_best_weights_are_the_best_by_the_configured_score(loop, tmp_path, by, step):
+    scores = iter([(50, 60), (90, 65), (80, 65), (70, 70)])
 
-    def report(*arguments):
-        found = report_of(*arguments)
-        found["image"]["oIoU"], found["image"]["mIoU"] = next(scores)
-        return found
+    def score(*arguments):
+        report = full_marks(*arguments)
+        report["image"]["oIoU"], report["image"]["mIoU"] = next(scores)
+        return report
 
-    monkeypatch.setattr(trainer, "report", report)
-    assert loop([1.0] * 4, "train.steps=4", "train.val_every=1", f"train.best_by={by}") == 0
+    assert loop([1.0] * 4, "train.steps=4", "train.val_every=1", f"train.best_by={by}", score=score) == 0
     assert load_checkpoint(tmp_path / "run" / "best.safetensors").progress["step"] == step
 
 
