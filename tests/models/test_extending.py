@@ -24,7 +24,7 @@ import sys
 from mindspore_coupalign.__main__ import main
 data, run, again, parts = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
 config = ["--config", "refshapes_tiny", f"data.root={data}", *parts]
-assert main(["make-shapes", "--output", data, "--train", "4", "--val", "2", "--test", "1"]) == 0
+assert main(["make-shapes", "--output", data, "--train", "4", "--val", "2", "--testA", "1", "--testB", "1", "--workers", "1"]) == 0
 assert main(["describe", *config]) == 0
 assert main(["train", "--output", run, *config, "train.steps=2", "train.recompute=true"]) == 0
 assert main(["train", "--output", run, "--resume", run, *config, "train.steps=3", "train.recompute=true"]) == 0
