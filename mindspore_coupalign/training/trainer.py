@@ -128,7 +128,11 @@ class Trainer:
         return result
 
     def _loop(self) -> dict | None:
-        """Train until the run is over or a rank was asked to stop; returns the last validation's report."""
+        """Train until the run is over or a rank was asked to stop; returns the last validation's report.
+
+        Next batch, step, read results, log, validate, save, stop. On a GPU or NPU up to ``pending.ahead`` steps are
+        pending while the next one is launched; whatever saves or validates waits until none is.
+        """
         batches, pending, result = self.batches(), self.pending, None
         self.speed = Speed(self.config.train.batch_size, self.clock)
         if self._validation_is_due():  # the run that this one resumes was stopped just before it
@@ -143,8 +147,8 @@ class Trainer:
                 raise
             while pending and (len(pending) > pending.ahead or self._pauses_after(pending.launched)):
                 step = self.read()
-                self.stopping |= step.results.stop > 0
                 self._log_step(step)
+                self.stopping |= step.results.stop > 0
             if pending:  # the weights may be a later step's already
                 continue
             if self._validation_is_due() and not self.stopping:

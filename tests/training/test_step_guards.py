@@ -14,7 +14,8 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.precision import FLOAT32, choose_precision, restored_precision
 from mindspore_coupalign.models.rng import Dropout, DropPath, Noise, bind, draw_keys
 from mindspore_coupalign.training import setup
-from mindspore_coupalign.training.step import RESULTS
+from mindspore_coupalign.training.objective import LOSSES
+from mindspore_coupalign.training.step import RESULTS, StepResults
 
 QUICK = ("model.backbone.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]", "model.fusion.stages=[1]", "loss.negatives=300",
          "model.head.upsample=guided", "loss.proposal_mask=0.5", "model.proposal_head=true")
@@ -211,6 +212,13 @@ def test_rates_of_the_parts_and_freezing():
         assert far > 5e-4
         for name in names:
             np.testing.assert_allclose(other[name] - start[name], factor * (usual[name] - start[name]), atol=2e-6)
+
+
+def test_results_have_the_names_of_the_losses():
+    assert RESULTS[:len(LOSSES)] == LOSSES
+    first, second = np.arange(len(RESULTS)), np.arange(len(RESULTS)) + 2
+    results = StepResults.of([first, second])  # of two micro-batches: losses are means, the rest is the last one's
+    assert results.loss == 1 and results.no_target == 9 and results.grad_norm == 11 and results.clock == 15
 
 
 def test_what_cannot_be_frozen():
