@@ -18,7 +18,7 @@ from mindspore_coupalign.cli.examples import epilog
 from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.distributed.process import is_scheduler
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.interrupts import unwind_at_the_end, watch_interrupts
+from mindspore_coupalign.interrupts import listen
 from mindspore_coupalign.outputs import silence
 
 COMMANDS = {
@@ -61,7 +61,7 @@ def run(argv: list | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # names of files and sentences that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a signal ends without a flush
     parser = argparse.ArgumentParser(
         prog="coupalign", description="Referring image segmentation with CoupAlign on MindSpore.",
         epilog="`coupalign COMMAND --help` explains a command and shows an example.")
@@ -103,7 +103,7 @@ def run_rank():
     """``main`` as one of several ranks, which never returns: MindSpore's teardown crashes when another rank has left
     before it."""
     watch.begin()
-    watch_interrupts()
+    listen()
     code = 1
     try:
         code = main()
@@ -122,9 +122,8 @@ def run_rank():
 
 
 def console() -> int:
-    """``main`` as its own process, which Ctrl-C, SIGTERM and SIGHUP end in order, even while MindSpore computes."""
-    watch_interrupts()
-    unwind_at_the_end()
+    """``main`` as a process of its own, with the project's handling of signals."""
+    listen()
     return main()
 
 

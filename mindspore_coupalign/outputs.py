@@ -46,8 +46,9 @@ def write_file(path: str | Path, content: bytes):
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with removed_by_signals(temporary):
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
     except OSError as exc:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -73,13 +74,23 @@ def make_folder(path: str | Path, remedy: str = "choose another --output") -> Pa
 
 
 @contextlib.contextmanager
+def removed_by_signals(path: Path) -> Iterator[Path]:
+    """A file or folder that a signal which ends the process meanwhile removes."""
+    half_made.add(path)
+    try:
+        yield path
+    finally:
+        half_made.discard(path)
+
+
+@contextlib.contextmanager
 def scratch(prefix: str, parent: Path | None = None) -> Iterator[Path]:
     """A temporary folder, in ``parent`` or where those of the system are, that is gone afterwards, read-only files and
-    all, also where the process ends while it computes outside of Python."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
-    half_made.add(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        half_made.discard(folder)
+    all, also where a signal ends the process."""
+    folder = Path(parent or tempfile.gettempdir()).resolve() / f"{prefix}{uuid.uuid4().hex[:12]}"
+    with removed_by_signals(folder):
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

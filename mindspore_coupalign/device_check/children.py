@@ -5,8 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mindspore_coupalign.child_process import run_child
-from mindspore_coupalign.distributed.process import environment_alone
+from mindspore_coupalign.distributed.process import run_child
 
 ERROR = re.compile(r"(error: .*|(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)")  # as Python ends, or this package
 
@@ -15,7 +14,7 @@ def run(module: str, *arguments, log: Path) -> str:
     """Run ``python -m MODULE`` to its end; "" or the line that says why it failed. All that it says is in ``log``."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     with open(log, "w") as said:
-        ended = run_child(command, env=environment_alone(), stdin=subprocess.DEVNULL, stdout=said,
+        ended = run_child(command, stdin=subprocess.DEVNULL, stdout=said,
                           stderr=subprocess.STDOUT)
     return "" if ended.code == 0 else reason(ended.code, log.read_text(errors="replace"))
 

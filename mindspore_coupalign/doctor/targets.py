@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindspore_coupalign import cuda
-from mindspore_coupalign.child_process import run_child
-from mindspore_coupalign.distributed.process import environment_alone
+from mindspore_coupalign.distributed.process import run_child
 from mindspore_coupalign.doctor.items import ABSENT, BAD, NOTE, OK, Item
 from mindspore_coupalign.doctor.machine import of_mindspore
 
@@ -157,7 +156,7 @@ def inputs(config: str | None, overrides: list, checkpoint: str | None, timeout:
 def probe(*arguments: str, timeout: float) -> list[tuple[bool, str]]:
     """What ``probe.py`` has found out, (good, text) each, the last of them its end where that was an accident."""
     ended = run_child([sys.executable, "-m", "mindspore_coupalign.doctor.probe", *arguments], limit=timeout,
-                      env=environment_alone(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     found = [(said["good"], said["text"]) for said in map(_said, ended.out.splitlines()) if said]
     subject = arguments[0] + ": " if arguments[0] != "device" else ""
     if ended.late:

@@ -7,8 +7,8 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindspore_coupalign.arrays import check_arrays
 from mindspore_coupalign.mindspore_calls import assign, slice_, unstack
+from mindspore_coupalign.weights.checkpoint import check_arrays
 
 
 class FlatParameters:

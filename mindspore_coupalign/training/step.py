@@ -8,12 +8,12 @@ import numpy as np
 from mindspore import Tensor, ops
 from mindspore.amp import all_finite
 
-from mindspore_coupalign.arrays import check_arrays
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.mindspore_calls import assign
 from mindspore_coupalign.models.noise import connect
 from mindspore_coupalign.training.objective import LOSSES, Objective
 from mindspore_coupalign.training.update import GradientSum, Statistics, Update
+from mindspore_coupalign.weights.checkpoint import check_arrays
 
 RESULTS = (*LOSSES, "grad_norm", "finite", "scale", "stop", "clock")
 

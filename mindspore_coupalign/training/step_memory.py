@@ -14,9 +14,8 @@ import sys
 from typing import NamedTuple
 
 from mindspore_coupalign import memory
-from mindspore_coupalign.child_process import run_child
 from mindspore_coupalign.config import Config, config_from_dict, config_to_dict, with_overrides
-from mindspore_coupalign.distributed.process import environment_alone
+from mindspore_coupalign.distributed.process import run_child
 
 WANT = re.compile(r"out of memory|memory (is )?not enough|memory isn't enough|bad_alloc|cannot allocate|"
                   r"alloc\w* .*memory.* fail", re.IGNORECASE)  # what is said for want of memory
@@ -35,7 +34,7 @@ def measure(config: Config, target: str, vocabulary: int, micro: int) -> Measure
     """The memory of a step of ``micro`` samples on this rank's device, in a child process. Compiles, so takes long."""
     command = [sys.executable, "-m", "mindspore_coupalign.training.step_memory", target, str(vocabulary), str(micro)]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    ended = run_child(command, json.dumps(config_to_dict(config)), env=environment_alone(), **pipes)
+    ended = run_child(command, json.dumps(config_to_dict(config)), **pipes)
     return outcome(ended.code, ended.out, ended.err)
 
 

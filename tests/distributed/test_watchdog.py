@@ -312,7 +312,7 @@ def test_a_rank_ends_with_a_number(tmp_path, monkeypatch, code, expected):
     """Whatever it was ended with: MindSpore's teardown is jumped over by os._exit, which takes numbers alone."""
     ended = []
     monkeypatch.setenv(watch.FOLDER, str(tmp_path))
-    monkeypatch.setattr(command_line, "watch_interrupts", lambda: None)
+    monkeypatch.setattr(command_line, "listen", lambda: None)
     monkeypatch.setattr(command_line, "main", lambda: sys.exit(code))
     monkeypatch.setattr(os, "_exit", ended.append)
     command_line.run_rank()
