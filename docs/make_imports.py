@@ -12,7 +12,7 @@ PICTURE = Path(__file__).with_name("images") / "imports.svg"
 ROWS = (("cli",), ("device_check",), ("doctor", "web", "training"), ("inference",),
         ("evaluation", "visualize"), ("build", "runtime"), ("weights", "distributed"), ("models", "data"),
         ("config", "mindspore_calls", "outputs"),
-        ("interrupts", "cuda", "memory", "packages"))
+        ("interrupts", "cuda", "memory"))
 WIDTH, HEIGHT, GAP_X, GAP_Y, SHIFT = 120, 34, 60, 52, 30
 
 

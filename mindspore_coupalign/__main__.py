@@ -22,7 +22,7 @@ from mindspore_coupalign.interrupts import listen
 from mindspore_coupalign.outputs import silence
 
 COMMANDS = {
-    "doctor": "report what this machine has and lacks; paste its output into every issue",
+    "doctor": "report what this machine has and lacks; add the report to every issue",
     "check-device": "compare what a GPU or NPU computes with the CPU",
     "make-shapes": "draw the embedded data set RefShapes in REFER's layout",
     "check-data": "check a data folder and count it against the published numbers",

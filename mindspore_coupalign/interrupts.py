@@ -51,6 +51,8 @@ def _serve(next_signal):
 
 
 def _receive(number: int):
+    if _ending:  # another signal, or the echo of _end's own
+        return
     if _request is not None and (_request.patient or not _request.received):
         _request.received = _request.received or int(number)
     elif _request is not None or number not in _ignored:

@@ -27,7 +27,7 @@ find_python() {
 take_python() {
   local python place
   python="$(find_python python python3 python3.11 python3.12 python3.10)" || return
-  "$python" -m mindspore_coupalign.packages || return
+  "$python" -m mindspore_coupalign.doctor.machine || return
   place="${XDG_CACHE_HOME:-$HOME/.cache}/mindspore_coupalign/python-$(cksum <<< "$python" | cut -d' ' -f1)"
   mkdir -p "$place"
   printf '#!/bin/sh\nexec "%s" "$@"\n' "$python" > "$place/python.$$"

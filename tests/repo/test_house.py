@@ -32,7 +32,7 @@ CATCH_ALL = {  # handlers of Exception or BaseException per file, and why; whoev
     "data/inputs.py": (2, "conversions of foreign objects; PIL's decoders"),
     "data/pickles.py": (1, "damaged pickles raise nearly anything"),
     "data/tokenizer.py": (5, "tokenizers raises plain Exception, transformers and the HTTP library many kinds"),
-    "doctor/__init__.py": (1, "a report with a hole is better than none"),
+    "cli/doctor.py": (1, "a report with a hole is better than none"),
     "doctor/probe.py": (1, "what a device says when it is tried"),
     "inference/onnx/session.py": (1, "onnxruntime's own errors have no common base"),
     "web/page.py": (1, "what a program sends: Gradio's, pydantic's and Python's own errors"),
