@@ -5,22 +5,22 @@ child processes are killed, ``half_made`` files and folders removed, and the exi
 
 A thread does this, not an exception in the main thread: MindSpore aborts the process (exit code 134) when a Python
 function that it calls raises one, an import turns it into another error, and a compilation does not return to Python
-for minutes. From its next line of Python on, the main thread waits for the end.
+for minutes. The main thread is stopped in its next line of Python, so that what it writes just then is whole.
 """
 
-import _thread
 import contextlib
 import ctypes
 import os
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPS = signal.SIGURG  # stops the main thread
+GRACE = 1.0  # seconds in which the main thread may come back to Python
 half_made: set[Path] = set()  # files and folders to remove when a signal ends the process
-_ending = False
+_ending, _stopped = False, threading.Event()
 _ignored: set[int] = set()  # signals that the caller ignores, as ``nohup`` and a shell's ``&`` do
 _request: "StopRequest | None" = None
 
@@ -35,7 +35,8 @@ def listen():
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     for number in ENDINGS:
         if number not in _ignored or number == signal.SIGTERM:
-            signal.signal(number, _wait_for_the_end)
+            signal.signal(number, lambda *_: None)  # its number is written into the pipe
+    signal.signal(STOPS, _wait_for_the_end)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -51,7 +52,7 @@ def _serve(next_signal):
 
 
 def _receive(number: int):
-    if _ending:  # another signal, or the echo of _end's own
+    if _ending:
         return
     if _request is not None and (_request.patient or not _request.received):
         _request.received = _request.received or int(number)
@@ -62,27 +63,29 @@ def _receive(number: int):
 def _end(number: int):
     global _ending
     _ending = True
-    _thread.interrupt_main(number)
-    kill(descendants(os.getpid()))
-    for path in tuple(half_made):
-        remove(path)
-    with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone. print() would wait for the main thread's lock
+    signal.pthread_kill(threading.main_thread().ident or 0, STOPS)
+    _stopped.wait(GRACE)
+    try:
+        kill(descendants(os.getpid()))
+        for path in tuple(half_made):
+            remove(path)
+        # the terminal may be gone (SIGHUP); print() would wait for the main thread's lock
         os.write(2, b"interrupted\n" if number == signal.SIGINT else b"terminated\n")
-    os._exit(128 + number)
+    finally:
+        os._exit(128 + number)
 
 
 def _wait_for_the_end(*_):
-    """The main thread's handler. It raises nothing and touches nothing that is being removed."""
-    while _ending or _request is None:
-        time.sleep(60)
+    _stopped.set()
+    while True:
+        signal.pause()
 
 
 def _restore_defaults():
     """A forked process has none of these threads."""
     signal.set_wakeup_fd(-1)
-    for number in ENDINGS:
-        if signal.getsignal(number) is _wait_for_the_end:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    for number in {*ENDINGS, STOPS} - _ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
@@ -92,7 +95,8 @@ def remove(path: Path):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
         if not path.exists():
             return
 

@@ -206,7 +206,7 @@ def test_a_job_that_is_asked_to_stop_saves_first(quick, stopped, tmp_path):
     step = load_checkpoint(run / "last.safetensors").progress["step"]
     assert step >= before + 3 and f"the state of step {step} is saved" in out
     assert [line["step"] for line in log_of(run)[0]] == list(range(1, step + 1))
-    assert not [s for s in watch.read_states(tmp_path / "logs") if watch.lives(s["pid"])]
+    assert not [s for s in watch.read_states(tmp_path / "logs") if watch.is_alive(s["pid"])]
 
 
 @pytest.mark.parametrize("way, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
