@@ -1,6 +1,6 @@
 """MindSpore's calls that its documents announce as going after 2.9, under one roof: what follows them is changed here.
 
-The package calls none of them elsewhere (tests/repo/test_house.py).
+The package calls none of them elsewhere (tests/repo/test_architecture.py).
 """
 
 import mindspore as ms

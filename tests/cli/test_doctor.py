@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_cuda import library, stub_driver
+from no_gpu import library, stub_driver
 
 from mindspore_coupalign import cuda
 from mindspore_coupalign.cli import doctor

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from test_ranks import ENDLESS, EQUAL, ROOT, assert_equal, environment
+from ranks import ENDLESS, EQUAL, ROOT, assert_equal, environment
 from test_reliability import QUICK
 from test_train import run_command, write_config
 from two_hosts import TwoHosts, possible

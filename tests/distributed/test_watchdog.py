@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_ranks import ROOT, environment
+from ranks import ROOT, environment
 from test_train import write_config
 
 from mindspore_coupalign import __main__ as command_line
