@@ -46,17 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0 where everything agrees, else 1."""
     levels = [name for name in args.amp if "=" not in name] or DEFAULT  # argparse gives --amp all that follows it
     settings = [*args.overrides, *(name for name in args.amp if "=" in name)]
-    for name in levels:
-        if name not in LEVELS:
-            raise UserError(f"--amp {name}: no such level; choose among {' '.join(LEVELS)}")
-    for start, option in OPTIONS.items():
-        if any(setting.startswith(start) for setting in settings):
-            raise UserError(f"{start}…: give {option} instead")
-    for option, least in (("batch", 1), ("steps", 1), ("train", 0)):
-        if getattr(args, option) < least:
-            raise UserError(f"--{option} {getattr(args, option)}: must be at least {least}")
-    if args.output:
-        check_writable(Path(args.output))
+    check_options(args, levels, settings)
     config = load_config(args.config, [*settings, f"train.batch_size={args.batch}", "train.accumulate=1",
                                        f"train.steps={args.steps}", "train.minutes=0"])
     if config.train.amp_dtype == "bfloat16" and args.target != "Ascend" and levels != ["O0"]:
@@ -82,6 +72,21 @@ def run(args: argparse.Namespace) -> int:
         write_file(args.output, (json.dumps(without_nan(document), indent=1) + "\n").encode())
         print(f"wrote {args.output}")
     return int(bool(bad))
+
+
+def check_options(args: argparse.Namespace, levels: list, settings: list):
+    """Raises UserError for an option that cannot be used."""
+    for name in levels:
+        if name not in LEVELS:
+            raise UserError(f"--amp {name}: no such level; choose among {' '.join(LEVELS)}")
+    for start, option in OPTIONS.items():
+        if any(setting.startswith(start) for setting in settings):
+            raise UserError(f"{start}…: give {option} instead")
+    for option, least in (("batch", 1), ("steps", 1), ("train", 0)):
+        if getattr(args, option) < least:
+            raise UserError(f"--{option} {getattr(args, option)}: must be at least {least}")
+    if args.output:
+        check_writable(Path(args.output))
 
 
 def check_target(target: str):
