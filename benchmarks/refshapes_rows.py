@@ -40,7 +40,8 @@ ROWS = {
 WPA_ROWS = {f"wpa-{s}": (f"word-pixel alignment at stage {s}", [f"model.fusion.stages=[{s}]"]) for s in (1, 2, 3, 4)}
 SPLITS = ("val", "testA", "testB")
 ONE_THREAD = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import mindspore as ms; "
-              "ms.set_context(runtime_num_threads=1); from mindspore_coupalign.__main__ import main; sys.exit(main())")
+              "ms.set_context(runtime_num_threads=1); "
+              "from mindspore_coupalign.__main__ import console; sys.exit(console())")
 ROUNDS, STEPS_PER_ROUND = 7, 5
 
 

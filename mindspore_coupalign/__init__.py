@@ -1,4 +1,4 @@
-"""CoupAlign (NeurIPS 2022) on MindSpore: an image and a sentence in, the mask of the object it names out."""
+"""CoupAlign (NeurIPS 2022) on MindSpore: predicts the mask of the object that a sentence refers to in an image."""
 
 import importlib
 import os
@@ -12,12 +12,12 @@ from mindspore_coupalign import cuda
 
 __version__ = "0.3.0"
 
-# oneDNN 3.10, which MindSpore's CPU back end calls, answers plain-layout convolutions with its reference code when it
-# may use AVX-512: 70 times slower than its AVX2 code (docs/notes/mindspore.md). It reads this at its first kernel.
+# With AVX-512, oneDNN 3.10, which MindSpore's CPU back end calls, runs plain-layout convolutions by its reference code,
+# 70 times slower than by its AVX2 code (docs/notes/mindspore.md). It reads this variable at its first kernel.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
-# MindSpore's own warnings (about 30 lines a run) hide what a user has to read; GLOG_v=2 brings them back.
+# MindSpore's own warnings (about 30 lines per run) hide ours; GLOG_v=2 shows them.
 os.environ.setdefault("GLOG_v", "3")
-# CUDA 11's libraries from pip have to be there before MindSpore is imported.
+# CUDA 11's libraries from pip have to be loaded before MindSpore is imported.
 cuda.activate()
 
 _INFERENCE = "mindspore_coupalign.inference."
@@ -26,7 +26,7 @@ _PUBLIC = {"load": _INFERENCE + "loading", "Model": _INFERENCE + "model", "Predi
 
 
 def __getattr__(name: str):
-    """What programs use, imported when it is asked for: MindSpore takes seconds."""
+    """Lazy imports of the public names: importing MindSpore takes seconds."""
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

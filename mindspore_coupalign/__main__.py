@@ -1,8 +1,8 @@
 """The command line: ``python -m mindspore_coupalign COMMAND`` (``coupalign COMMAND`` when installed).
 
-Each command is a module with ``add_arguments(parser)`` and ``run(args)``; it is imported only when it is called,
-so that ``--help`` answers at once. Exit codes: 0 done, 1 a check failed or a bug, 2 bad input, 130 interrupted (by
-SIGTERM 143, by SIGHUP 129; ``web`` is meant to end so: 0).
+Each command is a module with ``add_arguments(parser)`` and ``run(args)``, imported only when it is called, so that
+``--help`` is fast. Exit codes: 0 success, 1 a check failed or a bug, 2 bad input, 130 interrupted by Ctrl-C (143 by
+SIGTERM, 129 by SIGHUP; 0 for ``web``, which ends that way).
 """
 
 import argparse
@@ -18,25 +18,25 @@ from mindspore_coupalign.cli.examples import epilog
 from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.distributed.process import is_scheduler
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.interrupts import unwind_at_the_end, watch_interrupts
+from mindspore_coupalign.interrupts import listen
 from mindspore_coupalign.outputs import silence
 
 COMMANDS = {
-    "doctor": "report what this machine has and lacks; paste its output into every issue",
+    "doctor": "report what this machine has and lacks; add the report to every issue",
     "check-device": "compare what a GPU or NPU computes with the CPU",
-    "make-shapes": "draw the embedded data set RefShapes in REFER's layout",
-    "check-data": "check a data folder and count it against the published numbers",
-    "import-data": "bring other forms of data, or your own pictures, into REFER's layout",
+    "make-shapes": "generate the synthetic data set RefShapes in REFER's layout",
+    "check-data": "check a data folder and compare its counts with the published ones",
+    "import-data": "convert other dataset formats, or your own images, to REFER's layout",
     "export-data": "write a data set as JSON lines or COCO, for labelling elsewhere",
     "describe": "list a configuration's parts with parameters and GMACs",
-    "convert-weights": "read the pretrained weights of other projects, strictly",
+    "convert-weights": "convert the pretrained weights of other projects",
     "train": "train a model",
-    "plot-run": "draw the curves of runs into one picture",
+    "plot-run": "plot the curves of runs in one image",
     "evaluate": "score a checkpoint on whole splits: oIoU, mIoU, P@X",
-    "predict": "segment what sentences name in images",
-    "web": "a page in the browser to try a model with one's own pictures",
-    "show": "draw a split's best, worst and random predictions beside the ground truth",
-    "export": "write a checkpoint as MINDIR or ONNX and prove that it gives the same answers",
+    "predict": "segment the objects that sentences refer to in images",
+    "web": "a web demo: try a model on your own images in the browser",
+    "show": "draw a split's best, worst and random predictions next to the ground truth",
+    "export": "write a checkpoint as MINDIR or ONNX and verify that its outputs are the same",
 }
 
 
@@ -59,24 +59,24 @@ def main(argv: list | None = None) -> int:
 
 def run(argv: list | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # names of files and sentences that the terminal cannot show
+    for stream in (sys.stdout, sys.stderr):  # file names and sentences may not be encodable
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a signal ends without a flush
     parser = argparse.ArgumentParser(
         prog="coupalign", description="Referring image segmentation with CoupAlign on MindSpore.",
-        epilog="`coupalign COMMAND --help` explains a command and shows an example.")
+        epilog="`coupalign COMMAND --help` describes a command and shows an example.")
     parser.add_argument("--version", action="version", version=f"mindspore_coupalign {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    asked = next((a for a in argv if not a.startswith("-")), None)
+    chosen = next((a for a in argv if not a.startswith("-")), None)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".",
                                       formatter_class=argparse.RawDescriptionHelpFormatter, epilog=epilog(name))
-        if name == asked:
+        if name == chosen:
             implementation = importlib.import_module(f"mindspore_coupalign.cli.{name.replace('-', '_')}")
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run)
     args, rest = parser.parse_known_args(argv)
-    if hasattr(args, "overrides"):  # argparse takes key=value in one place alone: what stands elsewhere is left over
+    if hasattr(args, "overrides"):  # argparse accepts key=value in one place only
         settings = [a for a in rest if "=" in a and not a.startswith("-")]
         args.overrides, rest = [*args.overrides, *settings], [a for a in rest if a not in settings]
     if rest:
@@ -86,11 +86,11 @@ def run(argv: list | None) -> int:
 
 
 def refuse_empty(args: argparse.Namespace, parser: argparse.ArgumentParser):
-    """Raises UserError for an option that was given an empty name, as by a variable of the shell that is not set."""
+    """Raises UserError for an option with an empty value, for example by an unset shell variable."""
     for name, value in vars(args).items():
-        given = value == "" and parser.get_default(name) != ""
-        if given or name == "image" and isinstance(value, list) and "" in value:
-            raise UserError(f"--{name.replace('_', '-')}: empty; give a name, or leave the option out")
+        is_empty = value == "" and parser.get_default(name) != ""
+        if is_empty or name == "image" and isinstance(value, list) and "" in value:
+            raise UserError(f"--{name.replace('_', '-')}: is empty; give a value, or omit the option")
 
 
 def refuse(message: str) -> int:
@@ -100,10 +100,10 @@ def refuse(message: str) -> int:
 
 
 def run_rank():
-    """``main`` as one of several ranks, which never returns: MindSpore's teardown crashes when another rank has left
-    before it."""
+    """``main`` as one of several ranks. It never returns: MindSpore's teardown crashes if another rank has exited
+    before."""
     watch.begin()
-    watch_interrupts()
+    listen()
     code = 1
     try:
         code = main()
@@ -122,9 +122,8 @@ def run_rank():
 
 
 def console() -> int:
-    """``main`` as its own process, which Ctrl-C, SIGTERM and SIGHUP end in order, even while MindSpore computes."""
-    watch_interrupts()
-    unwind_at_the_end()
+    """``main`` as a process of its own, with the project's handling of signals."""
+    listen()
     return main()
 
 

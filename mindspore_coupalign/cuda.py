@@ -1,15 +1,15 @@
-"""CUDA 11's libraries from pip (requirements-gpu.txt), made ready for MindSpore before it is imported.
+"""Prepares CUDA 11's libraries from pip (requirements-gpu.txt) for MindSpore, before it is imported.
 
 MindSpore 2.10 loads its GPU back end when it is imported, and only where ``CUDA_HOME/bin/nvcc --version`` names a
-release that it knows; it reads CUDA's version off the name of the file libcudart.so.X.Y.Z beside the library that its
-plugin links. The wheels bring neither, so both stand in a folder made here:
+release that it knows; it takes CUDA's version from the file name libcudart.so.X.Y.Z beside the library that its plugin
+links. The wheels contain neither, so this module makes a folder with both:
 
     <home>/bin/nvcc                      says "release 11.6"
     <home>/lib64/lib*.so.*               symbolic links to the wheels' libraries
-    <home>/lib64/libcudart.so.11.6.55    the same again for libcudart, by the name that is looked for
+    <home>/lib64/libcudart.so.11.6.55    a link to libcudart, by the name that MindSpore looks for
 
 ``activate`` loads the libraries into this process, where the plugin finds them by their names, and sets the environment
-for child processes; scripts do the latter for all of their processes by what ``main`` prints. Needs no MindSpore.
+for child processes; scripts evaluate what ``main`` prints for theirs. Needs no MindSpore.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from pathlib import Path
 
 RELEASE, CUDART = "11.6", "libcudart.so.11.6.55"
 DRIVER = "libcuda.so.1"
-# What the plugin links, each after what it needs itself, and the wheel that has it
+# The libraries that the plugin links, in the order of their own dependencies, and their wheels
 LIBRARIES = {
     "libcudart.so.11.0": "nvidia-cuda-runtime-cu11", "libcublasLt.so.11": "nvidia-cublas-cu11",
     "libcublas.so.11": "nvidia-cublas-cu11", "libcufft.so.10": "nvidia-cufft-cu11",
@@ -36,29 +36,27 @@ LIBRARIES = {
     "libcusolver.so.11": "nvidia-cusolver-cu11", "libnvrtc.so.11.2": "nvidia-cuda-nvrtc-cu11",
     "libcudnn.so.8": "nvidia-cudnn-cu11",
 }
-FOLDER = "mindspore_coupalign"  # that homes are made in
-KNOWN_RELEASES = ("11.1", "11.6", "11.8")  # of nvcc: what MindSpore 2.10 loads a plugin for
-
-
-OLDEST = 11000  # what cuDriverGetVersion says at least: CUDA 11 of any minor release runs on drivers from 450 on
-COMPILES = 11060  # from here on the driver compiles the wheel's PTX, which cards beyond its machine code need
-MACHINE_CODE = ((6, 0), (8, 9))  # compute capabilities that the wheel's machine code serves: sm_60 to sm_80, and 86, 89
-NO_CARD = 100  # cuInit's answer
+FOLDER = "mindspore_coupalign"  # parent of the folders made here
+KNOWN_RELEASES = ("11.1", "11.6", "11.8")  # of nvcc, for which MindSpore 2.10 has a plugin
+OLDEST = 11000  # least cuDriverGetVersion: CUDA 11 of any minor release runs on drivers from 450 on
+COMPILES = 11060  # least version that compiles the wheel's PTX, which cards beyond its machine code need
+MACHINE_CODE = ((6, 0), (8, 9))  # compute capabilities with machine code in the wheel: sm_60 to sm_80, and 86, 89
+NO_CARD = 100  # error code of cuInit
 
 
 @dataclass(frozen=True)
 class Driver:
-    """The NVIDIA driver; ``problem`` says why it cannot be used, "" where it can."""
+    """The NVIDIA driver; ``problem`` says why it cannot be used, or is ""."""
 
     problem: str
-    version: int = 0  # CUDA's as cuDriverGetVersion gives it: 12040 is 12.4
+    version: int = 0  # of CUDA, from cuDriverGetVersion: 12040 is 12.4
     cards: tuple[tuple[str, tuple[int, int]], ...] = ()  # (name, compute capability) of each visible card
 
 
 @dataclass(frozen=True)
 class Libraries:
-    """Where the GPU back end's libraries come from: ``home`` is None where the wheels are not (to be) used, and
-    ``reason`` says why."""
+    """The folder with the GPU back end's libraries; ``home`` is None where the wheels are not used, for the
+    ``reason``."""
 
     home: Path | None
     reason: str
@@ -66,16 +64,16 @@ class Libraries:
 
 
 def wheels() -> dict:
-    """file name -> path of every library in the installed nvidia-*-cu11 wheels."""
+    """File name -> path of every library in the installed nvidia-*-cu11 wheels."""
     spec = importlib.util.find_spec("nvidia")
     places = list(spec.submodule_search_locations or ()) if spec else []
     return {path.name: path for place in places for path in sorted(Path(place).glob("*/lib/*.so.*"))}
 
 
 def find() -> Libraries:
-    """What there is and whether it is to be used."""
-    found = wheels()
-    missing = tuple(dict.fromkeys(wheel for name, wheel in LIBRARIES.items() if name not in found))
+    """The libraries to use, if any."""
+    installed = wheels()
+    missing = tuple(dict.fromkeys(wheel for name, wheel in LIBRARIES.items() if name not in installed))
     if len(missing) == len(set(LIBRARIES.values())):
         return Libraries(None, "CUDA 11's wheels are not installed; pip install -r requirements-gpu.txt", missing)
     if release := own_release():
@@ -84,13 +82,13 @@ def find() -> Libraries:
         return Libraries(None, f"{', '.join(missing)} not installed; pip install -r requirements-gpu.txt", missing)
     if problem := driver().problem:
         return Libraries(None, problem)
-    home = _home(found)
+    home = _home(installed)
     return Libraries(home, "CUDA 11's wheels" if home else "neither the Python environment nor the user's cache can be "
                      "written; set XDG_CACHE_HOME to a folder that can")
 
 
 def driver() -> Driver:
-    """Asks the driver itself; starts no CUDA context."""
+    """Ask the driver itself, without starting a CUDA context."""
     try:
         library = ctypes.CDLL(DRIVER)
     except OSError:
@@ -98,9 +96,10 @@ def driver() -> Driver:
     version, count, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
     code = library.cuInit(0)
     library.cuDriverGetVersion(ctypes.byref(version))
-    said = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    supported = f"{version.value // 1000}.{version.value % 1000 // 10}"
     if 0 < version.value < OLDEST:
-        return Driver(f"the NVIDIA driver supports CUDA {said} only; install one from 450 on (CUDA 11)", version.value)
+        return Driver(f"the NVIDIA driver supports CUDA {supported} only; install one from 450 on (CUDA 11)",
+                      version.value)
     if code == 0:
         library.cuDeviceGetCount(ctypes.byref(count))
     if code == NO_CARD or (code == 0 and count.value == 0):
@@ -119,64 +118,64 @@ def driver() -> Driver:
 
 
 def suits(version: int, capability: tuple[int, int]) -> str:
-    """How the wheel serves a card under a driver, in words; starts with "not served" where it does not."""
-    said = f"compute capability {capability[0]}.{capability[1]}"
+    """How MindSpore's wheel supports a card under a driver; starts with "not served" where it does not."""
+    card = f"compute capability {capability[0]}.{capability[1]}"
     if capability < MACHINE_CODE[0]:
-        return f"not served: {said}, and MindSpore 2.10 has code from 6.0 on"
+        return f"not served: {card}, and MindSpore 2.10 has code from 6.0 on"
     if capability <= MACHINE_CODE[1]:
-        return f"{said}, served by MindSpore's machine code"
+        return f"{card}, served by MindSpore's machine code"
     if version < COMPILES:
-        return f"not served: {said} needs a driver that compiles MindSpore's PTX (from 520 on)"
-    return f"{said}: the driver compiles MindSpore's PTX, which takes many minutes at the first start"
+        return f"not served: {card} needs a driver that compiles MindSpore's PTX (from 520 on)"
+    return f"{card}: the driver compiles MindSpore's PTX, which takes many minutes at the first start"
 
 
 def own_release() -> str:
-    """CUDA's release in the user's own CUDA_HOME where MindSpore has a plugin for it; "" otherwise."""
+    """The CUDA release in the user's own CUDA_HOME, if MindSpore has a plugin for it, else ""."""
     home = os.environ.get("CUDA_HOME", "")
     release = release_of(home)
     return release if release in KNOWN_RELEASES and Path(home).parent.name != FOLDER else ""
 
 
 def release_of(home: str) -> str:
-    """What ``home``/bin/nvcc says its release is, as "12.4"; "" where there is none."""
+    """The release that ``home``/bin/nvcc prints, as "12.4"; "" where there is none."""
     if not home:
         return ""
     try:
-        said = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, timeout=10)
+        done = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    found = re.search(r"release (\d+\.\d+),", said.stdout)
-    return found[1] if found else ""
+    release = re.search(r"release (\d+\.\d+),", done.stdout)
+    return release[1] if release else ""
 
 
 def activate() -> Libraries:
-    """Load the wheels' libraries into this process and name them to its children, where there are a card, the wheels
-    and no CUDA of the user's own that MindSpore can use. Must be called before MindSpore is imported; changes nothing
-    where it cannot help."""
-    found = find()
-    if found.home is None:
-        return found
+    """Load the wheels' libraries into this process and set its children's environment, if there are a card, the wheels
+    and no CUDA of the user's own that MindSpore can use; otherwise change nothing. Call it before MindSpore is
+    imported."""
+    libraries = find()
+    if libraries.home is None:
+        return libraries
     for name in LIBRARIES:
         try:
-            ctypes.CDLL(str(found.home / "lib64" / name))
-        except OSError as exc:  # a wheel that is damaged, or for another machine
+            ctypes.CDLL(str(libraries.home / "lib64" / name))
+        except OSError as exc:  # a damaged wheel, or one for another machine
             return Libraries(None, f"{name} cannot be loaded: {exc}")
-    os.environ.update(environment(found.home))
-    return found
+    os.environ.update(environment(libraries.home))
+    return libraries
 
 
 def environment(home: Path) -> dict:
-    """The variables that a process needs whose MindSpore is to use ``home``."""
+    """The environment variables with which MindSpore uses ``home``."""
     paths = [p for p in os.environ.get("LD_LIBRARY_PATH", "").split(":") if p and p != str(home / "lib64")]
-    # The compiled PTX of a card that is newer than the wheel's machine code: the driver's own limit throws it away
+    # for the compiled PTX of cards newer than the wheel's machine code, which the driver's default limit discards
     size = {"CUDA_CACHE_MAXSIZE": os.environ.get("CUDA_CACHE_MAXSIZE", "4000000000")}
     return {"CUDA_HOME": str(home), "LD_LIBRARY_PATH": ":".join([str(home / "lib64"), *paths])} | size
 
 
 def _home(libraries: dict) -> Path | None:
-    """The folder of the module's head, made where it is not there yet: in the virtual environment, or in the user's
-    cache where that cannot be written."""
-    mark = f"{zlib.crc32(repr(sorted(libraries.items())).encode()):08x}"  # of other wheels: another folder
+    """The folder that the module's docstring describes, made if it is missing: in the virtual environment, or in the
+    user's cache if that is read-only."""
+    mark = f"{zlib.crc32(repr(sorted(libraries.items())).encode()):08x}"  # other wheels have another folder
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     for parent in (Path(sys.prefix) / "share", cache):
         home = parent / FOLDER / f"cuda-{RELEASE}-{mark}"
@@ -189,7 +188,7 @@ def _home(libraries: dict) -> Path | None:
 
 
 def _make(home: Path, libraries: dict):
-    """Whole or not at all: several ranks may come here at once."""
+    """Atomic: several ranks may make it at the same time."""
     home.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f"{home.name}-", dir=home.parent))
     try:
@@ -211,8 +210,8 @@ def _make(home: Path, libraries: dict):
 
 
 def main():
-    """Print the shell commands that set what ``activate`` sets, and nothing where it cannot help."""
-    found = find()
-    if found.home is not None:
-        for name, value in environment(found.home).items():
+    """Print the shell commands that set the variables of ``activate``; nothing where it changes nothing."""
+    libraries = find()
+    if libraries.home is not None:
+        for name, value in environment(libraries.home).items():
             print(f"export {name}={shlex.quote(value)}")

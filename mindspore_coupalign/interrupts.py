@@ -1,132 +1,128 @@
-"""Ctrl-C, SIGTERM and SIGHUP: a training finishes its step and saves, any other command removes what is half made, ends
-its child processes and ends with 130, 143 or 129. Needs no MindSpore.
+"""What SIGINT (Ctrl-C), SIGTERM and SIGHUP do to a command. Needs no MindSpore.
 
-With every compiled call MindSpore takes SIGINT's handler and leaves its own there, which sends the process a SIGTERM.
-SIGINT is therefore blocked before any of its threads exists and waited for by a thread of ours.
+A training finishes its step and saves: it asks a ``StopRequest`` between steps. Any other command ends at once: its
+child processes are killed, ``half_made`` files and folders removed, and the exit code is 130, 143 or 129.
 
-Python calls no handler before the main thread is back in Python. That a signal has come is told before by
-``signal.set_wakeup_fd``: a byte with its number. A handler that does not end the process writes one more, plus TAKEN.
+A thread does this, not an exception in the main thread: MindSpore aborts the process (exit code 134) when a Python
+function that it calls raises one, an import turns it into another error, and a compilation does not return to Python
+for minutes. The main thread is stopped in its next line of Python, so that what it writes just then is whole.
 """
 
-import _thread
+import contextlib
 import ctypes
 import os
 import shutil
 import signal
-import sys
 import threading
 from pathlib import Path
-from types import FrameType
 
-GRACE = 5.0  # seconds after a signal in which what runs outside of Python (the compiler) may come to its end
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-TAKEN = 128
-half_made: set[Path] = set()  # folders to remove when that time is over
-_bell: int | None = None  # where those bytes are written
+STOPS = signal.SIGURG  # stops the main thread
+GRACE = 1.0  # seconds in which the main thread may come back to Python
+half_made: set[Path] = set()  # files and folders to remove when a signal ends the process
+_ending, _stopped = False, threading.Event()
+_ignored: set[int] = set()  # signals that the caller ignores, as ``nohup`` and a shell's ``&`` do
+_request: "StopRequest | None" = None
 
 
-def watch_interrupts():
-    """Give every SIGINT to Python's handler of the main thread. Call it first of all, in the main thread."""
+def listen():
+    """Handle the three signals from here on. Call it first of all, in the main thread.
+
+    Each compiled call of MindSpore replaces SIGINT's handler by one that sends the process a SIGTERM. SIGINT is
+    therefore blocked, before another thread exists, and waited for; the others come through Python's wakeup pipe.
+    """
+    _ignored.update(number for number in ENDINGS if signal.getsignal(number) is signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    threading.Thread(target=_pass_on, daemon=True).start()
-
-
-def _pass_on():
-    while True:
-        signal.sigwait({signal.SIGINT})
-        ends = signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _unwind)
-        _thread.interrupt_main(signal.SIGINT)
-        if ends:
-            _end_late(signal.SIGINT)
-
-
-def unwind_at_the_end():
-    """Have Ctrl-C raise KeyboardInterrupt, SIGTERM and SIGHUP raise SystemExit in the main thread, which calls this.
-    MindSpore, and what is being imported, comes to its end before: both make a crash of an exception, or print it."""
-    for number in heard():
-        signal.signal(number, _unwind)
-    global _bell
-    ear, _bell = os.pipe()
-    os.set_blocking(_bell, False)
-    signal.set_wakeup_fd(_bell)
-    threading.Thread(target=_listen, args=(ear,), daemon=True).start()
-    os.register_at_fork(after_in_child=_as_by_default)
-
-
-def heard() -> list[int]:
-    """The signals that nobody has asked to ignore, as ``nohup`` does."""
-    return [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-def _unwind(number: int, frame: FrameType | None):
-    error = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
-    for other in ENDINGS:  # another one would end the removal of what is half made
-        signal.signal(other, signal.SIG_IGN)
-    caller = None
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module.endswith("__main__"):  # what has started the program is no import of its
-            break
-        if module.partition(".")[0] in ("mindspore", "importlib"):
-            caller = frame.f_back
-        frame = frame.f_back
-    if caller is None:
-        raise error
-
-    def come_back(*_):
-        sys.settrace(None)
-        raise error
-
-    caller.f_trace = come_back
-    sys.settrace(lambda *_: None)  # without one, that of a frame is not called
-
-
-def _listen(ear: int):
-    timers: dict[int, threading.Timer] = {}
-    while True:
-        number = os.read(ear, 1)[0]
-        if number >= TAKEN:
-            if timer := timers.pop(number - TAKEN, None):
-                timer.cancel()
-        elif number in (signal.SIGTERM, signal.SIGHUP) and number not in timers:
-            timers[number] = _end_late(number)
-
-
-def taken(number: int):
-    """For a handler that does not end the process: the signal is taken care of."""
-    if _bell is not None:
-        os.write(_bell, bytes([TAKEN + number]))
-
-
-def _as_by_default():
-    """A forked process would tell its parent of signals that it gets itself."""
-    global _bell
-    signal.set_wakeup_fd(-1)
-    _bell = None
     for number in ENDINGS:
-        if signal.getsignal(number) is _unwind:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if number not in _ignored or number == signal.SIGTERM:
+            signal.signal(number, lambda *_: None)  # its number is written into the pipe
+    signal.signal(STOPS, _wait_for_the_end)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_restore_defaults)
+    for next_signal in (lambda: signal.sigwait({signal.SIGINT}), lambda: os.read(reader, 1)[0]):
+        threading.Thread(target=_serve, args=(next_signal,), daemon=True).start()
 
 
-def _end_late(number: int) -> threading.Timer:
-    """End the process when the main thread has not come back to Python."""
-    def end():
-        if signal.getsignal(number) not in (_unwind, signal.default_int_handler, signal.SIG_IGN):
-            return  # another handler waits for its turn
-        for folder in tuple(half_made):
-            shutil.rmtree(folder, ignore_errors=True)
-        print("interrupted" if number == signal.SIGINT else "terminated", file=sys.stderr, flush=True)
+def _serve(next_signal):
+    while True:
+        if (number := next_signal()) in ENDINGS:
+            _receive(number)
+
+
+def _receive(number: int):
+    if _ending:
+        return
+    if _request is not None and (_request.patient or not _request.received):
+        _request.received = _request.received or int(number)
+    elif _request is not None or number not in _ignored:
+        _end(number)
+
+
+def _end(number: int):
+    global _ending
+    _ending = True
+    signal.pthread_kill(threading.main_thread().ident or 0, STOPS)
+    _stopped.wait(GRACE)
+    try:
+        kill(descendants(os.getpid()))
+        for path in tuple(half_made):
+            remove(path)
+        # the terminal may be gone (SIGHUP); print() would wait for the main thread's lock
+        os.write(2, b"interrupted\n" if number == signal.SIGINT else b"terminated\n")
+    finally:
         os._exit(128 + number)
 
-    timer = threading.Timer(GRACE, end)
-    timer.daemon = True
-    timer.start()
-    return timer
+
+def _wait_for_the_end(*_):
+    _stopped.set()
+    while True:
+        signal.pause()
+
+
+def _restore_defaults():
+    """A forked process has none of these threads."""
+    signal.set_wakeup_fd(-1)
+    for number in {*ENDINGS, STOPS} - _ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def remove(path: Path):
+    """A file or folder; again where another thread writes into it meanwhile."""
+    for _ in range(5):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        if not path.exists():
+            return
+
+
+def descendants(root: int) -> list[int]:
+    """The processes that a process has started, and that those have started, and so on."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    processes = list(children.get(root, ()))
+    for process in processes:  # grows meanwhile
+        processes += children.get(process, ())
+    return processes
+
+
+def kill(processes: list[int]):
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process, signal.SIGKILL)
 
 
 class Actions:
-    """What the process does at signals now, below Python: MindSpore leaves handlers of its own behind, with the first
-    batch of a pipeline and with every compiled call. ``restore`` may be called in any thread."""
+    """The process's signal handlers below Python. MindSpore leaves handlers of its own behind with the first batch of a
+    pipeline and with every compiled call; ``restore``, in any thread, puts back what was there when this was made."""
 
     _libc = ctypes.CDLL(None)
 
@@ -141,30 +137,23 @@ class Actions:
 
 
 class StopRequest:
-    """While entered, a SIGINT, SIGTERM or SIGHUP is noted in ``received`` and does not end the process; a second one
-    does.
+    """While entered, the first signal is noted in ``received`` and does not end the process; a second one does. SIGINT
+    and SIGTERM are noted even where the caller ignores them. Without ``listen`` a program keeps its own handlers.
 
     Args:
-        patient: a second one does not either: a rank may get one from its cluster and one from its launcher, which
-            knows when to lose patience.
+        patient: a second one does not end it either. A rank may get one from its cluster and one from its launcher,
+            which kills it in the end; it stays so after the block, where the rank waits for the others.
     """
 
     def __init__(self, patient: bool = False):
         self.received, self.patient = 0, patient
 
     def __enter__(self):
-        numbers = {signal.SIGINT, signal.SIGTERM, *heard()}  # those two also where a shell's `&` ignores them
-        self.previous = {number: signal.signal(number, self._note) for number in numbers}
+        global _request
+        _request = self
         return self
 
     def __exit__(self, *_):
-        if self.patient:  # the process ends next, and the last thing it does is to wait for the others
-            return
-        for number, handler in self.previous.items():
-            if signal.getsignal(number) == self._note:
-                signal.signal(number, handler)
-
-    def _note(self, number, _):
-        taken(number)
-        self.received = self.received or int(number)
-        self.__exit__()
+        global _request
+        if not self.patient:
+            _request = None

@@ -1,6 +1,6 @@
-"""MindSpore's calls that its documents announce as going after 2.9, under one roof: what follows them is changed here.
+"""MindSpore's calls that are deprecated from 2.9 on, in one place: their replacements will go here.
 
-The package calls none of them elsewhere (tests/repo/test_house.py).
+The package calls none of them elsewhere (tests/repo/test_architecture.py).
 """
 
 import mindspore as ms
@@ -21,19 +21,19 @@ def graph_mode():
 
 
 def device_memory(target: str) -> int:
-    """Bytes of the current GPU or NPU; 0 where MindSpore does not say. An NPU is asked after its first kernel."""
+    """Memory of the current GPU or NPU in bytes; 0 if unknown. On an NPU, call it after the first kernel."""
     try:
         properties = ms.hal.get_device_properties(0, target)
         return int(getattr(properties, "total_memory", 0))
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # the call is gone, or has no such device
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # the call or the device does not exist
         return 0
 
 
 def kernel_threads(number: int):
-    """Threads of the CPU's kernels."""
+    """Set the number of threads of the CPU's kernels."""
     ms.set_context(runtime_num_threads=number)
 
 
 def data_parallel():
-    """Every rank has the whole network and its share of a batch; gradients are means."""
+    """Each rank has the whole network and its share of a batch; gradients are means over the ranks."""
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)

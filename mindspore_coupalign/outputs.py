@@ -13,12 +13,12 @@ from mindspore_coupalign.interrupts import half_made
 
 
 def silence(stream):
-    """What is written to a stream that nobody reads any more goes nowhere from here on."""
+    """Discard what is written to a stream whose reader is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def check_writable(path: Path):
-    """Fail before the work, not after it.
+    """Check an output file before the work is done.
 
     Raises:
         UserError: the file's folder is missing or not writable.
@@ -30,24 +30,21 @@ def check_writable(path: Path):
 
 
 def check_absent(paths: Iterable[Path]):
-    """Files in a folder that the user named are not overwritten unasked.
-
-    Raises:
-        UserError: one of the files is there.
-    """
-    there = [path for path in paths if os.path.lexists(path)]
-    if there:
-        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
-        raise UserError(f"{there[0]}: exists already{more}; add --overwrite to replace, or choose another --output")
+    """Raises UserError if one of the files exists: nothing is overwritten without --overwrite."""
+    existing = [path for path in paths if os.path.lexists(path)]
+    if existing:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise UserError(f"{existing[0]}: exists already{more}; add --overwrite to replace, or choose another --output")
 
 
 def write_file(path: str | Path, content: bytes):
-    """Whole or not at all. Raises UserError when it cannot be written."""
+    """Write atomically. Raises UserError when the file cannot be written."""
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with removed_by_signals(temporary):
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
     except OSError as exc:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -55,7 +52,7 @@ def write_file(path: str | Path, content: bytes):
 
 
 def make_folder(path: str | Path, remedy: str = "choose another --output") -> Path:
-    """The output folder, made where it is missing.
+    """The output folder, made if it is missing.
 
     Raises:
         UserError: it cannot be made or written.
@@ -73,13 +70,22 @@ def make_folder(path: str | Path, remedy: str = "choose another --output") -> Pa
 
 
 @contextlib.contextmanager
-def scratch(prefix: str, parent: Path | None = None) -> Iterator[Path]:
-    """A temporary folder, in ``parent`` or where those of the system are, that is gone afterwards, read-only files and
-    all, also where the process ends while it computes outside of Python."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
-    half_made.add(folder)
+def removed_by_signals(path: Path) -> Iterator[Path]:
+    """A file or folder that a signal which ends the process meanwhile removes."""
+    half_made.add(path)
     try:
-        yield folder
+        yield path
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        half_made.discard(folder)
+        half_made.discard(path)
+
+
+@contextlib.contextmanager
+def scratch(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A temporary folder in ``parent`` (default: the system's), removed at the end of the block and by signals."""
+    folder = Path(parent or tempfile.gettempdir()).resolve() / f"{prefix}{uuid.uuid4().hex[:12]}"
+    with removed_by_signals(folder):
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Device, graph mode, ranks and seed: what has to be set before the first kernel runs."""
+"""Device, graph mode, ranks and seed: what is set before the first kernel runs."""
 
 import contextlib
 import os
@@ -7,22 +7,11 @@ import mindspore as ms
 import numpy as np
 
 from mindspore_coupalign import cuda
-from mindspore_coupalign.config import AMP_LEVELS, TARGETS
+from mindspore_coupalign.config import TARGETS
 from mindspore_coupalign.distributed.process import Runtime, in_a_job
 from mindspore_coupalign.distributed.watchdog import LOCAL_WORKERS, Watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.mindspore_calls import data_parallel, graph_mode, kernel_threads
-
-
-def add_device_argument(parser):
-    parser.add_argument("--device-target", choices=TARGETS, default="auto",
-                        help="where to run; auto takes an Ascend NPU, else a GPU, else the CPU (default: auto)")
-
-
-def add_amp_argument(parser):
-    parser.add_argument("--amp", choices=AMP_LEVELS,
-                        help="precision to compute in: O0 is float32, O1 to O3 are mixed, auto is O0 on CPU and O1 "
-                             "elsewhere (default: the checkpoint's train.amp, in which training validated)")
 
 
 def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:
@@ -33,7 +22,7 @@ def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:
     """
     target = choose_device(target)
     rank, ranks = 0, 1
-    if in_a_job():  # set by msrun; its scheduler process joins here, serves the others and exits
+    if in_a_job():  # msrun's scheduler process joins here, serves the others and exits
         from mindspore import communication
         if target == "CPU" and os.environ["MS_ROLE"] == "MS_WORKER":
             _share_cores()
@@ -48,10 +37,10 @@ def setup(target: str, seed: int, watch: Watch | None = None) -> Runtime:
 
 
 def choose_device(target: str, option: str = "--device-target ") -> str:
-    """Set the device and graph mode, nothing else; the device, CPU, GPU or Ascend.
+    """Set the device and graph mode, nothing else; returns CPU, GPU or Ascend.
 
     Args:
-        option: what the user chose it by, for errors.
+        option: by which the user chose it, for errors.
 
     Raises:
         UserError: the device is not there, or MindSpore cannot use it.
@@ -71,9 +60,9 @@ def choose_device(target: str, option: str = "--device-target ") -> str:
 
 
 def _plain_float32(target: str):
-    """Float32 is float32: by default convolutions on cards and NPUs round it to TF32's or HF32's 11 bits.
+    """Turn off TF32 and HF32, to whose 11 bits convolutions on GPUs and NPUs round float32 by default.
 
-    A program that has set HF32 itself keeps what it has set.
+    HF32 can be set once per process: a program that has set it itself keeps its setting.
     """
     if target == "GPU":
         ms.device_context.gpu.op_precision.conv_allow_tf32(False)
@@ -81,12 +70,12 @@ def _plain_float32(target: str):
     elif target == "Ascend":
         for allow in (ms.device_context.ascend.op_precision.conv_allow_hf32,
                       ms.device_context.ascend.op_precision.matmul_allow_hf32):
-            with contextlib.suppress(RuntimeError):  # it can be set once
+            with contextlib.suppress(RuntimeError):
                 allow(False)
 
 
 def _has_gpu() -> bool:
-    """Whether there is a card as well: MindSpore calls a GPU available once its back end is linked."""
+    """Whether there is a card: MindSpore calls a GPU available as soon as its back end links."""
     return ms.device_context.gpu.is_available() and not cuda.driver().problem
 
 
@@ -95,8 +84,7 @@ def _local_workers() -> int:
 
 
 def _share_cores():
-    """Give each rank of this machine cores of its own: ranks whose threads wait for each other's cores take twice as
-    long for a step."""
+    """Give each rank of this machine its own cores: with shared cores a step takes twice as long."""
     cores, workers = sorted(os.sched_getaffinity(0)), _local_workers()
     local = int(os.environ.get("DEVICE_ID", "0"))
     own = cores[local::workers] or [cores[local % len(cores)]]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a trained CoupAlign: environment, RefShapes, training from scratch, scores, pictures, MINDIR, prediction.
-# All of it lands in data/refshapes and runs/ of the current folder. About twelve minutes on two CPU cores after the install.
+# From a fresh clone to a trained CoupAlign: environment, RefShapes, training from scratch, scores, images, MINDIR, prediction.
+# Writes to data/refshapes and runs/ of the current folder. About twelve minutes on two CPU cores after the installation.
 # Usage: bash scripts/quickstart.sh [SEED] [key=value ...]
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 seed="${1:-0}"
@@ -10,15 +10,15 @@ run="runs/quickstart-seed$seed"
 coupalign() { python -m mindspore_coupalign "$@"; }
 began=$SECONDS
 
-echo "== 1/6 RefShapes: draw the embedded data set"
+echo "== 1/6 RefShapes: generate the data set"
 coupalign make-shapes --output "$data"
 echo "== 2/6 train from scratch"
 resume=()
-compgen -G "$run/last*.safetensors" > /dev/null && resume=(--resume "$run") # a second start goes on where the first one stopped
+compgen -G "$run/last*.safetensors" > /dev/null && resume=(--resume "$run") # a second start resumes the first one
 coupalign train --config "$root/configs/refshapes_tiny.yaml" --output "$run" ${resume[@]+"${resume[@]}"} train.seed="$seed" "$@"
-# Side by side with the scores: what loads and compiles on one core leaves the other idle
+# In parallel with the evaluation: loading and compiling use one core only
 products() {
-  echo "== 4/6 pictures of the best, worst and random predictions"
+  echo "== 4/6 images of the best, worst and random predictions"
   coupalign show --checkpoint "$run/best.safetensors" --split val --samples 200 --overwrite --output "$run/pictures"
   echo "== 5/6 export"
   coupalign export --checkpoint "$run/best.safetensors" --output "$run/coupalign.mindir"
@@ -28,7 +28,7 @@ products() {
     --text "bottom left circle" --overwrite --output "$run/prediction"
 }
 echo "== 3/6 evaluate, val once more with the sentences shuffled among the samples (4 to 6 meanwhile)"
-set -m # a process group of its own, to end all of it
+set -m # its own process group, to end all of it
 products > "$run/products.txt" 2>&1 &
 set +m
 trap 'kill -- -$! 2> /dev/null || true' EXIT

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts: makes `python` one that has the pinned packages and finds mindspore_coupalign. The caller's
-# folder stays the current one, so that relative paths mean what they mean there. From the environment:
-#   VENV              virtual environment to make or use (default: .venv in the clone); none: take the Python that has
+# Sourced by the other scripts: puts a `python` with the pinned packages and mindspore_coupalign on the PATH. The current
+# folder does not change, so that relative paths stay valid. Environment variables:
+#   VENV              virtual environment to make or use (default: .venv in the clone); none: use the Python that has
 #                     MindSpore already, as on a server with CANN, and install nothing
-#   COUPALIGN_PYTHON  the Python to take, or to make the environment with (default: looked for)
-#   REQUIREMENTS      file of the packages to install (default: requirements.txt of the clone; requirements-gpu.txt where
-#                     a script is asked for GPU and CUDA_HOME is not set)
+#   COUPALIGN_PYTHON  the Python to use, or to make the environment with (default: searched for)
+#   REQUIREMENTS      file of the packages to install (default: requirements.txt of the clone; requirements-gpu.txt if
+#                     a script is called with GPU and CUDA_HOME is not set)
 #   WHEELS            folder of wheels to install from, without a network (docs/ascend.md says how to fill it)
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -23,11 +23,11 @@ find_python() {
   return 2
 }
 
-# The Python as it is. Not every one is called `python`, which msrun starts, and a link would not find its packages
+# Use a Python unchanged. msrun starts `python`, which not every one is called, and a link would not find its packages
 take_python() {
   local python place
   python="$(find_python python python3 python3.11 python3.12 python3.10)" || return
-  "$python" -m mindspore_coupalign.packages || return
+  "$python" -m mindspore_coupalign.doctor.machine || return
   place="${XDG_CACHE_HOME:-$HOME/.cache}/mindspore_coupalign/python-$(cksum <<< "$python" | cut -d' ' -f1)"
   mkdir -p "$place"
   printf '#!/bin/sh\nexec "%s" "$@"\n' "$python" > "$place/python.$$"

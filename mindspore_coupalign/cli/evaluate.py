@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.cli.subjects import CheckpointSubject, GraphSubject
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.configured import open_data, with_cache
@@ -23,7 +24,7 @@ from mindspore_coupalign.evaluation.scoring import score_plan
 from mindspore_coupalign.evaluation.tables import announce, read_references, without_nan
 from mindspore_coupalign.inference.loading import MINDIR, ONNX
 from mindspore_coupalign.outputs import check_writable, write_file
-from mindspore_coupalign.runtime import add_amp_argument, add_device_argument, setup
+from mindspore_coupalign.runtime import setup
 
 
 def add_arguments(parser: argparse.ArgumentParser):

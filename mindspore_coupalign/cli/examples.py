@@ -1,6 +1,7 @@
-"""What each command's ``--help`` shows: an example that works as written.
+"""The example at the end of each command's ``--help``.
 
-In this order they run one after the other in an empty folder, but for convert-weights, whose files are other projects'.
+They run in this order in an empty folder, except check-device, which needs a GPU, and convert-weights, which needs
+another project's files.
 """
 
 SHAPES = "after the example of make-shapes"
@@ -34,7 +35,7 @@ EXAMPLES = {  # command -> (arguments, what they need)
 
 def epilog(command: str) -> str:
     """The lines below a command's help."""
-    if command not in EXAMPLES:  # tests add commands of their own
+    if command not in EXAMPLES:  # a test's own command
         return ""
     arguments, needs = EXAMPLES[command]
     return f"example{f' ({needs})' if needs else ''}:\n  python -m mindspore_coupalign {arguments}"

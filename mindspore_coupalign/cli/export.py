@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from mindspore_coupalign import runtime
+from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference.mindir import TOLERANCES, NotEqual, batches, check_utf8, export_mindir
 from mindspore_coupalign.inference.shipped import find_model
@@ -25,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser):
                         help="the graph takes 8-bit pixels (B, H, W, 3) and normalises them")
     parser.add_argument("--int8", metavar="FILE.onnx",
                         help="beside an ONNX --output: also write one whose linear layers compute in 8 bits")
-    runtime.add_device_argument(parser)
-    runtime.add_amp_argument(parser)
+    add_device_argument(parser)
+    add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ import argparse
 import numpy as np
 
 from mindspore_coupalign import build
+from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.cli.subjects import configuration
 from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.data.configured import open_data
@@ -19,7 +20,7 @@ from mindspore_coupalign.evaluation.metrics import iou, overlap
 from mindspore_coupalign.inference.predictor import Predictor
 from mindspore_coupalign.inference.shipped import find_model
 from mindspore_coupalign.outputs import check_absent, make_folder
-from mindspore_coupalign.runtime import add_amp_argument, add_device_argument, setup
+from mindspore_coupalign.runtime import setup
 from mindspore_coupalign.visualize import figures
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mindspore_coupalign.config import Config, config_from_dict, load_config
+from mindspore_coupalign.config.paths import check_data_root, with_data_paths
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.distributed.process import Runtime
@@ -20,7 +21,6 @@ from mindspore_coupalign.inference.loading import (
     overridden,
 )
 from mindspore_coupalign.inference.shipped import find_model
-from mindspore_coupalign.portable import check_data_root, with_data_paths
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -117,6 +117,6 @@ def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> 
     if path:
         return load_config(path, overrides)
     source = f"{checkpoint.path}'s configuration with the overrides"
-    config = overridden(with_data_paths(checkpoint), overrides, source)
+    config = overridden(with_data_paths(checkpoint.config, checkpoint.path), overrides, source)
     check_data_root(config, str(checkpoint.path))
     return config

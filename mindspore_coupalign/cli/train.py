@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from mindspore_coupalign.cli.options import add_device_argument
 from mindspore_coupalign.config import Config, load_config, with_overrides
 from mindspore_coupalign.data.configured import open_data, with_cache
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
@@ -11,7 +12,8 @@ from mindspore_coupalign.data.union import open_union
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.runtime import add_device_argument, setup
+from mindspore_coupalign.models.noise import check_device
+from mindspore_coupalign.runtime import setup
 from mindspore_coupalign.training import init_from
 from mindspore_coupalign.training.dry_run import dry_run
 from mindspore_coupalign.training.run_folder import check_resumable, holds_a_run, load_state

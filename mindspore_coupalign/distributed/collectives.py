@@ -1,6 +1,4 @@
-"""What the ranks of one job compute together, outside of the compiled step. A barrier comes before each
-collective (Watch.barrier).
-"""
+"""Collectives outside of the compiled step. A barrier (Watch.barrier) comes before each."""
 
 import mindspore as ms
 import numpy as np
@@ -9,11 +7,11 @@ from mindspore import ops
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.mindspore_calls import assign
 
-GATHERED = 1 << 22  # bytes that one collective gathers; it takes sixteen times as much memory for a moment
+GATHERED = 1 << 22  # bytes that one collective gathers; it needs sixteen times as much memory
 
 
 def broadcast(parameters, runtime: Runtime):
-    """Rank 0's values for everyone, before anything is compiled."""
+    """Set every rank's parameters to rank 0's values, before anything is compiled."""
     if runtime.ranks == 1:
         return
     runtime.watch.barrier()
@@ -23,7 +21,7 @@ def broadcast(parameters, runtime: Runtime):
 
 
 def average(parameters, runtime: Runtime):
-    """The mean over the ranks, by ops.assign: graphs that are compiled already see it."""
+    """Set parameters to their mean over the ranks, by ops.assign, which compiled graphs see."""
     if runtime.ranks == 1:
         return
     runtime.watch.barrier()
@@ -33,9 +31,9 @@ def average(parameters, runtime: Runtime):
 
 
 def all_reduce_sum(array: np.ndarray, runtime: Runtime) -> np.ndarray:
-    """The exact sum over the ranks of an array of whole numbers from 0 to 2^31.
+    """The exact sum over the ranks of an array of integers from 0 to 2^31.
 
-    On CPU, AllReduce knows float32 alone, which is exact to 2^24: the numbers go as two halves.
+    On CPU, AllReduce takes float32, which is exact to 2^24: the integers are sent as two halves.
     """
     if runtime.ranks == 1:
         return array
@@ -46,7 +44,7 @@ def all_reduce_sum(array: np.ndarray, runtime: Runtime) -> np.ndarray:
 
 
 def gather(content: bytes, runtime: Runtime) -> list[bytes]:
-    """Every rank's content, in the order of the ranks, on every rank; needs no folder that all of them see."""
+    """Every rank's content, in the order of the ranks, on every rank; needs no shared folder."""
     if runtime.ranks == 1:
         return [content]
     lengths = np.zeros(runtime.ranks, np.int64)
@@ -61,7 +59,8 @@ def gather(content: bytes, runtime: Runtime) -> list[bytes]:
 
 
 def wait(runtime: Runtime):
-    """Until every rank has come runtime, those of other machines included, whose files may be out of reach."""
+    """Block until every rank has reached this point, those of other machines included, whose files may be out of
+    reach."""
     runtime.watch.barrier()
     if runtime.ranks > runtime.watch.workers:
         ops.AllReduce()(ms.Tensor(np.zeros(1, np.float32))).asnumpy()

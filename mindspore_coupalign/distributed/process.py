@@ -1,14 +1,19 @@
-"""Where this process computes, and which of a job's ranks it is; ``runtime.setup`` finds it out."""
+"""This process (where it computes, which of a job's ranks it is), and child processes that are no ranks."""
 
 import os
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from mindspore_coupalign.distributed.watchdog import Watch
+from mindspore_coupalign.interrupts import descendants, kill
 
 
 @dataclass(frozen=True)
 class Runtime:
+    """What ``runtime.setup`` has set up."""
+
     target: str  # CPU, GPU or Ascend
     rank: int
     ranks: int
@@ -31,3 +36,35 @@ def in_a_job() -> bool:
 def is_scheduler() -> bool:
     """Whether msrun has started this process to serve the ranks, and not as one of them."""
     return os.environ.get("MS_ROLE") == "MS_SCHED"
+
+
+class Ended(NamedTuple):
+    """A child process that has ended, and what it has written into pipes; ``late``: it was killed at its time limit."""
+
+    code: int
+    out: str
+    err: str
+    late: bool = False
+
+
+def run_child(command: list, given: str | None = None, limit: float | None = None, **options) -> Ended:
+    """Run a process that is no rank of this job to its end; whatever ends the wait kills it and all it has started.
+
+    Args:
+        given: what the child reads, if ``options`` have a pipe for its standard input.
+        limit: seconds that it may take.
+        options: those of ``subprocess.Popen``, in text mode.
+    """
+    late = False
+    with subprocess.Popen(command, errors="replace", env=environment_alone(), **options) as child:
+        try:
+            try:
+                out, err = child.communicate(given, timeout=limit)
+            except subprocess.TimeoutExpired:
+                late = True
+                kill([*descendants(child.pid), child.pid])
+                out, err = child.communicate()
+        finally:
+            if child.poll() is None:
+                kill([*descendants(child.pid), child.pid])
+    return Ended(child.returncode, out or "", err or "", late)

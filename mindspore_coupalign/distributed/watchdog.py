@@ -1,9 +1,9 @@
-"""A watch over the ranks of a job, which ends the job when one of them dies or hangs. Needs no MindSpore.
+"""A watchdog over the ranks of a job, which ends the job when one of them dies or hangs. Needs no MindSpore.
 
-Every rank writes ``rank_<n>.json`` into a folder that all ranks of its machine (or of all machines, where it is shared)
-can read: its process, what it is doing since when, how often it has met the others, and a beat every second. A rank
-that waits for another in a collective cannot know why; its watch thread can, from the other's file. job.py reads the
-files for the launcher.
+Every rank writes ``rank_<n>.json`` to a folder that all ranks of its machine (or of all machines, where it is shared)
+can read: its process, its phase and since when, the number of barriers it has reached, and a heartbeat every second. A
+rank that waits for another in a collective cannot know why; its watchdog thread can, from the other's file. The
+launcher (launcher.py) reads the files as well.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ from typing import TypedDict
 from mindspore_coupalign.errors import UserError
 
 LEAST_LIMIT = 20.0  # seconds that a step may always take
-SHORT_LIMIT = 5.0  # seconds that a rank may be without a heartbeat once it is known that something is wrong
-COMPILING = {"CPU": 120.0}  # seconds that it may give none while it compiles; elsewhere:
+SHORT_LIMIT = 5.0  # seconds that a rank may be without a heartbeat once a collective has failed
+COMPILING = {"CPU": 120.0}  # seconds that it may be without one while it compiles; elsewhere:
 COMPILING_ELSEWHERE = 1200.0
 COLLECTIVE = re.compile(r"AllReduce|AllGather|Broadcast|collective|HCCL|NCCL|cluster", re.IGNORECASE)  # in errors
-FOLDER = "COUPALIGN_RANKS"  # environment, from launch_ranks.sh: the folder of the ranks' files
-LOCAL_WORKERS = "COUPALIGN_LOCAL_WORKERS"  # the same: ranks on this machine
-ASKED = "asked_to_stop"  # a file in that folder: the job was asked to stop, before some of its ranks had started maybe
+FOLDER = "COUPALIGN_RANKS"  # environment variable of launch_ranks.sh: the folder of the ranks' files
+LOCAL_WORKERS = "COUPALIGN_LOCAL_WORKERS"  # another one: the number of ranks on this machine
+ASKED = "asked_to_stop"  # a file in that folder: the job was asked to stop, perhaps before all of its ranks had started
 ENDS = ("done", "stopped")
-GONE = ("Z", "")  # what _status says of a process that has ended
+GONE = ("Z", "")  # _status of a process that has ended
 
 
 class State(TypedDict, total=False):
-    """What a rank's file holds; times are seconds of its machine's clock."""
+    """A rank's file; times are seconds of its machine's clock."""
 
     rank: int
     pid: int
@@ -43,8 +43,8 @@ class State(TypedDict, total=False):
     compiles: bool
     since: float  # when it entered the phase
     code: int  # exit code of a failure
-    met: int  # how often it has met the others
-    beat: float
+    barriers: int  # how many it has reached
+    beat: float  # its last heartbeat
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def own_rank() -> int:
 
 
 def begin():
-    """The first thing that a rank of a job does. Ends it where the job was asked to stop before it could hear that."""
+    """What a rank of a job does first. Ends the process if the job was asked to stop before the rank had started."""
     if place := folder():
         place.mkdir(parents=True, exist_ok=True)
         _write(place, _state(own_rank(), "starting", 0, compiles=True))
@@ -81,7 +81,7 @@ def begin():
 
 
 def tell(message: str, code: int) -> bool:
-    """Leave a rank's last message and exit code to job.py, which prints it; False where there is no job to tell."""
+    """Leave a rank's last message and exit code to the launcher, which prints it; False outside of a job."""
     if not (place := folder()):
         return False
     own = next((s for s in read_states(place) if s["rank"] == own_rank()), State(phase="", step=0))
@@ -91,9 +91,10 @@ def tell(message: str, code: int) -> bool:
 
 
 class Watch:
-    """Writes this rank's file and, in a thread of its own, reads the others'. A context manager: the end that it
-    enters is "done" or what ``ending`` says, and a RuntimeError, by which MindSpore may notice a lost rank first, is
-    explained where the files explain it.
+    """Writes this rank's file and, in a thread, reads the others'.
+
+    A context manager: at the end of the block it enters the phase ``ending`` ("done" by default). A RuntimeError, by
+    which MindSpore may notice a lost rank first, becomes a UserError that names the rank, if the files tell.
 
     Args:
         folder: of the ranks' files; None watches nothing.
@@ -102,15 +103,15 @@ class Watch:
 
     def __init__(self, folder: Path | None, rank: int = 0, limits: Limits = Limits(), workers: int = 1):
         self.folder, self.rank, self.limits, self.workers = folder, rank, limits, workers
-        self.target = "CPU"  # where the ranks compute; runtime.setup says it
-        self.ahead = 0  # calls that are launched before one's results are read; the trainer says it
-        self.longest, self.met = 0.0, 0
-        self.waits = 0  # phases in which this rank may wait for another that saves
+        self.target = "CPU"  # where the ranks compute; runtime.setup sets it
+        self.ahead = 0  # pending steps before a step's results are read; the trainer sets it
+        self.longest, self.barriers = 0.0, 0
+        self.waits = 0  # steps in which this rank may wait for another that saves
         self.state: State = {}
-        # rank of another machine -> its beat and when that changed, its phase and when that changed
-        self.heard: dict[int, tuple[float, float, tuple, float]] = {}
+        # rank of another machine -> its heartbeat and when that changed here, its phase and when that changed here
+        self.seen: dict[int, tuple[float, float, tuple, float]] = {}
         self.ending, self.ended = "done", threading.Event()
-        self.compiled_at = 0.0  # time.perf_counter() of the first ``compiled`` of this phase; 0: there was none
+        self.compiled_at = 0.0  # time.perf_counter() of the first ``compiled`` of this phase; 0 before it
         self.lock = threading.Lock()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,7 @@ class Watch:
 
     @classmethod
     def of_job(cls, limits: Limits = Limits()):
-        """That of the job whose rank this process is; outside of a job one that does nothing."""
+        """The watch of this process's rank; outside of a job it does nothing."""
         return cls(folder(), own_rank(), limits, int(os.environ.get(LOCAL_WORKERS, "1")))
 
     def __enter__(self):
@@ -129,14 +130,14 @@ class Watch:
         if self.folder is None:
             return
         if exc is None:
-            self.barrier()  # msrun ends all ranks when the first one leaves
+            self.barrier()  # msrun ends all ranks when the first one exits
             self.enter(self.ending, self.state["step"])
-        # this rank goes on with its heartbeat: another one's may be waited for
+        # the heartbeat continues meanwhile: explain may wait for another rank's
         failed_rank = self.explain(str(exc)) if isinstance(exc, RuntimeError) else ""
         with self.lock:
             self.ended.set()
         if failed_rank:
-            raise UserError(f"{failed_rank}; the job ends, go on with --resume") from exc
+            raise UserError(f"{failed_rank}; the job ends, continue with --resume") from exc
 
     def enter(self, phase: str, step: int, compiles: bool = False):
         """``phase``: starting, loading, step, saving, evaluating, stopped, done, or a failure: "rank …"."""
@@ -148,59 +149,59 @@ class Watch:
             if not self.waits:
                 self.longest = max(self.longest, now - self.state["since"])
             self.waits = max(0, self.waits - 1)
-        if phase == "saving":  # the others wait for rank 0 where they read the first step after it
+        if phase == "saving":  # the others wait for rank 0 when they read the first step after it
             self.waits = 1 + self.ahead
         with self.lock:
             self.state = _state(self.rank, phase, step, compiles)
             self._write()
 
     def compiled(self):
-        """What this phase had to compile is compiled: from here on a rank without a beat hangs."""
+        """This phase's compilation is done: from here on a rank without a heartbeat hangs."""
         self.compiled_at = self.compiled_at or time.perf_counter()
         if self.folder is not None:
             with self.lock:
                 self.state["compiles"] = False
 
     def barrier(self):
-        """Wait until every rank of this machine has come as far: a collective that is entered long before the others
-        gives up (on CPU after 30 s), however well they are."""
+        """Block until every rank of this machine has reached this point: a rank that enters a collective long before
+        the others fails (on CPU after 30 s), even if they are well."""
         if self.folder is None:
             return
         with self.lock:
-            self.met += 1
+            self.barriers += 1
             self._write()
         pause, start = 0.001, time.time()
-        while late := self._late():
+        while missing := self._missing():
             if time.time() - start > self.limits.barrier:
-                raise UserError(f"{late} has not come in {self.limits.barrier / 60:.0f} minutes "
-                                "(train.barrier_timeout); the job ends, go on with --resume")
+                raise UserError(f"{missing} has not reached a barrier in {self.limits.barrier / 60:.0f} minutes "
+                                "(train.barrier_timeout); the job ends, continue with --resume")
             time.sleep(pause)
             pause = min(0.1, 1.5 * pause)
 
-    def _late(self) -> str:
-        """The name of a rank that has met the others less often than this one; empty when all have come."""
+    def _missing(self) -> str:
+        """The name of a rank that has not reached this rank's barrier; "" when all have."""
         states = self._states()
-        late = [s for s in states if s["met"] < self.met and s["phase"] not in ENDS]
+        late = [s for s in states if s["barriers"] < self.barriers and s["phase"] not in ENDS]
         return _name(late[0]) if late else "" if len(states) >= self.workers else "a rank"
 
     def limit(self) -> float:
         return self.limits.step or max(LEAST_LIMIT, 10 * self.longest)
 
-    def explain(self, said: str = "") -> str:
-        """Who it was, when a collective has failed by MindSpore's own timeout; empty when no rank is conspicuous.
+    def explain(self, error: str = "") -> str:
+        """The failed rank, when a collective has failed by MindSpore's own timeout; "" when none can be named.
 
         Args:
-            said: by MindSpore.
+            error: MindSpore's message.
         """
         if self.folder is None:
             return ""
-        start, collective = time.time(), COLLECTIVE.search(said)
+        start, collective = time.time(), COLLECTIVE.search(error)
         while not (failed_rank := self._failed_rank(SHORT_LIMIT, SHORT_LIMIT)) and collective:
-            alive = all(heard[1] > start + SHORT_LIMIT for heard in self.heard.values())
+            alive = all(seen[1] > start + SHORT_LIMIT for seen in self.seen.values())
             if alive or time.time() - start > SHORT_LIMIT + self.limits.remote:
                 failed_rank = self._lost_connection()
                 break
-            time.sleep(0.5)  # whether a rank of another machine is silent is known only after a while
+            time.sleep(0.5)  # a missing heartbeat of another machine shows only after a while
         if failed_rank:
             self.enter(failed_rank, self.state["step"])
         return failed_rank
@@ -208,7 +209,7 @@ class Watch:
     def _failed_rank(self, limit: float, silence: float) -> str:
         failed_rank = ""
         compiling = self.limits.compiling or COMPILING.get(self.target, COMPILING_ELSEWHERE)
-        for _ in range(2):  # the file of a rank that is found dead may have been read just before its end was written
+        for _ in range(2):  # the file of a dead rank may have been read just before it wrote its end
             others = [self._by_own_clock(s) for s in self._states() if s["rank"] != self.rank]
             failed_rank = find_failed_rank(self.state, others, limit, time.time(), silence, compiling,
                                            self.limits.remote)
@@ -217,27 +218,23 @@ class Watch:
         return failed_rank
 
     def _by_own_clock(self, state: State) -> State:
-        """Another machine's clock may differ, and its files may come late: what counts is when they changed here."""
+        """With times of this machine's clock: another's may differ, and its files arrive late."""
         if state["host"] == self.state["host"]:
             return state
         now, phase = time.time(), (state["phase"], state["step"], state["since"])
-        beat, heard, before, since = self.heard.get(state["rank"], (None, now, None, now))
-        heard, since = (heard if beat == state["beat"] else now), (since if before == phase else now)
-        self.heard[state["rank"]] = state["beat"], heard, phase, since
-        return state | {"beat": heard, "since": since}
-
-    def _elsewhere(self) -> list:
-        """The names of the other machines whose ranks' files can be read."""
-        return sorted({s["host"] for s in self._states()} - {self.state["host"]})
+        beat, beat_at, before, since = self.seen.get(state["rank"], (None, now, None, now))
+        beat_at, since = (beat_at if beat == state["beat"] else now), (since if before == phase else now)
+        self.seen[state["rank"]] = state["beat"], beat_at, phase, since
+        return state | {"beat": beat_at, "since": since}
 
     def _lost_connection(self) -> str:
-        """What it must have been, when a collective has failed and every rank that can be seen is alive."""
-        if hosts := self._elsewhere():
+        """The explanation of a failed collective where every rank that can be seen is alive."""
+        if hosts := sorted({s["host"] for s in self._states()} - {self.state["host"]}):
             return (f"{_name(self.state)} does not reach the ranks on {', '.join(hosts)}, which are alive; check the "
                     "network between the machines")
         if self.workers < int(os.environ.get("MS_WORKER_NUM", "1")):
-            return (f"{_name(self.state)} has lost a rank of another machine or the connection to it; its own message "
-                    "says more, and a LOG_DIR that all machines share brings it here")
+            return (f"{_name(self.state)} has lost a rank of another machine or the connection to it; see its log; "
+                    "with a LOG_DIR that all machines share its message is shown here")
         return ""
 
     def _states(self) -> list[State]:
@@ -245,7 +242,7 @@ class Watch:
 
     def _write(self):
         if self.folder is not None:
-            _write(self.folder, self.state | {"met": self.met})
+            _write(self.folder, self.state | {"barriers": self.barriers})
 
     def _run(self):
         while True:
@@ -254,7 +251,7 @@ class Watch:
                     return
                 self._write()
             if failed_rank := self._failed_rank(self.limit(), self.limits.heartbeat):
-                self.enter(failed_rank, self.state["step"])  # job.py says it, once for all ranks
+                self.enter(failed_rank, self.state["step"])  # the launcher prints it once
                 os._exit(3)  # the main thread is inside a collective and cannot be asked; msrun ends the others
             self.ended.wait(1)
 
@@ -262,7 +259,7 @@ class Watch:
 def _state(rank: int, phase: str, step: int, compiles: bool = False, code: int = 1) -> State:
     """``code``: the exit code of a failure."""
     return {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "phase": phase, "step": step,
-            "compiles": compiles, "since": time.time(), "code": code, "met": 0}
+            "compiles": compiles, "since": time.time(), "code": code, "barriers": 0}
 
 
 def _write(folder: Path, state: State) -> bool:
@@ -284,17 +281,17 @@ def _name(state: State) -> str:
 
 def find_failed_rank(own: State, others: list[State], limit: float, now: float, silence: float = Limits.heartbeat,
                  compiling: float = COMPILING["CPU"], remote: float = 0.0) -> str:
-    """A sentence about the rank that the others wait for; empty when all is well.
+    """A sentence about the rank that the others wait for; "" when all is well.
 
     Args:
-        limit: seconds that a step may take; three times as long, and it counts as hanging on all ranks.
-        silence: seconds without a beat; ``compiling`` while it compiles, unless its process is stopped.
-        remote: seconds more for ranks of other machines.
+        limit: seconds that a step may take; a step of all ranks hangs after three times as long.
+        silence: seconds without a heartbeat; ``compiling`` while it compiles, unless its process is stopped.
+        remote: additional seconds for ranks of other machines.
     """
     for other in others:
         if other["phase"] in ENDS:
             continue
-        if other["phase"].startswith("rank "):  # it has failed, and says how
+        if other["phase"].startswith("rank "):  # it has reported its failure
             return other["phase"]
         name, same_host = _name(other), other["host"] == own["host"]
         status = _status(other["pid"]) if same_host else "?"
@@ -306,7 +303,7 @@ def find_failed_rank(own: State, others: list[State], limit: float, now: float, 
     if own["phase"] != "step" or own["compiles"]:
         return ""
     patience = "; train.step_timeout sets how long is allowed"
-    for other in others:  # those that this rank waits for have not entered its step; before, they may have saved
+    for other in others:  # this rank waits for those that have not entered its step; they may have saved before it
         waited = now - max(own["since"], other["since"])
         behind = (other["step"], other["phase"]) < (own["step"], "step") and other["phase"] in ("loading", "step")
         if behind and waited > limit + (0 if other["host"] == own["host"] else remote):
@@ -319,12 +316,12 @@ def find_failed_rank(own: State, others: list[State], limit: float, now: float, 
     return ""
 
 
-def lives(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     return _status(pid) not in GONE
 
 
 def _status(pid: int) -> str:
-    """R running, S sleeping, T stopped, Z ended …; "" for no such process, "?" without /proc: nothing is known."""
+    """R running, S sleeping, T stopped, Z ended …; "" for no such process, "?" (unknown) without /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

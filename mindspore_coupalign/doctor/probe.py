@@ -1,4 +1,4 @@
-"""What the doctor tries in a process of its own, since it may crash or hang: a line of JSON per finding on stdout.
+"""What the doctor tries in a child process, since it may crash or hang: a line of JSON per finding on stdout.
 
     python -m mindspore_coupalign.doctor.probe device TARGET
     python -m mindspore_coupalign.doctor.probe config FILE [key=value ...]
@@ -14,10 +14,11 @@ def say(good: bool, text: str):
     print(json.dumps({"good": good, "text": text}), flush=True)
 
 
-def attempt(name: str, look):
-    """``look()`` gives the text of a finding; an exception is a bad one."""
+def attempt(name: str, check):
+    """``check()`` returns a good finding's text, or None where it has reported itself; an exception is a bad one."""
     try:
-        say(True, f"{name}{look()}")
+        if (text := check()) is not None:
+            say(True, f"{name}{text}")
     except Exception as exc:
         kind = "" if type(exc).__name__ == "UserError" else f"{type(exc).__name__}: "
         lines = [line.strip() for line in str(exc).splitlines() if line.strip(" -\t")]
@@ -48,18 +49,11 @@ def device(target: str) -> str:
 
 def config(path: str, *overrides: str):
     """Each input of a configuration by itself."""
-    found = []
+    from mindspore_coupalign.config import load_config
 
-    def read():
-        from mindspore_coupalign.config import load_config
-
-        found.append(load_config(path, overrides))
-        return f"{path}, {found[0].model.fusion.name}, {found[0].data.dataset}"
-
-    attempt("config: ", read)
-    if not found:
-        return
-    data, model = found[0].data, found[0].model
+    settings = load_config(path, overrides)
+    data, model = settings.data, settings.model
+    say(True, f"config: {path}, {model.name}, {data.dataset}")
 
     def tokenizer():
         from mindspore_coupalign.data.tokenizer import SentenceTokenizer
@@ -93,13 +87,13 @@ def weights(path: str) -> str:
 def checkpoint(path: str) -> str:
     from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
-    read = load_checkpoint(path)
-    return f"{path}, {len(read.arrays)} arrays, step {read.progress.get('step', '?')}, whole"
+    loaded = load_checkpoint(path)
+    return f"{path}, {len(loaded.arrays)} arrays, step {loaded.progress.get('step', '?')}, undamaged"
 
 
 def main(kind: str, *arguments: str):
     if kind == "config":
-        config(*arguments)
+        attempt("config: ", lambda: config(*arguments))
     elif kind == "checkpoint":
         attempt("checkpoint: ", lambda: checkpoint(*arguments))
     else:

@@ -1,5 +1,6 @@
-"""Which targets MindSpore has on this machine, why not the others, and one operator on each. MindSpore itself is
-imported in child processes alone.
+"""Which device targets MindSpore can use on this machine, why not the others, and one operator on each.
+
+MindSpore itself is imported in child processes only.
 """
 
 import glob
@@ -14,10 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindspore_coupalign import cuda
-from mindspore_coupalign.child_process import run_child
-from mindspore_coupalign.distributed.process import environment_alone
-from mindspore_coupalign.doctor.items import ABSENT, BAD, NOTE, OK, Item
-from mindspore_coupalign.doctor.machine import of_mindspore
+from mindspore_coupalign.distributed.process import run_child
+from mindspore_coupalign.doctor.machine import ABSENT, BAD, NOTE, OK, Item, mindspore_folder
 
 NPUS = "/dev/davinci[0-9]*"
 CANN_SCRIPTS = ("/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/cann/set_env.sh",
@@ -27,7 +26,7 @@ NO_MINDSPORE = "MindSpore is not installed"
 
 
 def cpu(timeout: float) -> Iterator[Item]:
-    if of_mindspore() is None:
+    if mindspore_folder() is None:
         yield Item("CPU", BAD, NO_MINDSPORE)
         return
     good, text = probe("device", "CPU", timeout=timeout)[-1]
@@ -35,7 +34,7 @@ def cpu(timeout: float) -> Iterator[Item]:
 
 
 def gpu(timeout: float) -> Iterator[Item]:
-    folder, driver = of_mindspore(), cuda.driver()
+    folder, driver = mindspore_folder(), cuda.driver()
     for number, (name, capability) in enumerate(driver.cards):
         says = cuda.suits(driver.version, capability)
         yield Item(f"GPU {number}", NOTE if says.startswith("not served") else OK, f"{name}: {says}")
@@ -58,19 +57,20 @@ def gpu_obstacle(folder: Path, driver: cuda.Driver) -> tuple[str, str] | None:
         return driver.problem, ""
     if all(cuda.suits(driver.version, capability).startswith("not served") for _, capability in driver.cards):
         return "no card that MindSpore 2.10 serves", ""
-    found, release = cuda.find(), cuda.own_release()
-    if found.home is None and not release:
+    libraries, release = cuda.find(), cuda.own_release()
+    if libraries.home is None and not release:
         other = cuda.release_of(os.environ.get("CUDA_HOME", ""))
         own = f"CUDA_HOME has CUDA {other}, MindSpore 2.10 needs {' or '.join(cuda.KNOWN_RELEASES)}; " if other else ""
-        return own + found.reason.partition("; pip")[0], f"{sys.executable} -m {GPU_PACKAGES}" if found.missing else ""
-    plugin = next((p for p in plugins if p.name.endswith(cuda.RELEASE if found.home else release)), plugins[-1])
+        remedy = f"{sys.executable} -m {GPU_PACKAGES}" if libraries.missing else ""
+        return own + libraries.reason.partition("; pip")[0], remedy
+    plugin = next((p for p in plugins if p.name.endswith(cuda.RELEASE if libraries.home else release)), plugins[-1])
     if missing := missing_libraries(plugin):
         return f"{plugin.name} does not find {', '.join(missing)}; is it in a folder of LD_LIBRARY_PATH?", ""
     return None
 
 
 def ascend(timeout: float) -> Iterator[Item]:
-    folder = of_mindspore()
+    folder = mindspore_folder()
     if folder is None:
         yield Item("Ascend", ABSENT, NO_MINDSPORE)
         return
@@ -86,33 +86,38 @@ def ascend(timeout: float) -> Iterator[Item]:
 
 def ascend_obstacles(folder: Path) -> tuple[list, str]:
     """(why MindSpore, installed in ``folder``, cannot use an NPU; what to do about the first of it)."""
-    found, remedy, devices = [], "", sorted(glob.glob(NPUS))
-    home = os.environ.get("ASCEND_HOME_PATH", "")
+    obstacles, devices, home = [], sorted(glob.glob(NPUS)), os.environ.get("ASCEND_HOME_PATH", "")
     if not devices:
-        found.append("no NPU: there is no /dev/davinci0 (`npu-smi info` lists them; a container needs it passed in)")
+        obstacles.append("no NPU: there is no /dev/davinci0 (`npu-smi info` lists them; a container needs it passed "
+                         "in)")
     elif not os.access(devices[0], os.R_OK | os.W_OK):
-        found.append(f"no permission for {devices[0]}: join the group that owns it (HwHiAiUser)")
-    if not home:
-        script = next(filter(os.path.exists, map(os.path.expanduser, CANN_SCRIPTS)), "")
-        if devices or script:
-            nowhere = "" if script else ", and CANN is in none of its usual folders"
-            found.append(f"ASCEND_HOME_PATH is not set{nowhere}")
-            remedy = f"source {script}" if script else ""
-        return found, remedy
-    version, known = cann_version(home), cann_versions(folder)
+        obstacles.append(f"no permission for {devices[0]}: join the group that owns it (HwHiAiUser)")
+    if home:
+        cann, remedy = cann_obstacles(folder, home)
+        return [*obstacles, *cann], remedy
+    script = next(filter(os.path.exists, map(os.path.expanduser, CANN_SCRIPTS)), "")
+    if devices or script:
+        nowhere = "" if script else ", and CANN is in none of its usual folders"
+        obstacles.append(f"ASCEND_HOME_PATH is not set{nowhere}")
+    return obstacles, f"source {script}" if script else ""
+
+
+def cann_obstacles(folder: Path, home: str) -> tuple[list, str]:
+    """The same about CANN in ``home``."""
+    obstacles, remedy, version, known = [], "", cann_version(home), cann_versions(folder)
     if not version:
-        found.append(f"{home}/compiler/version.info does not say CANN's version; is ASCEND_HOME_PATH right?")
+        obstacles.append(f"{home}/compiler/version.info does not say CANN's version; is ASCEND_HOME_PATH right?")
     elif known and version not in known:
-        found.append(f"CANN is {version}, this MindSpore is made for {known[0]} to {known[-1]}")
+        obstacles.append(f"CANN is {version}, this MindSpore is made for {known[0]} to {known[-1]}")
     plugin = next(iter((folder / "lib" / "plugin").glob("libmindspore_ascend.so*")), None)
     if plugin is None:
-        found.append("this MindSpore has no Ascend back end")
+        obstacles.append("this MindSpore has no Ascend back end")
     elif missing := missing_libraries(plugin):
-        found.append(f"{plugin.name} does not find {', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}")
+        obstacles.append(f"{plugin.name} does not find {', '.join(missing[:4])}{' …' if len(missing) > 4 else ''}")
         remedy = f"source {home}/../set_env.sh"
     if importlib.util.find_spec("te") is None:
-        found.append("CANN's Python package te is not found (set_env.sh puts it into PYTHONPATH)")
-    return found, remedy
+        obstacles.append("CANN's Python package te is not found (set_env.sh puts it into PYTHONPATH)")
+    return obstacles, remedy
 
 
 def cann_version(home: str) -> str:
@@ -121,18 +126,18 @@ def cann_version(home: str) -> str:
         text = (Path(home) / "compiler" / "version.info").read_text(errors="replace")
     except OSError:
         return ""
-    found = re.search(r"^Version=(\d+\.\d+)", text, re.MULTILINE)
-    return found[1] if found else ""
+    version = re.search(r"^Version=(\d+\.\d+)", text, re.MULTILINE)
+    return version[1] if version else ""
 
 
 def cann_versions(folder: Path) -> list:
-    """The versions that this MindSpore checks CANN's against; empty where its source has none."""
+    """The versions that this MindSpore checks CANN's against; empty where its source names none."""
     try:
         source = (folder / "run_check" / "_check_version.py").read_text()
     except OSError:
         return []
-    found = re.search(r"class AscendEnvChecker.*?self\.version = \[(.*?)\]", source, re.DOTALL)
-    return re.findall(r"[\d.]+", found[1]) if found else []
+    versions = re.search(r"class AscendEnvChecker.*?self\.version = \[(.*?)\]", source, re.DOTALL)
+    return re.findall(r"[\d.]+", versions[1]) if versions else []
 
 
 def missing_libraries(plugin: Path) -> list:
@@ -145,33 +150,35 @@ def missing_libraries(plugin: Path) -> list:
 
 
 def inputs(config: str | None, overrides: list, checkpoint: str | None, timeout: float) -> Iterator[Item]:
+    """The configuration's data, tokenizer and weights, and the checkpoint."""
     if not config and not checkpoint:
-        yield Item("inputs", ABSENT, "not looked for: --config FILE data.root=DIR … and --checkpoint FILE name them")
+        yield Item("inputs", ABSENT, "not checked: --config FILE data.root=DIR … and --checkpoint FILE name them")
     for kind, arguments in (("config", [config, *overrides] if config else []),
                             ("checkpoint", [checkpoint] if checkpoint else [])):
         for good, text in probe(kind, *arguments, timeout=timeout) if arguments else ():
-            name, _, said = text.partition(": ")
-            yield Item(name, OK if good else BAD, said)
+            name, _, text = text.partition(": ")
+            yield Item(name, OK if good else BAD, text)
 
 
 def probe(*arguments: str, timeout: float) -> list[tuple[bool, str]]:
-    """What ``probe.py`` has found out, (good, text) each, the last of them its end where that was an accident."""
+    """The findings of ``probe.py``, (good, text) each; the last one tells how its process ended, if that was wrong."""
     ended = run_child([sys.executable, "-m", "mindspore_coupalign.doctor.probe", *arguments], limit=timeout,
-                      env=environment_alone(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    found = [(said["good"], said["text"]) for said in map(_said, ended.out.splitlines()) if said]
+                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    findings = [(finding["good"], finding["text"]) for finding in map(_finding, ended.out.splitlines()) if finding]
     subject = arguments[0] + ": " if arguments[0] != "device" else ""
     if ended.late:
-        found.append((False, f"{subject}no answer within {timeout} s; --timeout waits for longer"))
+        findings.append((False, f"{subject}no answer within {timeout} s; --timeout waits for longer"))
     elif ended.code:
         how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
         last = next((line for line in reversed(ended.err.splitlines()) if line.strip()), "")
-        found.append((False, f"{subject}its process ended by {how}: {last.strip()[:300]}"))
-    return found or [(False, f"{subject}its process said nothing")]
+        findings.append((False, f"{subject}its process ended by {how}: {last.strip()[:300]}"))
+    return findings or [(False, f"{subject}its process printed nothing")]
 
 
-def _said(line: str) -> dict | None:
+def _finding(line: str) -> dict | None:
+    """The line's JSON; None for what other packages print."""
     try:
-        said = json.loads(line)
+        finding = json.loads(line)
     except ValueError:
         return None
-    return said if isinstance(said, dict) and {"good", "text"} <= said.keys() else None
+    return finding if isinstance(finding, dict) and {"good", "text"} <= finding.keys() else None

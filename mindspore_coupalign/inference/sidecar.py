@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindspore_coupalign.config import Config
+from mindspore_coupalign.config.paths import without_paths
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.portable import without_paths
 
 FORMAT = "coupalign-graph-2"
 SEEN = "seen_images"  # KEY of data/seen.py, which would import what only training needs

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mindspore_coupalign.config import Config
+from mindspore_coupalign.config.paths import without_absolute_paths
 from mindspore_coupalign.data.loader import TrainSource, batches
 from mindspore_coupalign.data.notices import doubts, turned_pictures, unanswerable
 from mindspore_coupalign.data.refer import ReferData
@@ -24,8 +25,8 @@ from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
 from mindspore_coupalign.interrupts import StopRequest
-from mindspore_coupalign.models.rng import check_device
-from mindspore_coupalign.portable import without_absolute_paths
+from mindspore_coupalign.mindspore_calls import assign
+from mindspore_coupalign.models.noise import draw_keys
 from mindspore_coupalign.training import init_from, setup
 from mindspore_coupalign.training.pending import FinishedStep, PendingSteps, steps_ahead
 from mindspore_coupalign.training.run_folder import RunFolder

@@ -19,9 +19,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mindspore_coupalign.arrays import check_arrays
 from mindspore_coupalign.config import Config, config_from_dict, config_to_dict
 from mindspore_coupalign.errors import UserError, one_line
+from mindspore_coupalign.interrupts import half_made
 
 FORMAT = "coupalign-2"
 _WPA = {"norm_v": "pixel_norm", "norm_l": "word_norm", "w_v": "pixel_query", "w_l": "word_key", "w_lv": "word_value",
@@ -94,6 +94,7 @@ def write_arrays(path: str | Path, arrays: dict, metadata: dict, before=None):
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
+        half_made.add(temporary)
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask wants it: safetensors lets nobody else read its files
         save_file(arrays, temporary, metadata)
@@ -108,6 +109,23 @@ def write_arrays(path: str | Path, arrays: dict, metadata: dict, before=None):
     finally:
         with contextlib.suppress(OSError):  # a disk that has become read-only
             temporary.unlink(missing_ok=True)
+        half_made.discard(temporary)
+
+
+def check_arrays(shapes: dict, arrays: dict, source: str):
+    """Names and shapes must match exactly, in both directions.
+
+    Raises:
+        UserError: a name is missing or left over, or a shape differs, with the first of them.
+    """
+    hint = "the checkpoint belongs to another configuration"
+    missing, extra = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which the model has not"
+        raise UserError(f"{source}: {what} ({len(missing)} missing, {len(extra)} unexpected); {hint}")
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise UserError(f"{source}: {name} has shape {arrays[name].shape}, the model expects {shape}; {hint}")
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

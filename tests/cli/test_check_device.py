@@ -18,9 +18,9 @@ from tiny_network import DROPPING, TINY
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import check_device
-from mindspore_coupalign.device_check import checks, children, trained
-from mindspore_coupalign.device_check.compared import BOUNDS, EPS, compare
-from mindspore_coupalign.doctor.items import ABSENT, OK, Item
+from mindspore_coupalign.device_check import checks
+from mindspore_coupalign.device_check.compare import BOUNDS, EPS, compare
+from mindspore_coupalign.doctor.machine import ABSENT, OK, Item
 
 FORWARD = {"stage 1": np.ones((2, 3)), "stage 2": np.full((2, 3), 5.0), "logits": np.full((2, 1), 0.1)}
 GRADIENTS = {"a.weight": np.array([1.0, -0.5, 1e-4]), "a.bias": np.array([1e-9, -2e-9])}  # that bias has none
@@ -112,10 +112,10 @@ def test_a_process_that_ended_early_is_compared_as_far_as_it_came(compared):
 
 def test_why_a_process_ended():
     said = "a warning\nTraceback (most recent call last):\nRuntimeError: no kernel for Erf\n\n----\n- Hint\nuse\n"
-    assert children.reason(1, said) == "exit code 1: RuntimeError: no kernel for Erf - Hint use"
-    assert children.reason(-9, "compiling\n") == "its process ended by signal 9: compiling"
-    assert children.reason(2, "error: x.json: no such file\n") == "exit code 2: error: x.json: no such file"
-    assert children.reason(3, "") == "exit code 3"
+    assert checks.reason(1, said) == "exit code 1: RuntimeError: no kernel for Erf - Hint use"
+    assert checks.reason(-9, "compiling\n") == "its process ended by signal 9: compiling"
+    assert checks.reason(2, "error: x.json: no such file\n") == "exit code 2: error: x.json: no such file"
+    assert checks.reason(3, "") == "exit code 3"
 
 
 def computing(session: int) -> bool:
@@ -123,14 +123,13 @@ def computing(session: int) -> bool:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             here = int((process / "stat").read_text().rpartition(")")[2].split()[3])
-            if here == session and b"device_check.computed" in (process / "cmdline").read_bytes():
+            if here == session and b"device_check.run_case" in (process / "cmdline").read_bytes():
                 return True
     return False
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_check_that_is_ended_leaves_nothing(tmp_path, number, code):
-    """Neither its folder nor the process that computes, whose session it shares."""
+def test_a_check_that_is_interrupted_leaves_nothing(tmp_path):
+    """Neither its folder nor the process that computes. Other signals: test_interrupts.py."""
     place = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-m", "mindspore_coupalign", "check-device", "CPU", "--amp", "O0"]
     with subprocess.Popen(command, env=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -140,9 +139,9 @@ def test_a_check_that_is_ended_leaves_nothing(tmp_path, number, code):
         while not computing(check.pid) and time.time() < until:
             time.sleep(0.1)
         assert list(tmp_path.glob("coupalign-check-*"))
-        check.send_signal(number)
+        check.send_signal(signal.SIGINT)
         said, _ = check.communicate(timeout=60)
-    assert check.returncode == code and "Traceback" not in said
+    assert check.returncode == 130 and "Traceback" not in said
     assert not computing(check.pid)
     assert not list(tmp_path.glob("coupalign-check-*"))
 
@@ -167,7 +166,7 @@ def test_the_cpu_agrees_with_itself(tiny, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_device_that_is_wrong_and_dies(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(checks, "COMPUTED", "wrong_device")
+    monkeypatch.setattr(checks, "RUN_CASE", "wrong_device")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "helpers"))
     assert main(["check-device", "CPU", "--amp", "O1", "--output", str(tmp_path / "r.json"), *tiny]) == 1
     reference, wrong = json.loads((tmp_path / "r.json").read_text())["results"]
@@ -194,7 +193,7 @@ def test_a_full_folder_is_no_fault_of_the_device(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["GPU"], "GPU: no card; `pip install x` is the next thing to try"),
+    (["GPU"], "GPU: no card; `pip install x` is the next step"),
     (["CPU", "--amp", "O4"], "--amp O4: no such level; choose among O0 O1 O2 O3"),
     (["CPU", "train.amp=O1"], "train.amp=…: give --amp instead"),
     (["CPU", "--amp", "O1", "train.amp_dtype=bfloat16"], "MindSpore has no such kernels for the CPU"),
@@ -219,28 +218,28 @@ def test_levels_are_the_usual_ones_where_only_settings_follow_amp(monkeypatch):
 def test_the_table_of_trainings():
     """Means of equal parts; a run that ended early has none for the rest."""
     reference, dead = list(range(12)), [float("nan"), 1.0, 1.0, 1.0, 1.0]  # the first made the loss scale smaller
-    runs = {"CPU O0": trained.Training(reference, None, ""), "GPU O1": trained.Training(dead, None, "dead")}
-    lines = trained.table(runs, 12)
+    runs = {"CPU O0": checks.Training(reference, None, ""), "GPU O1": checks.Training(dead, None, "dead")}
+    lines = checks.table(runs, 12)
     assert len(lines) == 7 and lines[1].split()[:5] == ["1", "to", "2", "0.5000", "1.0000"]
     assert lines[3].split()[-1] == "nan" and lines[-1].split()[3] == "10.5000"
 
 
 def test_trainings_are_compared_by_their_end():
     def run(*losses):
-        return trained.Training(list(losses), None, "")
+        return checks.Training(list(losses), None, "")
 
     reference = run(*[3.0] * 18, 2.0, 1.0)
-    assert trained.compare(run(*[9.0] * 18, 2.0, 1.1), reference).good
-    assert not trained.compare(run(*[3.0] * 18, 2.0, 2.0), reference).good
-    assert trained.compare(run(*[3.0] * 19, 1.5), reference).error == pytest.approx(0.5)
-    assert not trained.compare(run(*[float("nan")] * 20), reference).good
-    assert not trained.compare(run(1.5), reference).good  # it ended early
-    assert not trained.compare(run(*[3.0] * 18, *[float("nan")] * 2), reference).good
+    assert checks.compare_trainings(run(*[9.0] * 18, 2.0, 1.1), reference).good
+    assert not checks.compare_trainings(run(*[3.0] * 18, 2.0, 2.0), reference).good
+    assert checks.compare_trainings(run(*[3.0] * 19, 1.5), reference).error == pytest.approx(0.5)
+    assert not checks.compare_trainings(run(*[float("nan")] * 20), reference).good
+    assert not checks.compare_trainings(run(1.5), reference).good  # it ended early
+    assert not checks.compare_trainings(run(*[3.0] * 18, *[float("nan")] * 2), reference).good
 
 
 @pytest.mark.slow
 def test_training_evaluation_and_export(tmp_path, monkeypatch):
-    monkeypatch.setattr(trained, "SCENES", (20, 5))
+    monkeypatch.setattr(checks, "SCENES", (20, 5))
     results = list(checks.trainings(tmp_path / "t", "CPU", ["O0"], 3))
     assert all(result.good for result in results), [result.report() for result in results]
     names = " ".join(result.name for result in results)

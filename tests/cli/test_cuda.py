@@ -9,35 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from no_gpu import library, stub_driver, with_nvcc
 
 from mindspore_coupalign import cuda
 
 ROOT = Path(__file__).resolve().parents[2]
-CALLED_BY_MINDSPORE = ("cuGetErrorName", "cuLaunchKernel", "cuModuleGetFunction", "cuModuleLoadDataEx",
-                       "cuModuleUnload", "cuStreamSynchronize")
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc makes the stub libraries")
-
-
-def library(path: Path, source: str = "int nothing;", needs: Path | None = None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    linked = ["-Wl,--no-as-needed", needs] if needs else []
-    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-x", "none", *linked, "-o", path,
-                    f"-Wl,-soname,{path.name}"], input=source, text=True, check=True)
-
-
-def stub_driver(folder: Path, version: int = 12040, cards: int = 1, init: int = 0, capability=(8, 0)) -> Path:
-    """A libcuda.so.1 that answers so and computes nothing."""
-    rest = "".join(f"int {name}(void) {{ return 1; }}\n" for name in CALLED_BY_MINDSPORE)
-    library(folder / cuda.DRIVER, f"""
-        #include <string.h>
-        int cuInit(unsigned flags) {{ return {init}; }}
-        int cuDriverGetVersion(int *v) {{ *v = {version}; return 0; }}
-        int cuDeviceGetCount(int *n) {{ *n = {cards}; return 0; }}
-        int cuDeviceGetName(char *name, int n, int card) {{ strncpy(name, "a card", n); return 0; }}
-        int cuDeviceGetAttribute(int *v, int which, int card) {{
-            *v = which == 75 ? {capability[0]} : which == 76 ? {capability[1]} : 0; return 0; }}
-        {rest}""")
-    return folder
 
 
 @pytest.fixture
@@ -61,13 +38,6 @@ def ask(code: str, site: Path, driver: Path | None = None, **more) -> str:
                           text=True, capture_output=True, timeout=60, cwd=site.parent)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout.strip()
-
-
-def with_nvcc(home: Path, release: str) -> str:
-    (home / "bin").mkdir(parents=True)
-    (home / "bin" / "nvcc").write_text(f'#!/bin/sh\necho "Cuda compilation tools, release {release}, V{release}.1"\n')
-    (home / "bin" / "nvcc").chmod(0o755)
-    return str(home)
 
 
 def test_the_wheels_are_arranged_as_mindspore_looks_for_them(site, tmp_path):

@@ -9,16 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_cuda import library, stub_driver
+from no_gpu import library, stub_driver
 
-from mindspore_coupalign import cuda, doctor, packages
+from mindspore_coupalign import cuda
+from mindspore_coupalign.cli import doctor
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.doctor import machine, targets
-from mindspore_coupalign.doctor.items import BAD, OK
+from mindspore_coupalign.doctor.machine import BAD, OK
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "tests" / "golden" / "first_release.safetensors"
-MINDSPORE = machine.of_mindspore()
+MINDSPORE = machine.mindspore_folder()
 CRASHES = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n"
 
 
@@ -107,7 +108,7 @@ def test_a_python_with_nothing(tmp_path):
 @pytest.mark.parametrize("source, said", [
     (CRASHES, "its process ended by signal 11"), ("import time\ntime.sleep(60)\n", "no answer within 2 s"),
     ("raise ImportError('libgomp.so.1: cannot\\n  open')\n", "ImportError: libgomp.so.1: cannot open"),
-    ("import sys\nsys.exit(3)\n", "ended by exit code 3"), ("import os\nos._exit(0)\n", "said nothing")])
+    ("import sys\nsys.exit(3)\n", "ended by exit code 3"), ("import os\nos._exit(0)\n", "printed nothing")])
 def test_a_mindspore_that_does_not_load(tmp_path, source, said):
     """Nor with a library that is missing or an instruction that the processor lacks: it is loaded elsewhere."""
     items, code, _ = see("--timeout", 2, first=fake_mindspore(tmp_path, source))
@@ -116,11 +117,11 @@ def test_a_mindspore_that_does_not_load(tmp_path, source, said):
 
 def test_a_part_that_fails_leaves_the_others(monkeypatch, capsys):
     monkeypatch.setattr(machine, "memory", lambda: 1 / 0)
-    monkeypatch.setattr(targets, "of_mindspore", lambda: None)
+    monkeypatch.setattr(targets, "mindspore_folder", lambda: None)
     arguments = SimpleNamespace(config=None, overrides=[], checkpoint=None, json=False, timeout=1)
     assert doctor.run(arguments) == 1
     printed = capsys.readouterr().out
-    assert "BAD  memory       cannot be looked at (ZeroDivisionError: division by zero)" in printed
+    assert "BAD  memory       cannot be checked (ZeroDivisionError: division by zero)" in printed
     assert "disk" in printed
 
 
@@ -181,7 +182,7 @@ def test_why_there_is_no_gpu(mindspore, tmp_path, monkeypatch):
 
 def test_a_card_is_described(tmp_path, monkeypatch):
     """Through the real command, whose driver is a stub: MindSpore's back end is not there, the card is."""
-    if not shutil.which("gcc") or not machine.of_mindspore():
+    if not shutil.which("gcc") or not machine.mindspore_folder():
         pytest.skip("gcc makes the driver")
     driver = stub_driver(tmp_path, version=12040, capability=(9, 0))
     items, _, then = see(LD_LIBRARY_PATH=str(driver), CUDA_HOME="", first=fake_mindspore(tmp_path / "site", CRASHES))
@@ -223,11 +224,12 @@ def test_the_versions_of_cann_are_mindspores_own():
 
 def test_wanted_packages(tmp_path):
     """From the clone's file and from what an installed package knows."""
-    pins = packages.requirements()
+    pins = machine.requirements()
     assert pins["mindspore"] == "==2.10.0" and pins["numpy"].startswith("==1.26") and "pyyaml" in pins
     (tmp_path / "r.txt").write_text('numpy>=1.26,<2\ntorch>=2.6; extra == "parity"\na==1; platform_machine == "vax"\n')
-    assert packages.requirements(tmp_path / "r.txt") == {"numpy": ">=1.26,<2"}
-    for found, tried in (("1.26.4", True), ("2.0", False), ("1.25.9", False)):
-        assert packages.Package("numpy", ">=1.26,<2", found, "").was_tried is tried
-    remedy = packages.remedy([packages.Package("numpy", ">=1.26,<2", "2.0", "x")])
-    assert remedy.endswith("pip install 'numpy>=1.26,<2'")
+    assert machine.requirements(tmp_path / "r.txt") == {"numpy": ">=1.26,<2"}
+    for version, is_tested in (("1.26.4", True), ("2.0", False), ("1.25.9", False)):
+        assert machine.Package("numpy", ">=1.26,<2", version).is_tested is is_tested
+    assert machine.problems([machine.Package("numpy", ">=1.26,<2", "1.26.4")]) == ("", "")
+    problem, remedy = machine.problems([machine.Package("numpy", ">=1.26,<2", "2.0", "x"), machine.Package("a", "==1")])
+    assert problem == "without a; x" and remedy.endswith("pip install 'numpy>=1.26,<2' a==1")

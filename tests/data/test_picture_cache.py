@@ -15,6 +15,7 @@ from tiny_network import tiny_config
 
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_from_dict
+from mindspore_coupalign.config.paths import without_absolute_paths
 from mindspore_coupalign.data.configured import open_data, with_cache
 from mindspore_coupalign.data.loader import EvalSource, Tokens, TrainSource, batches
 from mindspore_coupalign.data.picture_cache import PictureCache
@@ -23,7 +24,7 @@ from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.data.union import open_union
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.portable import without_absolute_paths
+from mindspore_coupalign.training import dry_run
 
 TRANSFORM = ImageTransform(32, (0.5,) * 3, (0.25,) * 3)
 

@@ -17,6 +17,7 @@ from tiny_network import TINY
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_from_dict, config_to_dict
+from mindspore_coupalign.config.paths import without_absolute_paths, without_paths
 from mindspore_coupalign.data import leaks
 from mindspore_coupalign.data.configured import open_data
 from mindspore_coupalign.data.loader import TrainSource
@@ -27,7 +28,6 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.data.union import open_union, picture_paths
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.portable import without_absolute_paths, without_paths
 from mindspore_coupalign.training.dry_run import check_images
 from mindspore_coupalign.training.run_folder import check_resumable
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint

@@ -4,48 +4,19 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from training_runs import ENDLESS, QUICK, ROOT, hear_interrupts, log_of, run_command, running, write_config
+from ranks import ENDLESS, EQUAL, ROOT, assert_equal, environment, free_port
+from test_reliability import QUICK, hear_interrupts, running
+from test_train import log_of, run_command, write_config
 
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed import launcher as job
 from mindspore_coupalign.distributed import watchdog as watch
-from mindspore_coupalign.training.step import LOSSES
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
-
-# Noise is drawn by each rank for itself: none here, so that two ranks can equal one
-EQUAL = ["loss.negatives=300", "model.text.dropout=0", "model.backbone.name=swin", "model.sentence_mask=false",
-         "loss.proposal_mask=0", "model.proposal_head=false", "train.ema=0.9", "data.flip=0.5", "train.clip_norm=0.5",
-         "eval.threshold=0.35",
-         "train.lr=3e-4"]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def environment(tmp_path, **more) -> dict:
-    """For the project's scripts: the tests' own Python in place of a virtual environment, a port of their own."""
-    venv = tmp_path / "venv"
-    if not venv.exists():
-        (venv / "bin").mkdir(parents=True)
-        for name in ("python", "msrun"):
-            target = Path(sys.executable).parent / name
-            (venv / "bin" / name).write_text(f'#!/bin/sh\nexec "{target}" "$@"\n')
-            (venv / "bin" / name).chmod(0o755)
-        content = (ROOT / "requirements.txt").read_bytes() * 2
-        mark = subprocess.run(["cksum"], input=content, capture_output=True).stdout.split()[0].decode()
-        (venv / f".installed-{mark}").touch()
-    return {**os.environ, "VENV": str(venv), "LOG_DIR": str(tmp_path / "logs"), "MASTER_PORT": str(free_port()), **more}
 
 
 def start(tmp_path, workers, *arguments):
@@ -82,28 +53,10 @@ def one_and_two(setting):
 def test_two_ranks_equal_one(one_and_two):
     one, two, out = one_and_two
     assert_equal(one, two)
-    assert "2 ranks" in out and out.count("20 steps of 4 samples") == 1  # rank 0 alone speaks
+    assert "2 ranks" in out and out.count("20 steps of 4 samples") == 1  # rank 0 alone prints
 
 
-def assert_equal(one: Path, two: Path):
-    """The loss curve, the scores and every parameter after 20 steps of two runs."""
-    (losses, scores), (losses_2, scores_2) = log_of(one), log_of(two)
-    assert [line["step"] for line in losses_2] == list(range(1, 21))
-    for key in LOSSES:
-        np.testing.assert_allclose([x[key] for x in losses_2], [x[key] for x in losses], rtol=1e-5, atol=1e-5)
-    first, second = (load_checkpoint(run / "last.safetensors") for run in (one, two))
-    assert first.arrays.keys() == second.arrays.keys()
-    for name, array in first.section("model").items():
-        if name.endswith("k.bias"):  # adds the same to all scores: its gradient is rounding, which Adam makes large
-            continue
-        np.testing.assert_allclose(second.arrays[f"model.{name}"], array, atol=1e-5, err_msg=name)
-    assert [line["val"]["sentences"] for line in scores_2] == [line["val"]["sentences"] for line in scores]
-    for a, b in zip(scores, scores_2, strict=True):
-        assert b["val"]["image"]["mIoU"] == pytest.approx(a["val"]["image"]["mIoU"], abs=0.05)
-
-
-@pytest.mark.parametrize("workers", [3])
-def test_evaluation_on_three_ranks_is_exact(one_and_two, setting, workers, tmp_path):
+def test_evaluation_on_three_ranks_is_exact(one_and_two, tmp_path):
     """Splits that three does not divide, each sentence once: the same files as from one rank."""
     best = one_and_two[0] / "best.safetensors"
 
@@ -114,10 +67,10 @@ def test_evaluation_on_three_ranks_is_exact(one_and_two, setting, workers, tmp_p
     run_command("evaluate", "--checkpoint", best, "--split", "val", "train", *options("one"))
     done = subprocess.run(
         ["bash", "scripts/run_eval.sh", str(best), "val train", "CPU", *options("many")],
-        cwd=ROOT, text=True, capture_output=True, timeout=300, env=environment(tmp_path, WORKER_NUM=str(workers)))
+        cwd=ROOT, text=True, capture_output=True, timeout=300, env=environment(tmp_path, WORKER_NUM="3"))
     assert done.returncode == 0, done.stdout + done.stderr
     one, many = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "many"))
-    assert many == one and one["splits"]["val"]["sentences"] % workers
+    assert many == one and one["splits"]["val"]["sentences"] % 3
     assert done.stdout.count("image's own size") >= 2 and done.stdout.count("wrote") == 2
     details = (tmp_path / "many.jsonl").read_text()
     assert details == (tmp_path / "one.jsonl").read_text()
@@ -163,7 +116,7 @@ def test_a_rank_that_dies_ends_the_job(killed):
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_ends_the_job_that_a_resume_went_on_with(quick, killed, tmp_path):
+def test_a_rank_that_hangs_ends_a_resumed_job(quick, killed, tmp_path):
     run, _, step = killed
     last = lose_rank_1(tmp_path, quick, signal.SIGSTOP, step + 3, "--resume", run)
     assert re.search("no heartbeat|hangs", last), last
@@ -171,28 +124,25 @@ def test_a_rank_that_hangs_ends_the_job_that_a_resume_went_on_with(quick, killed
 
 
 @pytest.fixture(scope="module")
-def stopped(quick, tmp_path_factory, request):
-    """A run of one rank that got a signal: its folder, exit code, output and errors."""
+def stopped(quick, tmp_path_factory):
+    """A run of one rank that got Ctrl-C: its folder, exit code, output and errors, and the saved step."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     process = running(quick, run)
-    process.send_signal(request.param)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     return run, process.returncode, out, err, load_checkpoint(run / "last.safetensors").progress["step"]
 
 
-@pytest.mark.parametrize("stopped, expected", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], indirect=["stopped"])
-def test_sigterm_or_ctrl_c_saves_and_ends(stopped, expected):
-    """MindSpore turns the second into the first; the exit code has to tell them apart all the same."""
+def test_ctrl_c_saves_and_ends(stopped):
+    """MindSpore makes a SIGTERM of it; the exit code has to tell them apart all the same."""
     run, code, out, err, step = stopped
-    assert code == expected and "Traceback" not in err
-    assert f"the state of step {step} is saved; continue with --resume" in out
-    assert log_of(run)[0][-1]["step"] == step  # nothing was done after the save
+    assert code == 130 and "Traceback" not in err
+    assert f"the state of step {step} is saved; go on with --resume" in out
 
 
-@pytest.mark.parametrize("stopped", [signal.SIGTERM], indirect=True)
 def test_a_job_that_is_asked_to_stop_saves_first(quick, stopped, tmp_path):
     """SIGTERM as a cluster's scheduler sends it: to every process, those of the script's group and the ranks. Two
-    ranks, which go on where one had stopped."""
+    ranks, which resume where one had stopped; no step is lost or done after a save."""
     run, *_, before = stopped
     process = start(tmp_path, 2, quick, "CPU", "--resume", run, *ENDLESS, "train.save_every=1")
     for state in under_way(process, tmp_path / "logs", before + 3):
@@ -203,10 +153,11 @@ def test_a_job_that_is_asked_to_stop_saves_first(quick, stopped, tmp_path):
     step = load_checkpoint(run / "last.safetensors").progress["step"]
     assert step >= before + 3 and f"the state of step {step} is saved" in out
     assert [line["step"] for line in log_of(run)[0]] == list(range(1, step + 1))
-    assert not [s for s in watch.read_states(tmp_path / "logs") if watch.lives(s["pid"])]
+    assert not [s for s in watch.read_states(tmp_path / "logs") if watch.is_alive(s["pid"])]
 
 
-@pytest.mark.parametrize("way, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("way, code", [  # who asks is the script's business alone (test_watchdog.py, test_scripts.py)
+    (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGHUP, 129)])
 def test_a_job_that_is_asked_to_stop_before_it_has_started(setting, tmp_path, way, code):
     process = start(tmp_path, 2, setting[1], "CPU", "--output", tmp_path / "run")
     while not (tmp_path / "logs" / "worker_0.log").exists():
@@ -219,11 +170,11 @@ def test_a_job_that_is_asked_to_stop_before_it_has_started(setting, tmp_path, wa
 
 
 @pytest.mark.parametrize("arguments, error", [
-    (["train.batch=4"], "train.batch"),  # before the ranks know of each other
+    pytest.param(["train.batch=4"], "train.batch", marks=pytest.mark.slow),  # before the ranks know of each other
     (["train.batch_size=5"], "multiple of the 2 ranks"),
     pytest.param(["--no-such-option"], "the command line was not understood; see its log", marks=pytest.mark.slow),
 ])
-def test_bad_input_is_said_in_one_line(setting, tmp_path, arguments, error):
+def test_bad_input_is_one_line(setting, tmp_path, arguments, error):
     process = start(tmp_path, 2, setting[1], "CPU", "--output", tmp_path / "run", *arguments)
     out, _ = process.communicate(timeout=100)
     last = out.strip().splitlines()[-1]

@@ -7,8 +7,9 @@ import threading
 import time
 
 import pytest
-from test_ranks import EQUAL, assert_equal, environment
-from training_runs import ENDLESS, QUICK, ROOT, run_command, write_config
+from ranks import ENDLESS, EQUAL, ROOT, assert_equal, environment
+from test_reliability import QUICK
+from test_train import run_command, write_config
 from two_hosts import TwoHosts, possible
 
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
@@ -95,7 +96,7 @@ def test_a_cut_link_ends_the_job(setting, hosts, tmp_path):
     named = r"^error: rank \d \(process \d+ on host(\d)-\d+\) does not reach the ranks on host(?!\1)\d"
     for line in last:
         assert re.search(named, line), line
-        assert "check the network between the machines; go on with --resume" in line
+        assert "check the network between the machines; continue with --resume" in line
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] >= 2  # 4 may be under way
 
 

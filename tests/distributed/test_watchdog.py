@@ -1,4 +1,4 @@
-"""The watch over the ranks and the launcher without MindSpore: who hangs or died, meetings, messages, exit codes."""
+"""The watch over the ranks and the launcher without MindSpore: who hangs or died, barriers, messages, exit codes."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_ranks import ROOT, environment
-from training_runs import write_config
+from ranks import ROOT, environment
+from test_train import write_config
 
 from mindspore_coupalign import __main__ as command_line
 from mindspore_coupalign.config import Config, load_config
@@ -21,24 +21,24 @@ from mindspore_coupalign.distributed import watchdog as watch
 from mindspore_coupalign.errors import UserError
 
 
-def test_ranks_meet(tmp_path):
-    """The first waits for the second, then both go on; and at the end."""
+def test_a_barrier_waits_for_every_rank(tmp_path):
+    """The first waits for the second, then both continue; and at the end."""
     first, second = (watch.Watch(tmp_path, rank, workers=2) for rank in (0, 1))
-    came = []
+    reached = []
 
     def go():
         with first:
             first.barrier()
-            came.append("met")
+            reached.append("barrier")
 
     thread = threading.Thread(target=go)
     thread.start()
     time.sleep(0.5)
-    assert came == [] and thread.is_alive()
-    second.enter("loading", 1)  # what it does since does not change how often it has met
+    assert reached == [] and thread.is_alive()
+    second.enter("loading", 1)  # its phase does not change how many barriers it has reached
     second.barrier()
     time.sleep(0.5)
-    assert came == ["met"] and thread.is_alive()  # it waits at its end
+    assert reached == ["barrier"] and thread.is_alive()  # it waits at its end
     with second:
         pass
     thread.join(10)
@@ -49,7 +49,7 @@ def test_ranks_meet(tmp_path):
 
 def state(rank, step, phase, since=0.0, beat=100.0, **more):
     return {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "step": step, "phase": phase,
-            "since": since, "beat": beat, "compiles": False, "code": 1, "met": 0, **more}
+            "since": since, "beat": beat, "compiles": False, "code": 1, "barriers": 0, **more}
 
 
 def test_who_is_to_blame():
@@ -194,7 +194,7 @@ def test_a_collective_that_fails_first_is_explained(tmp_path, monkeypatch):
     assert watch.tell("what it says itself comes second", 2)
     failed_rank = watch.read_states(tmp_path)[0]["phase"]
     assert failed_rank.startswith("rank 1 (")
-    assert job.summary(tmp_path, 1) == (1, f"{failed_rank}; go on with --resume")
+    assert job.summary(tmp_path, 1) == (1, f"{failed_rank}; continue with --resume")
     with pytest.raises(RuntimeError, match="kernel"), watch.Watch(None):
         raise RuntimeError("Launch kernel failed")
 
@@ -240,7 +240,7 @@ def test_a_full_disk_does_not_lose_the_last_message(tmp_path, monkeypatch):
 
 def test_a_rank_that_never_comes(tmp_path):
     (tmp_path / "rank_1.json").write_text(json.dumps(state(1, 7, "saving", beat=time.time() + 60)))
-    with pytest.raises(UserError, match="rank 1 .* has not come"), \
+    with pytest.raises(UserError, match="rank 1 .* has not reached"), \
             watch.Watch(tmp_path, 0, watch.Limits(barrier=0.2), workers=2) as own:
         own.barrier()
 
@@ -302,7 +302,7 @@ def test_summaries(tmp_path, monkeypatch):
         assert job.summary(tmp_path, status) == expected
     for rank, (phase, exit_code) in enumerate((("rank 1 (process 501 on here) died", 1), ("rank 1: x.jpg: no", 2))):
         (tmp_path / f"rank_{rank}.json").write_text(json.dumps(state(rank, 3, phase, code=exit_code)))
-    assert job.summary(tmp_path, 1) == (2, "rank 1: x.jpg: no; go on with --resume")
+    assert job.summary(tmp_path, 1) == (2, "rank 1: x.jpg: no; continue with --resume")
 
 
 
@@ -312,7 +312,7 @@ def test_a_rank_ends_with_a_number(tmp_path, monkeypatch, code, expected):
     """Whatever it was ended with: MindSpore's teardown is jumped over by os._exit, which takes numbers alone."""
     ended = []
     monkeypatch.setenv(watch.FOLDER, str(tmp_path))
-    monkeypatch.setattr(command_line, "watch_interrupts", lambda: None)
+    monkeypatch.setattr(command_line, "listen", lambda: None)
     monkeypatch.setattr(command_line, "main", lambda: sys.exit(code))
     monkeypatch.setattr(os, "_exit", ended.append)
     command_line.run_rank()

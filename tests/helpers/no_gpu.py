@@ -1,4 +1,5 @@
-"""Stubs of CUDA's libraries and the driver, with which MindSpore's GPU back end compiles graphs without a GPU.
+"""Stubs of CUDA's libraries and the driver, made by gcc; with ``make``'s, MindSpore's GPU back end compiles graphs
+without a GPU.
 
 Every function that the back end links answers "success"; memory is the host's, one device of compute capability 8.0 is
 there. Graphs are compiled with the true choice of kernels; the first kernel that is launched crashes the process.
@@ -8,7 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from test_cuda import with_nvcc
+from mindspore_coupalign import cuda
 
 LIBRARIES = {  # and what their functions' names begin with
     "libcudart.so.11.0": "cuda|__cuda", "libcublas.so.11": "cublas", "libcudnn.so.8": "cudnn",
@@ -59,6 +60,39 @@ int cuDeviceGetName(char *name, int n, int device) { strncpy(name, "no card", n)
 int cuDeviceGetAttribute(int *v, int which, int device) { *v = which == 75 ? 8 : which == 76 ? 0 : 1024; return 0; }
 """,
 }
+
+
+CALLED_BY_MINDSPORE = ("cuGetErrorName", "cuLaunchKernel", "cuModuleGetFunction", "cuModuleLoadDataEx",
+                       "cuModuleUnload", "cuStreamSynchronize")
+
+
+def library(path: Path, source: str = "int nothing;", needs: Path | None = None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    linked = ["-Wl,--no-as-needed", needs] if needs else []
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-x", "none", *linked, "-o", path,
+                    f"-Wl,-soname,{path.name}"], input=source, text=True, check=True)
+
+
+def stub_driver(folder: Path, version: int = 12040, cards: int = 1, init: int = 0, capability=(8, 0)) -> Path:
+    """A libcuda.so.1 that answers so and computes nothing."""
+    rest = "".join(f"int {name}(void) {{ return 1; }}\n" for name in CALLED_BY_MINDSPORE)
+    library(folder / cuda.DRIVER, f"""
+        #include <string.h>
+        int cuInit(unsigned flags) {{ return {init}; }}
+        int cuDriverGetVersion(int *v) {{ *v = {version}; return 0; }}
+        int cuDeviceGetCount(int *n) {{ *n = {cards}; return 0; }}
+        int cuDeviceGetName(char *name, int n, int card) {{ strncpy(name, "a card", n); return 0; }}
+        int cuDeviceGetAttribute(int *v, int which, int card) {{
+            *v = which == 75 ? {capability[0]} : which == 76 ? {capability[1]} : 0; return 0; }}
+        {rest}""")
+    return folder
+
+
+def with_nvcc(home: Path, release: str) -> str:
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "nvcc").write_text(f'#!/bin/sh\necho "Cuda compilation tools, release {release}, V{release}.1"\n')
+    (home / "bin" / "nvcc").chmod(0o755)
+    return str(home)
 
 
 def make(folder: Path, mindspore: Path) -> dict:

@@ -1,4 +1,4 @@
-"""A device that computes something else than the CPU, for test_check_device.py: device_check/computed.py, but at O1 the
+"""A device that computes something else than the CPU, for test_check_device.py: device_check/run_case.py, but at O1 the
 third stage is a fifth too large, and the process is killed before it trains."""
 
 import os
@@ -7,7 +7,7 @@ import sys
 
 from mindspore import nn
 
-from mindspore_coupalign.device_check import computed
+from mindspore_coupalign.device_check import run_case
 
 
 class TooLarge(nn.Cell):
@@ -23,7 +23,7 @@ def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wrong(model, precision, set_precision=computed.set_precision):
+def wrong(model, precision, set_precision=run_case.set_precision):
     set_precision(model, precision)
     names = [(parameter, parameter.name) for parameter in model.get_parameters()]
     model.encoder.backbone.outputs[2] = TooLarge(model.encoder.backbone.outputs[2])
@@ -33,5 +33,5 @@ def wrong(model, precision, set_precision=computed.set_precision):
 
 if __name__ == "__main__":
     if sys.argv[-1] != "O0":
-        computed.set_precision, computed.training = wrong, killed
-    computed.main(*sys.argv[1:])
+        run_case.set_precision, run_case.training = wrong, killed
+    run_case.main(*sys.argv[1:])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SENTENCES
 from numpy_layers import randomize
-from test_paper_configs import ROWS, reduced
+from paper_rows import ROWS, reduced
 from test_variants import VARIANTS
 from tiny_network import VOCABULARY, eager, pynative, tiny_batch, tiny_config, tiny_model
 

@@ -260,7 +260,7 @@ def test_names_that_are_none(call, unloaded, picture, tmp_path, capsys):
         options = {"--output": str(tmp_path / "out"), "--image": str(picture.path), "--text": SENTENCES[0]}
         options |= dict([arguments])
         assert main(["predict", "--model", "refshapes", *(part for pair in options.items() for part in pair)]) == 2
-        assert capsys.readouterr().err == f"error: {arguments[0]}: empty; give a name, or leave the option out\n"
+        assert capsys.readouterr().err == f"error: {arguments[0]}: is empty; give a value, or omit the option\n"
     (tmp_path / "out").write_text("")
     assert "a file, not a folder" in call([picture.path], SENTENCES)[2]
 

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import mindspore as ms
 import pytest
-from tiny_network import TINY, VOCABULARY, pynative, tiny_batch
+from paper_rows import ROWS, reduced
+from tiny_network import VOCABULARY, pynative, tiny_batch
 
 from mindspore_coupalign import build
-from mindspore_coupalign.config import Config, config_from_dict, config_to_dict, load_config
+from mindspore_coupalign.config import Config, load_config
 from mindspore_coupalign.training import setup
 from mindspore_coupalign.training.step import RESULTS
 
 ROOT = Path(__file__).resolve().parents[2]
-AS_TYPED = {"sentence_field": "raw", "overlap": "single"}
-FIRST_AUTHOR = {"image_size": 448, "max_tokens": 30, "window": 7, "drop_path": 0.1}
 CROSS_ENTROPY = {"dice": 0.0, "contrast": 0.0}
 LAVT = {"train": {"clip_norm": 0.0, "weight_decay_on": "lavt"}, "loss": CROSS_ENTROPY | {"class_weights": (0.9, 1.1)},
         "text": {"dropout": 0.0}}
@@ -23,24 +22,6 @@ FIRST = {"train": {"epochs": 50, "batch_size": 8, "lr": 1.5e-5, "schedule": "lin
                    "lr_decay_epochs": 40, "lr_decay_unit": "epoch", "weight_decay_on": "all", "clip_norm": 0.0}}
 RECIPES = {"paper/lavt_swin_b": LAVT, "paper/lavt_resnet_101": LAVT, "paper/first_author_coupalign_448": FIRST,
            "paper/first_author_lavt_448": FIRST | {"loss": CROSS_ENTROPY}}  # what tells them from LAVT's schedule
-RESNET = {"name": "resnet", "embed_dim": 256, "depths": (3, 4, 23, 3), "freeze_batch_norm": True, "window": None,
-          "drop_path": None}
-ROWS = {  # file -> what tells it from refcoco_swin_b.yaml
-    "refcoco_swin_b": {},
-    "paper/refcoco_resnet_101": RESNET,
-    "paper/refcoco_darknet_53": {"name": "darknet", "embed_dim": 128, "depths": (2, 8, 8, 4), "negative_slope": 0.1,
-                                 "freeze_batch_norm": True, "window": None, "drop_path": None, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
-    "paper/referit_swin_b": {"dataset": "refclef", "split_by": "berkeley"},
-    "paper/refcoco_plus_swin_b": {"dataset": "refcoco+"},
-    "paper/gref_umd_swin_b": {"dataset": "refcocog", "split_by": "umd"},
-    "paper/gref_google_swin_b": {"dataset": "refcocog", "split_by": "google"},
-    "paper/lavt_swin_b": {"method": "pixel_word", **AS_TYPED},
-    "paper/lavt_resnet_101": {"method": "pixel_word", **AS_TYPED, **RESNET},
-    "paper/first_author_coupalign_448": {**AS_TYPED, **FIRST_AUTHOR},
-    "paper/first_author_lavt_448": {"method": "pixel_word", **AS_TYPED, **FIRST_AUTHOR},
-    **{f"wpa/refcoco_swin_b_wpa_{stages}": {"wpa_stages": tuple(map(int, stages))}
-       for stages in ("1", "2", "3", "4", "12", "34")},
-}
 _STEPPED = {}  # reduced model -> whether it stepped: rows that differ in their data alone share one
 
 
@@ -53,21 +34,6 @@ def plain(config: Config) -> dict:
     swin = {"window": None, "drop_path": None}  # None: a CNN has none
     return found | swin | {key: value for key, value in vars(model.backbone).items()
                            if key in ("name", "embed_dim", "depths", "freeze_batch_norm", "negative_slope", *swin)}
-
-
-def reduced(config: Config) -> Config:
-    """As small as the tests' network; backbone, fusion and stages stay. CNNs without their file take batch norm."""
-    values = config_to_dict(config)
-    for section in ("data", "model", "loss", "train"):
-        values[section] |= {key: value for key, value in TINY[section].items() if not isinstance(value, dict)}
-    values["model"]["text"] |= TINY["model"]["text"]
-    for part in ("backbone", "fusion", "decoder"):
-        own = values["model"][part]
-        own |= {key: value for key, value in TINY["model"][part].items() if key in own}
-    values["model"]["backbone"]["depths"] = [1, 1, 1, 1]
-    if "freeze_batch_norm" in values["model"]["backbone"]:
-        values["model"]["backbone"]["freeze_batch_norm"] = False
-    return config_from_dict(values, "reduced")
 
 
 def test_there_is_a_configuration_for_every_row():

@@ -102,7 +102,7 @@ def test_a_python_that_is_taken_as_it_is_must_serve(tmp_path, metadata, said):
         assert said in done.stderr and f"-m pip install {name.replace('_', '-')}==" in done.stderr
     else:
         assert done.returncode == 0 and done.stdout.splitlines()[0] == sys.executable, done.stderr
-        assert done.stderr == "note: tqdm 4.0.0 is here, ==4.70.1 was tried\n"
+        assert done.stderr == "note: tqdm 4.0.0 is installed, tested: ==4.70.1\n"
         assert done.stdout.splitlines()[1].startswith(str(tmp_path / "cache"))
 
 

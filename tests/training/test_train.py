@@ -18,11 +18,12 @@ from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import load_config
+from mindspore_coupalign.config.paths import without_absolute_paths
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed import process
 from mindspore_coupalign.evaluation.evaluator import derange
-from mindspore_coupalign.portable import without_absolute_paths
+from mindspore_coupalign.training.launched import AHEAD
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.run_folder import load_state
 from mindspore_coupalign.training.schedule import learning_rate

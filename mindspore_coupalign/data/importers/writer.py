@@ -16,7 +16,7 @@ from mindspore_coupalign.data.folders import find_images, image_places
 from mindspore_coupalign.data.importers.job import Import, bounds
 from mindspore_coupalign.data.importers.records import Ref
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.outputs import make_folder
+from mindspore_coupalign.outputs import make_folder, removed_by_signals
 
 
 class Staging:
@@ -40,14 +40,15 @@ def staging(root: Path, dataset: str):
     make_folder(root)
     stage = Staging(root, dataset)
     _remove_leftovers(root, dataset)
-    stage.folder.mkdir(parents=True)
-    stage.pictures.mkdir()
-    with (stage.base / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # free again when this process ends, however it ends
-        try:
-            yield stage
-        finally:
-            shutil.rmtree(stage.base, ignore_errors=True)
+    with removed_by_signals(stage.base):
+        stage.folder.mkdir(parents=True)
+        stage.pictures.mkdir()
+        with (stage.base / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # free again when this process ends, however it ends
+            try:
+                yield stage
+            finally:
+                shutil.rmtree(stage.base, ignore_errors=True)
 
 
 def _remove_leftovers(root: Path, dataset: str):

@@ -1,27 +1,25 @@
-"""What a file that is passed on says of the machine that trained: nothing.
+"""Strip machine-specific paths from a configuration before a checkpoint or an exported graph is shared.
 
-``best.safetensors`` keeps paths that are relative and names of the hub, absolute ones are left out; ``evaluate`` and
-``show`` take them from config.yaml beside it, where training wrote them, or from the command line. A MINDIR's sidecar
-keeps none of them. ``last.safetensors`` keeps all: it is there to go on with.
+``best.safetensors`` keeps relative paths and names of the hub; absolute paths are removed, and ``evaluate`` and
+``show`` take them from config.yaml in the same folder, or from the command line. A MINDIR's sidecar keeps no path.
+``last.safetensors`` keeps all: training resumes from it.
 """
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from mindspore_coupalign.config import Config, config_to_dict, load_config
+from mindspore_coupalign.config.files import config_to_dict, load_config
+from mindspore_coupalign.config.sections import Config
 from mindspore_coupalign.errors import UserError
 
-if TYPE_CHECKING:  # its import takes MindSpore's seconds
-    from mindspore_coupalign.weights.checkpoint import Checkpoint
-
-PATHS = {"data": ("root", "images", "tokenizer", "cache"), "model": ("backbone_weights", "text_weights")}
+PATHS = {"data": ("root", "images", "tokenizer", "cache"), "model": ("image_weights", "text_weights")}
 PATHS_OF_SET = ("root", "images")  # of each entry of data.sets
 
 
 def without_absolute_paths(config: Config) -> Config:
-    """A copy whose absolute paths are empty, and data.cache; with data.images data.root is, so that nothing is looked
-    for elsewhere."""
+    """A copy whose absolute paths and data.cache are empty. Where data.images is emptied, data.root is, too: together
+    they name one place."""
     changed = {}
     for section, names in PATHS.items():
         values = getattr(config, section)
@@ -43,10 +41,10 @@ def without_paths(config: Config) -> dict:
     return values
 
 
-def with_data_paths(checkpoint: "Checkpoint") -> Config:
-    """The checkpoint's configuration; where it names no data folder, that of config.yaml beside it, if
-    that is of the same data set."""
-    config, beside = checkpoint.config, checkpoint.path.parent / "config.yaml"
+def with_data_paths(config: Config, checkpoint: Path) -> Config:
+    """A checkpoint's configuration; where it names no data folder, with that of config.yaml in the checkpoint's folder,
+    if both are of the same data set."""
+    beside = checkpoint.parent / "config.yaml"
     if config.data.root or not beside.is_file():
         return config
     try:
@@ -59,10 +57,10 @@ def with_data_paths(checkpoint: "Checkpoint") -> Config:
 
 
 def check_data_root(config: Config, source: str):
-    """Raises UserError where nothing has named the data folder."""
+    """Raises UserError where nothing names the data folder."""
     if not config.data.root:
         raise UserError(f"{source}: names no data folder (absolute paths of the machine that trained are "
-                        "left out); give data.root=FOLDER, and data.images=FOLDER where the images lie elsewhere")
+                        "removed); give data.root=FOLDER, and data.images=FOLDER where the images lie elsewhere")
 
 
 def _without(section, names):

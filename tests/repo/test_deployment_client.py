@@ -1,4 +1,4 @@
-"""The snippets of docs/python-api.md and docs/deployment.md, run as they stand there."""
+"""The client of docs/deployment.md, run as printed there."""
 
 import os
 import re
@@ -9,40 +9,21 @@ import pytest
 from conftest import ROOT, SENTENCES
 from PIL import Image
 
-import mindspore_coupalign as coupalign
 from mindspore_coupalign.inference import sidecar
 
-FENCE = re.compile(r"```python( client)?\n(.*?)```", re.S)
-
-
-def snippets(name: str) -> list[tuple[bool, str]]:
-    """(is it the client, code) of each."""
-    return [(bool(client), code) for client, code in FENCE.findall((ROOT / "docs" / name).read_text(encoding="utf-8"))]
-
-
-def test_the_python_api(make_model, picture, tmp_path, monkeypatch, capsys):
-    """In order, in one name space; the network behind load is a small one."""
-    model = make_model()
-    monkeypatch.setattr(coupalign, "load", lambda source: {"best.safetensors": model}[source], raising=False)
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(picture.rgb).save("photo.jpg")
-    names, codes = {}, snippets("python-api.md")
-    for _, code in codes:
-        exec(compile(code, "docs/python-api.md", "exec"), names)
-    assert len(codes) >= 4 and len(list((tmp_path / "out").iterdir())) == 2 and (tmp_path / "overlay.png").is_file()
-    assert "skipped: missing.jpg" in capsys.readouterr().out
+FENCE = re.compile(r"```python client\n(.*?)```", re.S)
 
 
 def client_of_the_page() -> dict:
     names = {}
-    code = next(code for client, code in snippets("deployment.md") if client)
+    code = FENCE.search((ROOT / "docs" / "deployment.md").read_text(encoding="utf-8"))[1]
     exec(compile(code, "docs/deployment.md", "exec"), names)
     return names
 
 
 @pytest.mark.parametrize("uint8, head", [(False, False), (True, True)])
 def test_the_client_prepares_and_reads_back_as_predict_does(make_model, picture, tmp_path, uint8, head):
-    """Pictures that shrink, grow, and do either by one side; sentences of any length; bit for bit."""
+    """Images that shrink, grow, or do either in one dimension; sentences of any length; bit for bit."""
     from tiny_network import tiny_config
 
     more = ("model.no_target=true", "eval.target_threshold=0.3", "eval.min_pixels=3") if head else ()
@@ -75,7 +56,7 @@ def test_the_client_prepares_and_reads_back_as_predict_does(make_model, picture,
 
 
 def test_the_client_with_mindspore(exported, picture, tmp_path, tiny_restored):
-    """The page's whole road, MINDIR and all."""
+    """From the exported MINDIR to the masks."""
     for file in exported[0].parent.iterdir():
         shutil.copy(file, tmp_path / file.name)
     client = client_of_the_page()["Client"](os.fspath(tmp_path / "model.mindir"))

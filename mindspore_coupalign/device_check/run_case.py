@@ -1,9 +1,9 @@
-"""What a network computes on one target in one precision, in a process of its own.
+"""Runs a network on one target in one precision, in a process of its own.
 
-    python -m mindspore_coupalign.device_check.computed FOLDER OUTPUT TARGET AMP
+    python -m mindspore_coupalign.device_check.run_case FOLDER OUTPUT TARGET AMP
 
-FOLDER has ``case.json`` (configuration, vocabulary); the first process writes the weights that the others read. OUTPUT
-gets ``PART.npz`` for forward, losses, gradients, weights and curve, each as soon as it is there, and ``facts.json``.
+FOLDER holds ``case.json`` (configuration, vocabulary); the first process writes the weights that the others read. To
+OUTPUT it writes ``PART.npz`` for forward, losses, gradients, weights and curve, one by one, and ``facts.json``.
 
 Shapes: image (B, 3, H, W); ids, word_mask (B, T) int32; mask (B, 1, H, W) 0/1.
 """
@@ -19,8 +19,8 @@ from mindspore import nn
 
 from mindspore_coupalign import build, runtime
 from mindspore_coupalign.config import Config, config_from_dict, with_overrides
-from mindspore_coupalign.device_check.compared import WEIGHTS
-from mindspore_coupalign.models import rng
+from mindspore_coupalign.device_check.compare import WEIGHTS
+from mindspore_coupalign.models import noise
 from mindspore_coupalign.models.coupalign import Outputs
 from mindspore_coupalign.models.precision import choose_precision, set_precision
 from mindspore_coupalign.training import setup
@@ -29,7 +29,7 @@ from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.step import RESULTS
 from mindspore_coupalign.weights.checkpoint import load_parameters
 
-SEED, SPREAD = 0, 0.02  # of what is added to the initial weights, so that no part begins at 0
+SEED, SPREAD = 0, 0.02  # of the noise added to the initial weights, so that no part begins at 0
 FROZEN = 0.5  # factor of batch norms' scales: with fixed statistics 23 residual blocks of random weights overflow
 OVERFLOWS = 24  # steps that the loss scale may take to come down
 TIMED = 3  # calls after the one that compiles
@@ -48,7 +48,7 @@ class Trace(nn.Cell):
 
 
 def batch_of(config: Config, vocabulary: int) -> tuple:
-    """Random pictures and words; sentences of different lengths, a rectangle as mask."""
+    """Random images and words; sentences of different lengths, a rectangle as mask."""
     random, size, tokens = np.random.default_rng(SEED), config.data.image_size, config.data.max_tokens
     samples = config.train.batch_size // config.train.accumulate
     image = random.standard_normal((samples, 3, size, size), np.float32)
@@ -62,7 +62,7 @@ def batch_of(config: Config, vocabulary: int) -> tuple:
 
 
 def weights_of(model, path: Path) -> dict:
-    """The initial weights, moved a little; written by the first process."""
+    """The initial weights with a little noise; the first process writes them."""
     if not path.exists():
         random = np.random.default_rng(SEED)
         arrays = {p.name: p.asnumpy() for p in model.get_parameters()}
@@ -82,12 +82,12 @@ def forward(model, batch: tuple) -> tuple[dict, float]:
     trace = Trace(model).set_train(False)
     inputs = [ms.Tensor(array) for array in batch[:3]]
     stages, words, outputs = trace(*inputs)
-    found = {f"stage {i + 1}": value for i, value in enumerate(stages)} | {"words": words}
+    tensors = {f"stage {i + 1}": value for i, value in enumerate(stages)} | {"words": words}
     for name, value in Outputs(*outputs)._asdict().items():
         many = value if isinstance(value, tuple) else (() if value is None else (value,))
-        found |= {f"{name} {i + 1}" if isinstance(value, tuple) else name: one for i, one in enumerate(many)}
-    logits = found.pop("logits")
-    arrays = {name: value.astype(ms.float32).asnumpy() for name, value in (found | {"logits": logits}).items()}
+        tensors |= {f"{name} {i + 1}" if isinstance(value, tuple) else name: one for i, one in enumerate(many)}
+    logits = tensors.pop("logits")
+    arrays = {name: value.astype(ms.float32).asnumpy() for name, value in (tensors | {"logits": logits}).items()}
     seconds = []
     for _ in range(TIMED):
         start = time.perf_counter()
@@ -97,7 +97,7 @@ def forward(model, batch: tuple) -> tuple[dict, float]:
 
 
 class Steps:
-    """Training steps over one batch, whose random numbers every target draws alike."""
+    """Training steps over one batch, with the same random numbers on every target."""
 
     def __init__(self, model, config: Config, target: str, batch: tuple):
         self.step = setup.build_train_step(model, config, target=target)
@@ -105,16 +105,16 @@ class Steps:
         self.taken = 0
 
     def take(self) -> dict:
-        """RESULTS of the next step; one that is not finite changes nothing and does not count."""
-        keys = rng.draw_keys(self.step.keys.size, SEED, 0, self.taken)
+        """RESULTS of the next step; a non-finite one changes nothing and does not count."""
+        keys = noise.draw_keys(self.step.keys.size, SEED, 0, self.taken)
         image, ids, word_mask, mask = map(ms.Tensor, self.batch)
-        found = self.step(image, ids, word_mask, mask, self.lr, keys).asnumpy()
-        results = dict(zip(RESULTS, found.tolist(), strict=True))
+        values = self.step(image, ids, word_mask, mask, self.lr, keys).asnumpy()
+        results = dict(zip(RESULTS, values.tolist(), strict=True))
         self.taken += results["finite"] > 0
         return results
 
     def first(self) -> tuple[dict, int]:
-        """(RESULTS of the first step that is finite, how many were not): a loss scale begins high."""
+        """(RESULTS of the first finite step, number of non-finite ones before): the loss scale begins high."""
         for overflows in range(OVERFLOWS):
             results = self.take()
             if results["finite"]:
@@ -123,8 +123,8 @@ class Steps:
 
 
 def training(model, config: Config, target: str, batch: tuple, start: dict, write) -> dict:
-    """Writes losses, gradients (as the optimizer's first moments have them) and changes of the weights of the first
-    step, then the losses of all; gives facts."""
+    """Write losses, gradients (the optimizer's first moments) and changes of the weights of the first step, then the
+    losses of all steps; returns facts."""
     steps = Steps(model, config, target, batch)
     results, overflows = steps.first()
     write("losses", {name: np.float32(results[name]) for name in (*LOSSES, "grad_norm")})

@@ -1,8 +1,8 @@
-"""How far the results of two processes (computed.py) lie apart, and how far they may. NumPy alone.
+"""Compares the results of two processes (run_case.py). Needs NumPy only.
 
-An error is the largest difference of a tensor over its largest value. In half precision single values of a gradient say
-little: there, gradients and changes of weights are measured as one vector each, by its norm, and each gradient by its
-own, more coarsely: one that is missing or has the wrong sign has an error of 1 or more.
+An error is a tensor's largest difference over its largest value. In half precision single values of a gradient are
+unreliable: all gradients, and all changes of weights, are measured as one vector by its norm, and each gradient by its
+own norm with a wider bound; a gradient that is missing or has the wrong sign has an error of 1 or more.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-WEIGHTS = "weights.npz"  # that all processes start from
+WEIGHTS = "weights.npz"  # initial weights of all processes
 # Largest errors, in float32 and in half precision. Two sets of a CPU's float32 kernels differ by up to 1.5e-3 in a
 # gradient of the full recipe; a CPU's own half precision stays below half of the latter
 BOUNDS = {"forward": (1e-3, 3e-2), "losses": (1e-3, 3e-2), "gradients": (5e-3, 0.2), "weights": (1e-3, 0.2),
           "curve": (1e-2, 5e-2)}
 EACH = 0.5  # of a single gradient's norm in half precision
-# A gradient below this share of the largest is measured by that share: those that are 0 by their formula, as of what
-# adds the same to all scores of a softmax, are rounding alone
+# A gradient below this share of the largest is measured by that share: some gradients are 0 by their formula, as of
+# what adds the same to all scores of a softmax, and only rounding is left
 NEGLIGIBLE = 1e-5
 # Adam moves a weight by the sign of its gradient: only gradients above this share of their tensor's largest count
 CLEAR = 0.1
@@ -27,8 +27,8 @@ EPS = float(np.finfo(np.float32).eps)
 
 class Row(NamedTuple):
     part: str
-    where: str  # the first tensor, loss or step that is beyond the bound, else the one with the largest error
-    error: float  # its
+    where: str  # the first tensor, loss or step beyond the bound, else the one with the largest error
+    error: float  # of that one
     bound: float
 
     @property
@@ -36,17 +36,17 @@ class Row(NamedTuple):
         return bool(self.error <= self.bound)  # NaN is not
 
 
-def compare(folder: Path, found: Path, reference: Path, half: bool) -> list[Row]:
-    """A row for each part that ``found`` has computed, in the order of computation.
+def compare(folder: Path, computed: Path, reference: Path, half: bool) -> list[Row]:
+    """A row for each part that ``computed`` has, in the order of computation.
 
     Args:
-        folder: with the weights that both started from.
+        folder: with the initial weights of both.
     """
     rows = []
     for part, bounds in BOUNDS.items():
-        if not (found / f"{part}.npz").exists():
+        if not (computed / f"{part}.npz").exists():
             break
-        with np.load(found / f"{part}.npz") as ours, np.load(reference / f"{part}.npz") as theirs:
+        with np.load(computed / f"{part}.npz") as ours, np.load(reference / f"{part}.npz") as theirs:
             counted = {name: (ours[name].astype(np.float64), theirs[name].astype(np.float64)) for name in theirs}
         if part == "weights":
             counted = _clear(counted, folder / WEIGHTS, reference / "gradients.npz")
@@ -89,9 +89,9 @@ def _of_all(counted: dict) -> float:
 
 
 def _clear(counted: dict, weights: Path, gradients: Path) -> dict:
-    """The changes of those weights whose gradient says clearly where to; without the rounding of the weight itself."""
+    """The changes of the weights whose gradient has a clear sign, without the rounding of the weight itself."""
     with np.load(weights) as start, np.load(gradients) as by_name:
-        largest, found = max(_size(by_name[name]) for name in counted), {}
+        largest, clear_changes = max(_size(by_name[name]) for name in counted), {}
         for name, (ours, theirs) in counted.items():
             gradient = np.abs(by_name[name])
             clear = (gradient >= CLEAR * _size(gradient)) & (gradient >= NEGLIGIBLE * largest)
@@ -99,5 +99,5 @@ def _clear(counted: dict, weights: Path, gradients: Path) -> dict:
             difference = ours[clear] - theirs[clear]
             beyond = np.sign(difference) * np.maximum(np.abs(difference) - rounding, 0)
             if clear.any():
-                found[name] = theirs[clear] + beyond, theirs[clear]
-    return found
+                clear_changes[name] = theirs[clear] + beyond, theirs[clear]
+    return clear_changes
