@@ -3,6 +3,8 @@
 Inputs are Values where the primitive takes tensors, and Python numbers and tuples where it takes settings.
 """
 
+import operator
+
 import numpy as np
 from onnx import helper
 
@@ -10,34 +12,54 @@ from mindspore_coupalign.inference.onnx.graph import BATCH, Graph, Value
 
 # One node of the same inputs
 SAME = {
-    "Abs": "Abs", "AbsExt": "Abs", "Ceil": "Ceil", "Cos": "Cos", "Erf": "Erf", "Exp": "Exp", "Floor": "Floor",
-    "HSigmoid": "HardSigmoid", "HSwish": "HardSwish", "Log": "Log", "LogicalAnd": "And", "LogicalNot": "Not",
-    "LogicalOr": "Or", "Neg": "Neg", "ReLU": "Relu", "Reciprocal": "Reciprocal", "Round": "Round",
-    "Sigmoid": "Sigmoid", "Sign": "Sign", "Sin": "Sin", "Softplus": "Softplus", "SoftplusExt": "Softplus",
-    "Sqrt": "Sqrt", "Tanh": "Tanh", "Mish": "Mish",
+    "Abs": "Abs", "AbsExt": "Abs", "Atan": "Atan", "Ceil": "Ceil", "Cos": "Cos", "Erf": "Erf", "Exp": "Exp",
+    "Floor": "Floor", "HSwish": "HardSwish", "Log": "Log", "LogicalAnd": "And", "LogicalNot": "Not",
+    "LogicalOr": "Or", "Mish": "Mish", "Neg": "Neg", "ReLU": "Relu", "Reciprocal": "Reciprocal", "Round": "Round",
+    "SeLU": "Selu", "Sigmoid": "Sigmoid", "Sign": "Sign", "Sin": "Sin", "Softplus": "Softplus",
+    "SoftplusExt": "Softplus", "Sqrt": "Sqrt", "Tanh": "Tanh",
 }
 # Two operands, each a tensor or a number
 BINARY = {
     "Add": "Add", "Adds": "Add", "Sub": "Sub", "Subs": "Sub", "Mul": "Mul", "Muls": "Mul", "Div": "Div", "Divs": "Div",
     "RealDiv": "Div", "Pow": "Pow", "PowTensorScalar": "Pow", "PowScalarTensor": "Pow", "Maximum": "Max",
-    "Minimum": "Min", "Equal": "Equal", "EqualScalar": "Equal", "Less": "Less", "LessScalar": "Less",
+    "Minimum": "Min", "Equal": "Equal", "EqScalar": "Equal", "Less": "Less", "LessScalar": "Less",
     "LessEqual": "LessOrEqual", "LessEqualScalar": "LessOrEqual", "Greater": "Greater", "GreaterScalar": "Greater",
     "GreaterEqual": "GreaterOrEqual", "GreaterEqualScalar": "GreaterOrEqual",
 }
 REDUCTIONS = {
     "ReduceMean": "ReduceMean", "MeanExt": "ReduceMean", "ReduceSum": "ReduceSum", "SumExt": "ReduceSum",
-    "ReduceMax": "ReduceMax", "Max": "ReduceMax", "ReduceMin": "ReduceMin", "Min": "ReduceMin",
-    "ReduceProd": "ReduceProd", "AMax": "ReduceMax", "Amax": "ReduceMax", "AMin": "ReduceMin", "Amin": "ReduceMin",
+    "ReduceMax": "ReduceMax", "Max": "ReduceMax", "AMax": "ReduceMax", "ReduceMin": "ReduceMin", "Min": "ReduceMin",
+    "AMin": "ReduceMin", "ReduceProd": "ReduceProd", "ProdExt": "ReduceProd", "LogSumExp": "ReduceLogSumExp",
 }
+# Of sizes and flags, which are known here
 SCALARS = {
-    "ScalarAdd": lambda x, y: x + y, "ScalarSub": lambda x, y: x - y, "ScalarMul": lambda x, y: x * y,
-    "ScalarFloorDiv": lambda x, y: x // y, "ScalarDiv": lambda x, y: x / y, "ScalarMod": lambda x, y: x % y,
-    "ScalarCast": lambda x, _: x, "ScalarUsub": lambda x: -x,
+    "ScalarAdd": operator.add, "ScalarSub": operator.sub, "ScalarMul": operator.mul, "ScalarDiv": operator.truediv,
+    "ScalarFloorDiv": operator.floordiv, "ScalarMod": operator.mod, "ScalarUsub": operator.neg, "ScalarEq": operator.eq,
+    "ScalarNe": operator.ne, "ScalarLt": operator.lt, "ScalarLe": operator.le, "ScalarGt": operator.gt,
+    "ScalarGe": operator.ge, "ScalarBool": bool, "ScalarCast": lambda x, *_: x, "BoolNot": operator.not_,
+    "bool_not": operator.not_, "bool_and": lambda x, y: x and y, "bool_or": lambda x, y: x or y,
+    "is_": lambda x, y: type(x) is type(y) and x == y, "is_not": lambda x, y: type(x) is not type(y) or x != y,
+    "InSequence": lambda x, xs: x in xs, "NotInSequence": lambda x, xs: x not in xs, "tuple_equal": operator.eq,
+    "sequence_len": len, "SequenceSlice": lambda xs, start, stop, step: xs[start:stop:step],
+    "SequenceAdd": operator.add, "Switch": lambda condition, x, y: x if condition else y,
 }
 
 
 class Unsupported(Exception):
     """A primitive, or a setting of it, that has no translation; the text says which."""
+
+
+def same(kind: str):
+    return lambda graph, _, *inputs: graph.node(kind, *inputs)
+
+
+def scalar(function):
+    def translate(_, __, *inputs):
+        first = [v.array.item() if isinstance(v, Value) and v.array is not None else v for v in inputs]
+        if any(isinstance(v, Value) for v in first[:1]):
+            raise Unsupported("a condition or size that depends on the input's values")
+        return function(*first)
+    return translate
 
 
 def integers(value) -> tuple:
@@ -52,14 +74,16 @@ def integers(value) -> tuple:
 
 
 def number(graph: Graph, value, like: Value) -> Value:
-    if isinstance(value, Value):
+    """A number, or a constant of another type, as a constant of the type of ``like``."""
+    if isinstance(value, Value) and (value.array is None or value.dtype == like.dtype):
         return value
-    return graph.constant(np.asarray(value, helper.tensor_dtype_to_np_dtype(like.dtype)))
+    array = value.array if isinstance(value, Value) else np.asarray(value)
+    return graph.constant(array.astype(helper.tensor_dtype_to_np_dtype(like.dtype)))
 
 
 def binary(kind: str):
     def translate(graph, _, x, y):
-        like = x if isinstance(x, Value) else y
+        like = x if isinstance(x, Value) and x.array is None or not isinstance(y, Value) else y
         x, y = number(graph, x, like), number(graph, y, like)
         if kind == "Mul":
             for a, b in ((x, y), (y, x)):
@@ -79,10 +103,8 @@ def _linear_without_bias(x: Value) -> bool:
 
 def reduction(kind: str):
     def translate(graph, p, x, axes=None, keep=False, *_):
-        axes = integers(axes)
-        result = graph.node(kind, x, *([np.array(axes, np.int64)] if axes else []),
-                            keepdims=int(bool(p.get("keep_dims", keep))))
-        return result
+        axes = [np.array(integers(axes), np.int64)] if integers(axes) else []
+        return graph.node(kind, x, *axes, keepdims=int(bool(p.get("keep_dims", keep))))
     return translate
 
 
@@ -117,24 +139,9 @@ def bias_add(graph, _, x, bias, *__):
 
 
 def conv2d(graph, p, x, weight, *_):
-    if p.get("format") not in (None, "NCHW"):
-        raise Unsupported(f"its format {p['format']}")
-    return _convolution(graph, x, weight, None, p["stride"][-2:], p["pad_mode"], p["pad"], p["dilation"][-2:],
-                        p["group"])
-
-
-def conv2d_ext(graph, _, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    mode = padding if isinstance(padding, str) else "pad"
-    pair = lambda v: tuple(integers(v)) * (2 if np.size(v) == 1 else 1)  # noqa: E731
-    top, left = (0, 0) if isinstance(padding, str) else pair(padding)
-    return _convolution(graph, x, weight, bias, pair(stride), mode, (top, top, left, left), pair(dilation), groups)
-
-
-def _convolution(graph, x, weight, bias, stride, mode, pad, dilation, groups):
-    kernel = weight.shape[2:]
-    inputs = [x, weight] if bias is None else [x, weight, bias]
-    return graph.node("Conv", *inputs, kernel_shape=kernel, strides=stride, dilations=dilation, group=groups,
-                      pads=_pads(mode, pad, x, kernel, stride, dilation))
+    kernel, stride, dilation = weight.shape[2:], p["stride"][-2:], p["dilation"][-2:]
+    return graph.node("Conv", x, weight, kernel_shape=kernel, strides=stride, dilations=dilation, group=p["group"],
+                      pads=_pads(p["pad_mode"], p["pad"], x, kernel, stride, dilation))
 
 
 def _pads(mode, pad, x, kernel, stride, dilation=(1, 1)) -> list[int]:
@@ -151,8 +158,7 @@ def _pads(mode, pad, x, kernel, stride, dilation=(1, 1)) -> list[int]:
 
 def pool(kind: str, **attributes):
     def translate(graph, p, x, *settings):
-        names = ("kernel_size", "strides", "pad_mode")
-        p = p | dict(zip(names, settings, strict=False))
+        p = p | dict(zip(("kernel_size", "strides", "pad_mode"), settings, strict=False))
         kernel, stride = p["kernel_size"][-2:], p["strides"][-2:]
         return graph.node(kind, x, kernel_shape=kernel, strides=stride,
                           pads=_pads(p["pad_mode"], None, x, kernel, stride), **attributes)
@@ -160,20 +166,47 @@ def pool(kind: str, **attributes):
 
 
 def max_pool_3d(graph, p, x):
-    pads, dims = p["pads"], len(p["ksize"])
-    flat = x.made_by("Unsqueeze") and p["ksize"][0] == 1 and x.shape[2] == 1  # the form that nn.MaxPool2d takes
-    first = 1 if flat else 0
-    source = x.made.inputs[0] if flat else x
-    y = graph.node("MaxPool", source, kernel_shape=p["ksize"][first:], strides=p["strides"][first:],
-                   pads=[*pads[first:], *pads[first:]], dilations=p["dilation"][first:dims],
-                   ceil_mode=int(p["ceil_mode"]))
-    return (graph.node("Unsqueeze", y, np.array([2])) if flat else y), None
+    return _flat_pool(graph, "MaxPool", x, p["ksize"], p["strides"], p["pads"], dilations=p["dilation"][1:],
+                      ceil_mode=int(p["ceil_mode"])), None
 
 
-def adaptive_mean(graph, p, x, size=None):
-    if integers(p.get("output_size", size))[-2:] != (1, 1):
-        raise Unsupported("an output size other than 1")
-    return graph.node("ReduceMean", x, np.array([2, 3]), keepdims=1)
+def average_pool_3d(graph, p, x):
+    if p["divisor_override"]:
+        raise Unsupported("a divisor of its own")
+    pads = p["pad_list"]
+    if pads[::2] != pads[1::2]:
+        raise Unsupported("uneven padding")
+    return _flat_pool(graph, "AveragePool", x, p["kernel_size"][-3:], p["strides"][-3:], pads[::2],
+                      count_include_pad=int(p["count_include_pad"]), ceil_mode=int(p["ceil_mode"]))
+
+
+def _flat_pool(graph, kind, x, kernel, stride, pads, **attributes):
+    """The form of pool that nn.MaxPool2d and nn.AvgPool2d take where they pad: (B, C, 1, H, W)."""
+    if kernel[0] != 1 or x.shape[2] != 1:
+        raise Unsupported("three dimensions")
+    y = graph.node(kind, graph.reshape(x, (*x.shape[:2], *x.shape[3:])), kernel_shape=kernel[1:], strides=stride[1:],
+                   pads=[*pads[1:], *pads[1:]], **attributes)
+    return graph.node("Unsqueeze", y, np.array([2]))
+
+
+def adaptive(kind: str, whole: str):
+    """To an output size that divides the input's."""
+    def translate(graph, p, x, size=None):
+        size = integers(p.get("output_size", size))
+        size = size * (3 - len(size)) if len(size) < 3 else size[-2:]
+        if size == (1, 1):
+            return graph.node(whole, x, np.array([2, 3]), keepdims=1)
+        if any(side % part for side, part in zip(x.shape[2:], size, strict=True)):
+            raise Unsupported("an output size that does not divide the input's")
+        kernel = [side // part for side, part in zip(x.shape[2:], size, strict=True)]
+        return graph.node(kind, x, kernel_shape=kernel, strides=kernel)
+    return translate
+
+
+def transposed_convolution(graph, p, x, weight, _):
+    top, bottom, left, right = p["pad_list"]
+    return graph.node("ConvTranspose", x, weight, kernel_shape=p["kernel_size"], strides=p["stride"][-2:],
+                      dilations=p["dilation"][-2:], group=p["group"], pads=[top, left, bottom, right])
 
 
 def batch_norm(graph, p, x, gamma, beta, mean, variance, training=False, eps=1e-5, *_):
@@ -185,12 +218,6 @@ def batch_norm(graph, p, x, gamma, beta, mean, variance, training=False, eps=1e-
 
 def layer_norm(graph, _, x, gamma, beta, axis=-1, __=-1, eps=1e-5):
     return graph.node("LayerNormalization", x, gamma, beta, axis=axis, epsilon=float(eps)), None, None
-
-
-def layer_norm_ext(graph, _, x, shape, gamma=None, beta=None, eps=1e-5):
-    shape = integers(shape)
-    gamma = np.ones(shape, np.float32) if gamma is None else gamma
-    return layer_norm(graph, _, x, gamma, beta, -len(shape), 0, eps)
 
 
 def group_norm(graph, _, x, groups, gamma=None, beta=None, eps=1e-5):
@@ -224,27 +251,14 @@ def clamp(graph, _, x, low=None, high=None):
 
 
 def resize(mode: str):
-    def translate(graph, p, x, size, align_corners=False, half_pixel=False, *_):
+    def translate(graph, p, x, size, align_corners=False, half_pixel=False):
         size = integers(p.get("size", size))
-        if not size:
-            raise Unsupported("a scale instead of a size")
         if size == x.shape[2:]:
             return x
-        align_corners = p.get("align_corners", align_corners)
-        half_pixel = p.get("half_pixel_centers", half_pixel)
-        how = "align_corners" if align_corners else "half_pixel" if half_pixel or mode == "cubic" else "asymmetric"
-        more = {"nearest_mode": "floor"} if mode == "nearest" else {}
+        how = "align_corners" if p.get("align_corners", align_corners) else \
+            "half_pixel" if p.get("half_pixel_centers", half_pixel) else "asymmetric"
         return graph.node("Resize", x, None, None, np.array(size, np.int64), mode=mode, axes=[2, 3],
-                          coordinate_transformation_mode=how, **more)
-    return translate
-
-
-def resize_ext(mode: str):
-    """The Upsample primitives: an output size, or scales."""
-    def translate(graph, p, x, size=None, scales=None, align_corners=False, *_):
-        if size is None and scales is not None:
-            size = [int(side * float(s)) for side, s in zip(x.shape[2:], np.ravel(scales), strict=True)]
-        return resize(mode)(graph, p, x, size, align_corners, mode == "linear" and not align_corners)
+                          coordinate_transformation_mode=how, nearest_mode="floor")
     return translate
 
 
@@ -257,23 +271,22 @@ def stack(graph, p, values, axis=0):
     return graph.node("Concat", *(graph.node("Unsqueeze", v, np.array([axis])) for v in values), axis=axis)
 
 
+def _split(graph, x, axis, *sizes, **attributes):
+    parts = attributes.get("num_outputs") or len(sizes[0])
+    values = graph.node("Split", x, *sizes, outputs=parts, axis=axis, **attributes)
+    return values if isinstance(values, tuple) else (values,)
+
+
 def split(graph, p, x, axis=0, parts=1):
-    return _split(graph, x, axis=p.get("axis", axis), num_outputs=p.get("output_num", parts))
+    return _split(graph, x, p.get("axis", axis), num_outputs=p.get("output_num", parts))
 
 
-def split_tensor(graph, _, x, length, axis=0):
-    return _split(graph, x, axis=axis, num_outputs=-(-x.shape[axis] // length))
+def split_tensor(graph, _, x, length, axis=0, *__):
+    return _split(graph, x, axis, num_outputs=-(-x.shape[axis] // length))
 
 
-def split_sizes(graph, _, x, sizes, axis=0):
-    sizes = integers(sizes)
-    values = graph.node("Split", x, np.array(sizes, np.int64), outputs=len(sizes), axis=axis)
-    return values if isinstance(values, tuple) else (values,)
-
-
-def _split(graph, x, axis, num_outputs):
-    values = graph.node("Split", x, outputs=num_outputs, axis=axis, num_outputs=num_outputs)
-    return values if isinstance(values, tuple) else (values,)
+def split_sizes(graph, _, x, sizes, axis=0, *__):
+    return _split(graph, x, axis, np.array(integers(sizes), np.int64))
 
 
 def gather(graph, _, x, index, axis=0, batch_dims=0):
@@ -383,16 +396,15 @@ def masked_fill(graph, _, x, mask, value):
 
 
 def arg(kind: str):
-    def translate(graph, p, x, axis=-1, keep=False, *_):
-        return graph.node(kind, x, axis=p.get("axis", axis), keepdims=int(bool(keep)))
-    return translate
+    return lambda graph, p, x, axis=-1, *_: graph.node(kind, x, axis=integers(p.get("axis", axis))[0], keepdims=0)
 
 
-def with_value(kind: str, where: str):
+def with_index(kind: str, where: str):
+    """The value and its place; MindSpore's older primitives have them the other way round."""
     def translate(graph, p, x, axis=0, keep=False, *_):
         axis, keep = p.get("axis", axis), int(bool(p.get("keep_dims", keep)))
-        return (graph.node(where, x, axis=axis, keepdims=keep),
-                graph.node(kind, x, np.array([axis], np.int64), keepdims=keep))
+        return (graph.node(kind, x, np.array([axis], np.int64), keepdims=keep),
+                graph.node(where, x, axis=axis, keepdims=keep))
     return translate
 
 
@@ -400,29 +412,49 @@ def top_k(graph, _, x, k, *__):
     return graph.node("TopK", x, np.array(integers(k)[:1], np.int64), outputs=2)
 
 
-def pad(graph, p, x, paddings, *_):
-    paddings = p.get("paddings", paddings)
-    before, after = zip(*paddings, strict=True)
+def pad(graph, p, x):
+    before, after = zip(*p["paddings"], strict=True)
     return graph.node("Pad", x, np.array([*before, *after], np.int64))
 
 
-def pad_last(mode: str):
+def pad_last(graph, p, x, paddings, value=None):
     """The paddings of the last axes first, as PyTorch gives them."""
-    def translate(graph, _, x, paddings, value=0.0):
-        paddings, rest = integers(paddings), len(x.shape) - len(integers(paddings)) // 2
-        before, after = paddings[::2][::-1], paddings[1::2][::-1]
-        amounts = np.array([*[0] * rest, *before, *[0] * rest, *after], np.int64)
-        return graph.node("Pad", x, amounts, number(graph, value or 0.0, x), mode=mode)
-    return translate
+    paddings = integers(paddings)
+    rest = [0] * (len(x.shape) - len(paddings) // 2)
+    amounts = np.array([*rest, *paddings[::2][::-1], *rest, *paddings[1::2][::-1]], np.int64)
+    mode = {"replicate": "edge", "circular": "wrap"}.get(p.get("mode"), p.get("mode", "constant"))
+    return graph.node("Pad", x, amounts, number(graph, 0 if value is None else value, x), mode=mode)
+
+
+def l2_normalize(graph, p, x):
+    squares = graph.node("ReduceSum", graph.node("Mul", x, x), np.array(integers(p["axis"])), keepdims=1)
+    return graph.node("Div", x, graph.node("Sqrt", graph.node("Max", squares, np.float32(p["epsilon"]))))
+
+
+def norm(graph, p, x):
+    if p["p"] not in (1, 2):
+        raise Unsupported(f"p = {p['p']}")
+    return graph.node(f"ReduceL{p['p']}", x, np.array(integers(p["axis"])), keepdims=int(p["keep_dims"]))
+
+
+def remainder(graph, _, x, y):
+    """Of floor division."""
+    return graph.node("Sub", x, binary("Mul")(graph, _, graph.node("Floor", binary("Div")(graph, _, x, y)), y))
+
+
+def reverse(graph, p, x, axes=()):
+    axes = integers(p.get("axis", axes))
+    ends = [np.full(len(axes), end, np.int64) for end in (-1, np.iinfo(np.int64).min, -1)]
+    return graph.node("Slice", x, *ends[:2], np.array(axes), ends[2])
 
 
 PRIMITIVES = {
-    **{name: (lambda kind: lambda graph, _, *xs: graph.node(kind, *xs))(kind) for name, kind in SAME.items()},
+    **{name: same(kind) for name, kind in SAME.items()},
     **{name: binary(kind) for name, kind in BINARY.items()},
     **{name: reduction(kind) for name, kind in REDUCTIONS.items()},
-    **{name: (lambda of: lambda _, __, *xs: of(*xs))(of) for name, of in SCALARS.items()},
+    **{name: scalar(function) for name, function in SCALARS.items()},
     # what MindSpore's graph needs and ONNX's does not
-    **dict.fromkeys(("Load", "Depend", "Identity", "StopGradient", "TupleToTensor", "Contiguous"),
+    **dict.fromkeys(("Load", "Depend", "Identity", "StopGradient", "Contiguous", "TensorMove"),
                     lambda _, __, x, *___: x),
     "UpdateState": lambda *_: None,
     "MakeTuple": lambda _, __, *xs: xs, "MakeList": lambda _, __, *xs: xs,
@@ -431,30 +463,30 @@ PRIMITIVES = {
     "Shape": lambda _, __, x: x.shape, "TensorShape": lambda _, __, x: x.shape,
     # products and normalisations
     "MatMul": matmul, "BatchMatMul": matmul, "MatMulExt": matmul, "BatchMatMulExt": matmul, "Dense": dense,
-    "BiasAdd": bias_add, "Conv2D": conv2d, "Conv2DExt": conv2d_ext, "Conv2DPadding": conv2d_ext,
-    "BatchNorm": batch_norm, "LayerNorm": layer_norm, "LayerNormExt": layer_norm_ext, "GroupNorm": group_norm,
+    "BiasAdd": bias_add, "Conv2D": conv2d,
+    "BatchNorm": batch_norm, "LayerNorm": layer_norm, "GroupNorm": group_norm,
     "Softmax": softmax("Softmax"), "LogSoftmax": softmax("LogSoftmax"), "LogSoftmaxExt": softmax("LogSoftmax"),
     # activations
     "GeLU": gelu, "GeluExt": lambda graph, _, x, how="none": gelu(graph, _, x, how),
-    "FastGeLU": lambda graph, _, x: graph.node("Mul", x, graph.node("Sigmoid", graph.node(
-        "Mul", x, np.float32(1.702)))),
     "SiLU": lambda graph, _, x, *__: graph.node("Mul", x, graph.node("Sigmoid", x)),
     "LeakyReLU": lambda graph, p, x, slope=0.01: graph.node("LeakyRelu", x, alpha=float(p.get("alpha", slope))),
-    "LeakyReLUExt": lambda graph, _, x, slope=0.01: graph.node("LeakyRelu", x, alpha=float(slope)),
     "Elu": lambda graph, _, x, alpha=1.0: graph.node("Elu", x, alpha=float(alpha)),
-    "EluExt": lambda graph, _, x, alpha=1.0: graph.node("Elu", x, alpha=float(alpha)),
     "PReLU": lambda graph, _, x, w: graph.node("PRelu", x, graph.reshape(w, (-1, *[1] * (len(x.shape) - 2)))),
+    "HSigmoid": lambda graph, _, x: graph.node("HardSigmoid", x, alpha=1 / 6, beta=0.5),
     "ReLU6": lambda graph, _, x: clamp(graph, _, x, 0.0, 6.0),
     "ClampScalar": clamp, "ClampTensor": clamp,
     # arithmetic of more than one node
     "Square": lambda graph, _, x: graph.node("Mul", x, x),
     "Rsqrt": lambda graph, _, x: graph.node("Reciprocal", graph.node("Sqrt", x)),
-    "Expm1": lambda graph, _, x: graph.node("Sub", graph.node("Exp", x), np.float32(1)),
     "Log1p": lambda graph, _, x: graph.node("Log", graph.node("Add", x, np.float32(1))),
-    "AddExt": lambda graph, _, x, y, a=1: graph.node("Add", x, binary("Mul")(graph, _, y, a)),
-    "SubExt": lambda graph, _, x, y, a=1: graph.node("Sub", x, binary("Mul")(graph, _, y, a)),
+    "FloorDiv": lambda graph, _, x, y: graph.node("Floor", binary("Div")(graph, _, x, y)),
+    **dict.fromkeys(("FloorMod", "RemainderTensorScalar", "RemainderTensorTensor"), remainder),
+    "Lerp": lambda graph, _, x, y, w: graph.node("Add", x, binary("Mul")(graph, _, graph.node("Sub", y, x), w)),
+    "Addcmul": lambda graph, _, x, y, z, w: graph.node("Add", x, binary("Mul")(graph, _, graph.node("Mul", y, z), w)),
+    "L2Normalize": l2_normalize, "LpNorm": norm,
     "AddN": lambda graph, _, xs: graph.node("Sum", *xs),
     "NotEqual": lambda graph, _, x, y: graph.node("Not", binary("Equal")(graph, _, x, y)),
+    "NeScalar": lambda graph, _, x, y: graph.node("Not", binary("Equal")(graph, _, x, y)),
     "Cast": lambda graph, p, x, *_: x if p["dtype"] == x.dtype else graph.node("Cast", x, to=p["dtype"]),
     "CumSum": lambda graph, _, x, axis, *__: graph.node("CumSum", x, np.array(integers(axis)[0], np.int64)),
     "CumsumExt": lambda graph, _, x, axis, *__: graph.node("CumSum", x, np.array(integers(axis)[0], np.int64)),
@@ -465,27 +497,32 @@ PRIMITIVES = {
     "TransposeView": lambda graph, _, x, order: graph.transpose(x, integers(order)),
     "Flatten": flatten, "FlattenExt": lambda graph, _, x, start=0, end=-1: flatten(graph, _, x, start, end),
     "ExpandDims": expand_dims, "Squeeze": squeeze,
-    "Concat": concat, "Stack": stack, "StackExt": stack, "Split": split, "SplitTensor": split_tensor,
+    "Concat": concat, "Stack": stack, "Split": split, "SplitTensor": split_tensor, "SplitTensorView": split_tensor,
     "SplitWithSize": split_sizes,
     "Unstack": lambda graph, p, x, axis=0: tuple(
         select_at(graph, p, x, p.get("axis", axis), i) for i in range(x.shape[p.get("axis", axis)])),
     "Gather": gather, "SelectExtView": select_at, "SelectExt": select_at,
-    "GatherD": lambda graph, _, x, axis, index: graph.node("GatherElements", x, index, axis=integers(axis)[0]),
     "StridedSlice": strided_slice, "Slice": slice_, "SliceExt": slice_ext, "Narrow": lambda graph, _, x, axis, at, n:
     slice_ext(graph, _, x, axis, at, at + n, 1),
     "Tile": tile, "BroadcastTo": broadcast_to,
     "Zeros": filled(0), "Ones": filled(1), "ZerosLike": filled_like(0), "OnesLike": filled_like(1),
     "ZerosLikeExt": filled_like(0), "OnesLikeExt": filled_like(1), "FillV2": full, "FillScalar": full,
-    "Pad": pad, "PadV3": pad_last("constant"), "ConstantPadND": pad_last("constant"),
+    "Pad": pad, "PadV3": pad_last, "ConstantPadND": pad_last, "ReverseV2": reverse,
+    "Tril": lambda graph, p, x: graph.node("Trilu", x, np.array(p["diagonal"]), upper=0),
+    "Triu": lambda graph, p, x: graph.node("Trilu", x, np.array(p["diagonal"]), upper=1),
     # choices
     "Select": select, "MaskedFill": masked_fill, "MaskedFillScalar": masked_fill,
-    "Argmax": arg("ArgMax"), "ArgMaxExt": arg("ArgMax"), "Argmin": arg("ArgMin"),
-    "ArgMaxWithValue": with_value("ReduceMax", "ArgMax"), "ArgMinWithValue": with_value("ReduceMin", "ArgMin"),
+    "Argmax": arg("ArgMax"), "Argmin": arg("ArgMin"),
+    "MaxDim": with_index("ReduceMax", "ArgMax"), "MinDim": with_index("ReduceMin", "ArgMin"),
+    "ArgMaxWithValue": lambda *inputs: with_index("ReduceMax", "ArgMax")(*inputs)[::-1],
+    "ArgMinWithValue": lambda *inputs: with_index("ReduceMin", "ArgMin")(*inputs)[::-1],
     "TopK": top_k, "TopkExt": top_k,
     # maps
     "MaxPool": pool("MaxPool"), "AvgPool": pool("AveragePool", count_include_pad=0),
-    "MaxPool3DWithArgmax": max_pool_3d, "AdaptiveAvgPool2D": adaptive_mean, "AdaptiveAvgPool2DExt": adaptive_mean,
+    "MaxPool3DWithArgmax": max_pool_3d, "AvgPool3D": average_pool_3d, "Conv2DTranspose": transposed_convolution,
+    "AdaptiveAvgPool2D": adaptive("AveragePool", "ReduceMean"),
+    "AdaptiveAvgPool2DExt": adaptive("AveragePool", "ReduceMean"),
+    "AdaptiveMaxPool2D": lambda graph, p, x, size=None: (adaptive("MaxPool", "ReduceMax")(graph, p, x, size), None),
     "ResizeBilinearV2": resize("linear"), "ResizeNearestNeighbor": resize("nearest"),
-    "ResizeNearestNeighborV2": resize("nearest"), "ResizeBicubic": resize("cubic"),
-    "UpsampleBilinear2D": resize_ext("linear"), "UpsampleNearest2D": resize_ext("nearest"),
+    "ResizeNearestNeighborV2": resize("nearest"),
 }
