@@ -51,7 +51,8 @@ class Sizes(nn.Cell):
             ops.split(x, [1, 3], 1)[1], ops.chunk(x, 2, 1)[0], mint.split(x, 2, 1)[1], ops.unstack(x, 1)[2],
             ops.tile(x, (1, 2, 1, 1)), ops.tile(x[:, :1], (1, 4, 1, 1)), ops.broadcast_to(x[:, :1], (-1, 4, 8, 8)),
             ops.expand_dims(x, 1), x[:, :1].squeeze(1), x.permute(0, 2, 3, 1), x.swapaxes(1, 2), x.view(-1, 4, 64),
-            x.flatten(start_dim=2), x.reshape((b * c, h, w)), x + ops.zeros((b, 1, 1, w), x.dtype), x + ops.ones_like(x),
+            x.flatten(start_dim=2), x.reshape((b * c, h, w)), x + ops.zeros((b, 1, 1, w), x.dtype),
+            x + ops.ones_like(x),
             x + ops.full((1, 8), 2.0), x + ops.arange(0, 8).astype(ms.float32), ops.flip(x, (2,)),
             ops.pad(x, (1, 1, 2, 0)), ops.pad(x, (1, 1, 1, 1), mode="reflect"), ops.pixel_shuffle(x, 2),
             x.repeat_interleave(2, 1))], 1)
@@ -62,7 +63,8 @@ class Means(nn.Cell):
         b = x.shape[0]
         return ops.concat([part.reshape((b, -1)) for part in (
             x.mean((2, 3)), x.mean(1, keep_dims=True), x.sum(-1), x.max(1), ops.amax(x, (2, 3)), x.min(-1),
-            ops.prod(x, 1), x.std(1), x.var(1), mint.mean(x, dim=(2, 3), keepdim=True), mint.sum(x, dim=1), mint.max(x, dim=1)[0],
+            ops.prod(x, 1), x.std(1), x.var(1), mint.mean(x, dim=(2, 3), keepdim=True), mint.sum(x, dim=1),
+            mint.max(x, dim=1)[0],
             ops.norm(x, dim=1, keepdim=True), ops.L2Normalize(1)(x), ops.logsumexp(x, 1),
             ops.cosine_similarity(x, x * 2, dim=1))], 1) + x.mean()
 

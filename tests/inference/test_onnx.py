@@ -17,7 +17,7 @@ from toy_parts import TOYS, Asks, Gathered, Unfolded
 onnx = pytest.importorskip("onnx", reason="needs requirements-test.txt")
 ort = pytest.importorskip("onnxruntime", reason="needs requirements-test.txt")
 
-from mindspore import Tensor, nn, ops  # noqa: E402
+from mindspore import Tensor, nn  # noqa: E402
 
 import mindspore_coupalign as coupalign  # noqa: E402
 from mindspore_coupalign import build, runtime  # noqa: E402

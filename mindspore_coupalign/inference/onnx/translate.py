@@ -7,7 +7,7 @@ networks have functions beside the graph.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -52,11 +52,11 @@ class _Translator:
 
     def __init__(self, mindir: ModelProto, weights: dict[str, np.ndarray]):
         self.graph, graphs = Graph(), [mindir.graph, *mindir.functions]
-        self.values = {p.name: self.graph.constant(weights[_short(p.name)], _short(p.name))
-                       for p in mindir.graph.parameter}
+        self.values: dict[str, Any] = {p.name: self.graph.constant(weights[_short(p.name)], _short(p.name))
+                                       for p in mindir.graph.parameter}
         for given in mindir.graph.input:
             tensor = given.tensor[0]
-            shape = [BATCH if side == -1 else side for side in tensor.dims]
+            shape = tuple(BATCH if side == -1 else side for side in tensor.dims)
             self.values[given.name] = self.graph.input(_short(given.name), tensor.data_type, shape)
         self.values |= {function.name: Closure(function, ()) for function in mindir.functions}
         nodes = [node for graph in graphs for node in graph.node]
