@@ -106,7 +106,8 @@ def test_heads_that_only_training_needs_are_not_exported(tmp_path):
     assert operators(export.network_to_onnx(network, tiny_config().data, tmp_path)) == plain
 
 
-@pytest.mark.parametrize("name", [*ROWS, "refshapes_tiny", "refcoco_mini", "refcoco_mini_minilm"])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ROWS), "refshapes_tiny",
+                                  "refcoco_mini"])
 def test_every_shipped_configuration_has_a_graph(name, tmp_path):
     config = reduced(load_config(name if name not in ROWS else ROOT / "configs" / f"{name}.yaml"))
     network = build.build_model(config, VOCABULARY).set_train(False)

@@ -31,11 +31,14 @@ PATTERNS = (
 
 
 class Made(NamedTuple):
-    """The node that made a value."""
+    """The node that made a value; of inputs and constants the one without a kind."""
 
-    kind: str
-    inputs: tuple
-    attributes: dict
+    kind: str = ""
+    inputs: tuple = ()
+    attributes: dict = {}
+
+
+SOURCE = Made()
 
 
 class Value:
@@ -45,12 +48,12 @@ class Value:
     the nodes of the source graph that read the value.
     """
 
-    def __init__(self, name: str, dtype: int, shape: tuple, array=None, made: Made | None = None):
+    def __init__(self, name: str, dtype: int, shape: tuple, array=None, made: Made = SOURCE):
         self.name, self.dtype, self.shape, self.array, self.made = name, dtype, tuple(shape), array, made
         self.content, self.uses = array, 1
 
     def made_by(self, kind: str) -> bool:
-        return self.made is not None and self.made.kind == kind
+        return self.made.kind == kind
 
 
 class Graph:
@@ -174,7 +177,7 @@ class Graph:
         return self._scaled(x, factor) or self.node("Mul", x, factor)
 
     def _scaled(self, x: Value, factor) -> Value | None:
-        if x.made is None or x.uses != 1:
+        if not x.made.kind or x.uses != 1:
             return None
         kind, (source, *others), attributes = x.made
         if kind == "Gemm" and all(v.array is not None for v in others):

@@ -300,9 +300,9 @@ def select_at(graph, _, x, axis, index):
     return graph.node("Gather", x, np.array(integers(index)[0], np.int64), axis=integers(axis)[0] % len(x.shape))
 
 
-def strided_slice(graph, p, x, begin, end, strides, *masks):
+def strided_slice(graph, p, x, begin, end, strides, *flags):
     names = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
-    masks = dict(zip(names, masks, strict=False)) or {name: p.get(name, 0) for name in names}
+    masks = dict(zip(names, flags, strict=False)) or {name: p.get(name, 0) for name in names}
     if masks["ellipsis_mask"] or masks["new_axis_mask"]:
         raise Unsupported("an ellipsis or a new axis")
     begin, end, strides = map(integers, (begin, end, strides))
