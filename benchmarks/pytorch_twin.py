@@ -116,11 +116,11 @@ def write_onnx(path: str):
     """Reads a configuration from stdin and writes its network, with random weights, to a file."""
     from mindspore_coupalign import build, runtime
     from mindspore_coupalign.config import config_from_dict
-    from mindspore_coupalign.inference.onnx.heads import to_onnx
+    from mindspore_coupalign.inference.onnx.export import network_to_onnx
     config = config_from_dict(json.load(sys.stdin), "case")
     runtime.setup("CPU", 0)
     model = build.build_model(config, VOCABULARY).set_train(False)
-    Path(path).write_bytes(to_onnx(model, config.data).SerializeToString())
+    Path(path).write_bytes(network_to_onnx(model, config.data, Path(path).parent).SerializeToString())
 
 
 def child():

@@ -63,7 +63,7 @@ def export_mindir(checkpoint: Checkpoint, output: Path, amp: str | None = None, 
         # a folder of its own below the output's: same file system, and whatever export leaves goes with it
         with scratch(".export-", output.parent) as folder:
             file = folder / output.name
-            weights = _export(FromPixels(model, data.mean, data.std) if uint8 else model, facts, file)
+            weights = write_graph(FromPixels(model, data.mean, data.std) if uint8 else model, facts["inputs"], file)
             differences = _compare(model, nn.GraphCell(ms.load(str(file))), trials, data, uint8)
             facts |= {**sidecar.origin(checkpoint.progress), **model.precision._asdict(), "differences": differences}
             sidecar.write(sidecar.sidecar_path(file), file, facts, weights)
@@ -96,13 +96,20 @@ class FromPixels(nn.Cell):
         return self.model(pixels * self.scale + self.shift, ids, word_mask)
 
 
-def _export(cell: nn.Cell, facts: dict, file: Path) -> list[Path]:
-    """Write the graph; the files of weights beside it, none where the graph holds them."""
-    inputs = [Tensor(shape=[None if side == "B" else side for side in entry["shape"]],
-                     dtype=getattr(ms, entry["type"])) if facts["batch"] is None
-              else Tensor(np.zeros(entry["shape"], entry["type"])) for entry in facts["inputs"]]
+def write_graph(cell: nn.Cell, inputs: list[dict], file: Path) -> list[Path]:
+    """Write the MINDIR alone.
+
+    Args:
+        inputs: the ``shape`` of each, with "B" for a side of any size, and its ``type``.
+
+    Returns:
+        The files of weights beside it; none where the graph holds them.
+    """
+    tensors = [Tensor(shape=[None if side == "B" else side for side in entry["shape"]],
+                      dtype=getattr(ms, entry["type"])) if "B" in entry["shape"]
+               else Tensor(np.zeros(entry["shape"], entry["type"])) for entry in inputs]
     with _plain_path(file.parent) as plain:
-        ms.export(cell, *inputs, file_name=f"{plain}/model.mindir", file_format="MINDIR")
+        ms.export(cell, *tensors, file_name=f"{plain}/model.mindir", file_format="MINDIR")
     whole, graph, split = (file.with_name(name) for name in ("model.mindir", "model_graph.mindir", "model_variables"))
     if not split.is_dir():
         os.replace(whole, file)

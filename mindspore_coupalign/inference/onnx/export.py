@@ -7,7 +7,11 @@ Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) 
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from mindspore import nn
+from mindspore.train.mind_ir_pb2 import ModelProto
 
 from mindspore_coupalign import build
 from mindspore_coupalign.config import DataConfig
@@ -15,9 +19,17 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.networks import CellNetwork
 from mindspore_coupalign.inference import sidecar
-from mindspore_coupalign.inference.mindir import NotEqual, difference, join, normalised, random_inputs
+from mindspore_coupalign.inference.mindir import (
+    FromPixels,
+    NotEqual,
+    difference,
+    join,
+    normalised,
+    random_inputs,
+    write_graph,
+)
 from mindspore_coupalign.inference.onnx import session
-from mindspore_coupalign.inference.onnx.session import BATCHES, TOLERANCE
+from mindspore_coupalign.inference.onnx.session import BATCHES, OUTPUTS, TOLERANCE
 from mindspore_coupalign.outputs import scratch
 from mindspore_coupalign.weights.checkpoint import Checkpoint
 
@@ -38,7 +50,6 @@ def export_onnx(checkpoint: Checkpoint, output: Path, uint8: bool = False) -> li
         NotEqual: onnxruntime gives other logits.
     """
     session.require("onnx", "onnxruntime")
-    from mindspore_coupalign.inference.onnx.heads import to_onnx
     model, tokenizer = build.restore_model(checkpoint, amp="O0")
     weights = sum(p.nbytes for p in model.get_parameters())
     if weights > _LARGEST:
@@ -46,11 +57,36 @@ def export_onnx(checkpoint: Checkpoint, output: Path, uint8: bool = False) -> li
                         "export a .mindir, which may be of any size")
     facts = sidecar.describe("onnx", checkpoint.config, tokenizer, uint8=uint8)
     with _replacing(output) as file:
-        file.write_bytes(to_onnx(model, checkpoint.config.data, uint8).SerializeToString())
+        file.write_bytes(network_to_onnx(model, checkpoint.config.data, file.parent, uint8).SerializeToString())
         facts["differences"] = _compare(model, session.runner(file), checkpoint.config.data, tokenizer, uint8)
         facts |= {**sidecar.origin(checkpoint.progress), **model.precision._asdict()}
         sidecar.write(sidecar.sidecar_path(file), file, facts)
     return facts["differences"]
+
+
+def network_to_onnx(network: nn.Cell, data: DataConfig, folder: Path, uint8: bool = False):
+    """The ``onnx.ModelProto`` of a network (image, ids, word_mask) -> logits, or (logits, exists), at any batch.
+
+    Args:
+        data: says the size of the image, its normalisation and the number of word pieces.
+        folder: for the MINDIR, which is removed again.
+        uint8: the image is (B, H, W, 3) uint8 and the graph normalises it.
+    """
+    size, words = data.image_size, {"shape": ["B", data.max_tokens], "type": "int32"}
+    image = {"shape": ["B", size, size, 3] if uint8 else ["B", 3, size, size], "type": "uint8" if uint8 else "float32"}
+    cell = FromPixels(network, data.mean, data.std) if uint8 else network
+    return cell_to_onnx(cell, [image, words, words], OUTPUTS, folder)
+
+
+def cell_to_onnx(cell: nn.Cell, inputs: list[dict], outputs: Sequence[str], folder: Path):
+    """The ``onnx.ModelProto`` of any cell that exports to MINDIR; arguments as ``write_graph`` and ``to_onnx`` have
+    them."""
+    from mindspore_coupalign.inference.onnx.translate import to_onnx
+    mindir = ModelProto()
+    with scratch(".mindir-", folder) as inner:
+        write_graph(cell, inputs, inner / "graph.mindir")
+        mindir.ParseFromString((inner / "graph.mindir").read_bytes())
+    return to_onnx(mindir, {p.name: p.asnumpy() for p in cell.get_parameters()}, outputs)
 
 
 def _compare(model, run, data: DataConfig, tokenizer, uint8: bool) -> list[float]:

@@ -14,7 +14,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.answer import Answer
 from mindspore_coupalign.inference import sidecar
 
-INPUTS = ("image", "ids", "word_mask")
+INPUTS, OUTPUTS = ("image", "ids", "word_mask"), ("logits", "exists")  # the second output of some networks only
 TOLERANCE = 1e-4  # largest difference from the checkpoint, relative to the logits' largest absolute value
 BATCHES = (1, 3)  # that are compared
 
