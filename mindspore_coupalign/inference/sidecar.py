@@ -1,8 +1,8 @@
-"""The sidecar, ``<graph>.json``: what a program needs beside an exported graph (MINDIR or ONNX) to predict as this
+"""The sidecar, ``<graph>.json``: what a program needs besides an exported graph (MINDIR or ONNX) to predict as this
 project does. Needs neither MindSpore nor onnxruntime.
 
 It lists the graph's files with their SHA-256, inputs and outputs in the graph's order with names, shapes and types,
-how a picture becomes the input and the logits become a mask, the tokenizer with its padding, and the threshold. "B" in
+how an image becomes the input and the logits become a mask, the tokenizer with its padding, and the threshold. "B" in
 a shape is a batch of any size. It names no folder of the machine that wrote it.
 """
 
@@ -17,25 +17,26 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.portable import without_paths
 
 FORMAT = "coupalign-graph-2"
-SEEN = "seen_images"  # KEY of data/seen.py, which would import what only training needs
+SEEN = "seen_images"  # the KEY of data/seen.py, whose import would pull in what only training needs
 FIRST_FORMAT = "coupalign-mindir-1"  # a batch of one, float32 pixels; no lists of inputs and outputs
 _FIELDS = {"sha256": str, "input_size": int, "mean": list, "std": list, "threshold": float, "max_tokens": int,
            "tokenizer": str}
 _COMPLETED: dict = {"exists_threshold": 0.5, "min_pixels": 0}  # what files of earlier versions lack
 RESIZE = {
-    "image": "The picture (h, w), RGB, 8 bits, is resized to S x S, S = input_size, without keeping its aspect ratio, "
+    "image": "The image (h, w), RGB, 8 bits, is resized to S x S, S = input_size, without keeping its aspect ratio, "
              "in half-pixel coordinates, in two steps: first to (min(h, S), min(w, S)), if that is another size, by "
              "averaging areas (OpenCV's INTER_AREA); then to (S, S), if that is another size, bilinearly without "
              "antialiasing (OpenCV's INTER_LINEAR). Each step is rounded to 8 bits.",
-    "logits": "The logits (S, S), float32, are brought to the picture's (h, w) bilinearly, in half-pixel coordinates, "
+    "logits": "The logits (S, S), float32, are resized to the image's (h, w) bilinearly, in half-pixel coordinates, "
               "without antialiasing (OpenCV's INTER_LINEAR). A pixel is in the mask where they exceed "
               "log(threshold / (1 - threshold)); its probability is 1 / (1 + exp(-logit)). A mask of fewer than "
               "min_pixels pixels is emptied.",
 }
-EXISTS = ("a logit; where it does not exceed log(exists_threshold / (1 - exists_threshold)), the sentence means "
-          "nothing in this picture, and its mask is emptied")
-NORMALISED = "channel c is (value / 255 - mean[c]) / std[c] of the resized picture, R G B"
-PLAIN = "the resized picture's values, R G B; the graph normalises them"
+HAS_TARGET = ("a logit; where it does not exceed log(exists_threshold / (1 - exists_threshold)), the sentence has no "
+              "target in this image, and its mask is emptied")
+TARGET_OUTPUTS = ("has_target", "exists")  # names of the second output; graphs of versions before 0.4 have the last
+NORMALISED = "channel c is (value / 255 - mean[c]) / std[c] of the resized image, R G B"
+PLAIN = "the resized image's values, R G B; the graph normalises them"
 
 
 def sidecar_path(graph: Path) -> Path:
@@ -57,7 +58,7 @@ def describe(kind: str, config: Config, tokenizer, *, batch: int | None = None, 
              "type": "uint8" if uint8 else "float32", "values": PLAIN if uint8 else NORMALISED}
     outputs = [{"name": "logits", "shape": [b, 1, size, size], "type": "float32", "values": "see resize"}]
     if config.model.no_target:
-        outputs.append({"name": "exists", "shape": [b], "type": "float32", "values": EXISTS})
+        outputs.append({"name": "has_target", "shape": [b], "type": "float32", "values": HAS_TARGET})
     return {
         "format": FORMAT, "kind": kind,
         "inputs": [image,
@@ -106,22 +107,8 @@ def read(graph: Path, kind: str) -> dict:
     return facts
 
 
-def model_of(network, facts: dict, path: str | Path, lock=None):
-    """The Model of a graph that runs as ``network``, with ``lock`` (see ``model.Model``)."""
-    from mindspore_coupalign.data.tokenizer import SentenceTokenizer
-    from mindspore_coupalign.data.transforms import ImageTransform
-    from mindspore_coupalign.evaluation.answer import Existence
-    from mindspore_coupalign.inference.model import ANY, Model, Shape
-
-    tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], facts["max_tokens"], str(path))
-    transform = ImageTransform(facts["input_size"], facts["mean"], facts["std"])
-    shape = Shape(facts["batch"] or ANY, takes_uint8(facts), compiles=facts["kind"] == "mindir")
-    existence = Existence(facts["exists_threshold"], facts["min_pixels"])
-    return Model(network, tokenizer, transform, facts["threshold"], shape, existence=existence, lock=lock)
-
-
 def origin(progress: dict) -> dict:
-    """What a graph's file keeps of the checkpoint's progress: the step, and the pictures that it was trained on."""
+    """What a graph's file keeps of the checkpoint's progress: the step, and the images that it was trained on."""
     return {"step": progress.get("step")} | ({SEEN: progress[SEEN]} if SEEN in progress else {})
 
 
@@ -172,7 +159,7 @@ def _parse(graph: Path, kind: str) -> dict:
 
 
 def _check_graph(path: Path, facts: dict):
-    """What only today's format has."""
+    """Check what the first format lacks."""
     again = "; export the checkpoint again"
     if facts.get("kind") not in ("mindir", "onnx"):
         raise UserError(f"{path}: field 'kind' must be mindir or onnx, found {facts.get('kind')!r}{again}")
@@ -189,8 +176,8 @@ def _check_graph(path: Path, facts: dict):
             raise UserError(f"{path}: input {entry['name']} has shape {entry.get('shape')}, but by batch, input_size, "
                             f"max_tokens and its type it is {expected}{again}")
     outputs = [entry.get("name") if isinstance(entry, dict) else None for entry in _list(facts.get("outputs"))]
-    if outputs not in (["logits"], ["logits", "exists"]):
-        raise UserError(f"{path}: field 'outputs' must list logits, and exists where the graph has it{again}")
+    if outputs[:1] != ["logits"] or len(outputs) > 2 or not set(outputs[1:]) <= set(TARGET_OUTPUTS):
+        raise UserError(f"{path}: field 'outputs' must list logits, and has_target where the graph has it{again}")
     weights = facts.get("weights")
     if not isinstance(weights, dict) or not all(
             isinstance(value, str) and not Path(name).is_absolute() and ".." not in Path(name).parts

@@ -22,7 +22,7 @@ from mindspore_coupalign.data.union import UnionData, picture_paths
 from mindspore_coupalign.distributed import collectives as ranks
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
+from mindspore_coupalign.evaluation.scoring import validate
 from mindspore_coupalign.interrupts import StopRequest
 from mindspore_coupalign.mindspore_calls import assign
 from mindspore_coupalign.models.noise import draw_keys
@@ -286,9 +286,8 @@ class Trainer:
         with _Averaged(self.step):
             result = None
             if len(self.val_samples):
-                scores = evaluate_samples(self.model, self.data, self.val_samples, self.tokenizer, self.config,
-                                          runtime=self.runtime)
-                result = report(self.data, scores)
+                result = validate(self.model, self.data, self.val_samples, self.tokenizer, self.config,
+                                  runtime=self.runtime)
                 score = result["image"][self.config.train.best_by]
                 self.run.log({"step": self.done, "val": result})
                 named = (f"{name} {result['image'][name]:.2f}" for name in ("oIoU", "mIoU", "P@0.5", "N_acc", "T_acc")

@@ -14,10 +14,10 @@ from mindspore_coupalign.data.loader import Pictures, PromptSource, batches
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation import evaluator, protocols, scoring
+from mindspore_coupalign.evaluation import protocols, scoring
 from mindspore_coupalign.evaluation.metrics import overlap
-from mindspore_coupalign.evaluation.pool import Pool
 from mindspore_coupalign.evaluation.prompts import make_plan
+from mindspore_coupalign.evaluation.scoring import Pool
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_each_picture_is_decoded_once(data, decoded):
     counts = scoring.score_plan(Answers(), plan, chosen, data, tokenizer, config)
     assert sorted(decoded) == [0, 1, 2, 3]
     decoded.clear()
-    found = evaluator.evaluate_samples(Tensors(), data, samples[::-1], tokenizer, config)
+    found = scoring.evaluate_samples(Tensors(), data, samples[::-1], tokenizer, config)
     assert sorted(decoded) == [0, 1, 2, 3] and found["sample"].tolist() == samples[::-1].tolist()
     for size in ("image", "input"):
         np.testing.assert_array_equal(found[size][::-1], counts["sentence", size][:, :2])

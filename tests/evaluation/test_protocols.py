@@ -20,10 +20,10 @@ from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import resize_aligned
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation import details, protocols, scoring
-from mindspore_coupalign.evaluation.evaluator import report_plan
+from mindspore_coupalign.evaluation import protocols, results, scoring
 from mindspore_coupalign.evaluation.prompts import check_positions, make_plan
-from mindspore_coupalign.evaluation.tables import format_table
+from mindspore_coupalign.evaluation.results import format_table
+from mindspore_coupalign.evaluation.scoring import evaluate_samples, report, report_plan
 from mindspore_coupalign.runtime import Runtime
 
 SIZE, TOKENS = 32, 8
@@ -286,8 +286,6 @@ def test_aligned_resizing(shape):
 
 
 def test_protocol_sentence_is_what_validation_computes(world):
-    from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
-
     class Model:
         def __call__(self, *tensors):
             logits = Network()(TOKENS - 3)[1](*(tensor.asnumpy() for tensor in tensors))
@@ -332,12 +330,12 @@ def test_ranks_share_the_refs(world, monkeypatch):
     for rank in range(3):
         kept.append([])
         parts.append(scored(world, ["all"], keep=kept[rank], runtime=Runtime("CPU", rank, 3))[2])
-        lines.append(details.lines(world.data, "val", plan, kept[rank], "sent", TOKENS))
+        lines.append(results.detail_lines(world.data, "val", plan, kept[rank], "sent", TOKENS))
     for key, counts in one.items():
         np.testing.assert_array_equal(sum(part[key] for part in parts), counts)
-    monkeypatch.setattr(details, "gather", lambda own, runtime: ["\n".join(part).encode() for part in lines])
-    alone = details.lines(world.data, "val", plan, whole, "sent", TOKENS)
-    assert details.ordered([], None) == [line.partition(" ")[2] for line in sorted(
+    monkeypatch.setattr(results, "gather", lambda own, runtime: ["\n".join(part).encode() for part in lines])
+    alone = results.detail_lines(world.data, "val", plan, whole, "sent", TOKENS)
+    assert results.gather_details([], None) == [line.partition(" ")[2] for line in sorted(
         alone, key=lambda line: int(line.partition(" ")[0]))]
     assert len(alone) == len(world.samples)
 

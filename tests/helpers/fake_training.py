@@ -5,6 +5,7 @@ import numpy as np
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
+from mindspore_coupalign.evaluation.scoring import report
 from mindspore_coupalign.training import largest_batch, setup, trainer
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.step_memory import Measured
@@ -39,14 +40,14 @@ class FakeStep:
 
 
 def full_marks(model, data, samples, *_, **__):
-    return {"sample": samples, **{size: np.ones((len(samples), 2), int) for size in ("image", "input")},
-            "exists": np.ones(len(samples), bool)}
+    return report(data, {"sample": samples, **{size: np.ones((len(samples), 2), int) for size in ("image", "input")},
+                         "predicted_target": np.ones(len(samples), bool)})
 
 
 def compute_nothing(monkeypatch, losses, evaluate=full_marks, **settings):
     """The command train takes FakeSteps and gives every sample the same score."""
     monkeypatch.setattr(setup, "build_train_step", lambda *_: FakeStep(losses, **settings))
-    monkeypatch.setattr(trainer, "evaluate_samples", evaluate)
+    monkeypatch.setattr(trainer, "validate", evaluate)
     monkeypatch.setattr(largest_batch, "measure", lambda *_: Measured(1 << 20))
     monkeypatch.setattr(train, "check_device", lambda target: None)
 

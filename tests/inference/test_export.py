@@ -15,11 +15,11 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 from refer_files import write_refer
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.cli import subjects
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation import networks
+from mindspore_coupalign.evaluation import scored_models
 from mindspore_coupalign.inference import loading, mindir, sidecar
-from mindspore_coupalign.inference.predictor import Predictor
+from mindspore_coupalign.inference.cells import CellNetwork
+from mindspore_coupalign.inference.model import Predictor
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_predicting_needs_nothing_that_only_training_needs(exported, picture, ti
     assert done.returncode == 0, done.stderr
     assert "note: predictions.jsonl has no RLE" in done.stderr
     records = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    expected = tiny_restored.predictor.model.predict(picture.rgb, list(SENTENCES), threshold=0.51)
+    expected = tiny_restored.predictor.predict(picture.rgb, list(SENTENCES), threshold=0.51)
     for record, found in zip(records, expected, strict=True):
         assert record["rle"] is None and record["area"] == found.area
         written = cv2.imread(str(tmp_path / record["mask"]), cv2.IMREAD_UNCHANGED)
@@ -260,7 +260,7 @@ def scores(output, *arguments) -> dict:
 def test_a_graph_scores_as_its_checkpoint(exported, tiny_checkpoint, tiny_restored, scored_data, tmp_path, capsys,
                                           monkeypatch):
     """In the same table and JSON; the MINDIR at another batch, the stand-in for ONNX at its own fixed one."""
-    monkeypatch.setattr(networks.build, "restore_model", lambda *_: (tiny_restored.model, tiny_restored.tokenizer))
+    monkeypatch.setattr(scored_models.build, "restore_model", lambda *_: (tiny_restored.model, tiny_restored.tokenizer))
     expected = scores(tmp_path / "a.json", "--checkpoint", tiny_checkpoint, *scored_data, "eval.batch_size=1")
     table = capsys.readouterr().out
     found = scores(tmp_path / "a.json", "--mindir", exported[0], *scored_data, "eval.batch_size=4")
@@ -273,7 +273,7 @@ def test_a_graph_scores_as_its_checkpoint(exported, tiny_checkpoint, tiny_restor
     inputs = [entry | {"shape": [1, *entry["shape"][1:]]} for entry in facts["inputs"]]
     sidecar.write(sidecar.sidecar_path(onnx), onnx, facts | {"kind": "onnx", "batch": 1, "inputs": inputs})
     facts = sidecar.read(onnx, "onnx")
-    monkeypatch.setattr(subjects, "open_onnx", lambda *_: (networks.CellNetwork(tiny_restored.model), facts))
+    monkeypatch.setattr(scored_models, "open_onnx", lambda *_: (CellNetwork(tiny_restored.model), facts))
     found = scores(tmp_path / "a.json", "--onnx", onnx, *scored_data)
     assert found.pop("onnx") == str(onnx) and found == expected
 

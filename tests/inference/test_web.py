@@ -251,7 +251,7 @@ def test_equal_questions_at_once(server, scene):
 
 
 def test_old_answers_are_forgotten(tmp_path):
-    from mindspore_coupalign.web.answers import forget_old
+    from mindspore_coupalign.web.demo import forget_old
 
     for name, age in (("answer-old", 100), ("answer-new", 0), ("other", 100)):
         (tmp_path / name).mkdir()

@@ -14,7 +14,7 @@ from mindspore_coupalign.config import with_overrides
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.evaluation.evaluator import evaluate_samples
+from mindspore_coupalign.evaluation.scoring import evaluate_samples
 from mindspore_coupalign.models.precision import FLOAT32, Precision, set_precision
 from mindspore_coupalign.training import setup
 from mindspore_coupalign.weights.checkpoint import load_checkpoint, load_parameters, named_arrays, save_checkpoint

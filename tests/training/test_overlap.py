@@ -84,7 +84,7 @@ def run(config, tmp_path, monkeypatch):
 
         monkeypatch.setattr(Trainer, "_save_state", save)
         monkeypatch.setattr(setup, "build_train_step", lambda *_: device)
-        monkeypatch.setattr(trainer, "evaluate_samples", evaluate)
+        monkeypatch.setattr(trainer, "validate", evaluate)
         resumed = ["--resume", str(tmp_path / resume)] if resume else []
         return main(["train", "--config", str(config), *resumed, "--output", str(tmp_path / output), *overrides])
 

@@ -117,7 +117,7 @@ def _(cell: coupalign.CoupAlign, graph, image, ids, word_mask):
     logits = emit(cell.to_input_size, graph, coarse) if cell.guided is None else emit(cell.guided, graph, coarse, image)
     if cell.existence_head is None:
         return {"logits": logits}
-    return {"logits": logits, "exists": emit(cell.existence_head, graph, pixels, coarse, words.take(0, 1))}
+    return {"logits": logits, "has_target": emit(cell.existence_head, graph, pixels, coarse, words.take(0, 1))}
 
 
 def to_onnx(network: coupalign.CoupAlign, data: DataConfig, uint8: bool = False) -> onnx.ModelProto:
