@@ -3,7 +3,7 @@
 That file is JSON Lines, one line per sentence: split, ref_id, ann_id (a list where the sentence has several target
 objects, null where none), sentence_id, text, image (file below the image folder), intersection and union in pixels at
 the image's own size, pieces (word pieces of the sentence), cut (how many of them the network did not read), has_target
-(predicted; files of versions before 0.4 call it exists), and the predicted mask as COCO's compressed RLE,
+(predicted; in files of earlier versions exists), and the predicted mask as COCO's compressed RLE,
 {"size": [h, w], "counts": text}, which pycocotools reads.
 """
 

@@ -6,7 +6,7 @@ Shapes: image (h, w, 3) uint8 RGB; mask (h, w) bool; probability (h, w) float32,
 ``predictions.jsonl`` has a line per mask: image (path as it was given), sentence, has_target, target_probability (null
 for a network without a target-presence head), score, box (x, y, width, height in pixels; null for an empty mask), area
 (pixels), rle (COCO's compressed RLE; null without pycocotools), width, height, mask, overlay and, where it was drawn,
-attention (names of files in the folder), seconds, unknown (words), truncated. Versions before 0.4 wrote has_target and
+attention (names of files in the folder), seconds, unknown (words), truncated. Earlier versions wrote has_target and
 target_probability as exists and existence. A further call adds its lines; with ``--overwrite`` the lines of masks that
 it replaces are removed first.
 

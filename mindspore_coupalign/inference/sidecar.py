@@ -34,7 +34,7 @@ RESIZE = {
 }
 HAS_TARGET = ("a logit; where it does not exceed log(exists_threshold / (1 - exists_threshold)), the sentence has no "
               "target in this image, and its mask is emptied")
-TARGET_OUTPUTS = ("has_target", "exists")  # names of the second output; graphs of versions before 0.4 have the last
+TARGET_OUTPUTS = ("has_target", "exists")  # names of the second output; earlier versions wrote the last
 NORMALISED = "channel c is (value / 255 - mean[c]) / std[c] of the resized image, R G B"
 PLAIN = "the resized image's values, R G B; the graph normalises them"
 

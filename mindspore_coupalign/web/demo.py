@@ -133,7 +133,7 @@ def check_pixels(path: str, limits: Limits):
 
 def record(prediction: Prediction) -> dict:
     """A prediction as JSON; box (x, y, width, height) and area in the image's pixels; exists and existence repeat
-    has_target and target_probability under their names of versions before 0.4."""
+    has_target and target_probability under their earlier names."""
     height, width = prediction.mask.shape
     notes = []
     if prediction.unknown:
