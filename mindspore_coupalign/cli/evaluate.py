@@ -96,15 +96,10 @@ def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime
                                  derange(data, splits[name]) if shuffle else None)
     model.check_prompts(list(plans.values()), resolved, data, config)
     networks = model.networks(config, runtime, list(plans.values()))
-    for line in doubts(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
-        print(line, file=sys.stderr)
-    if runtime.rank == 0 and not networks.has_head:
-        for line in unanswerable(data, np.concatenate([splits[name] for name in args.split]), has_head=False):
-            print(line, file=sys.stderr)
+    first = runtime.rank == 0
     seen = seen_images(model.origin, str(model.path), data, args.split)
-    for line in warnings_of(seen) if runtime.rank == 0 else ():
-        print(line, file=sys.stderr)
-    if runtime.rank == 0:
+    if first:
+        _warn(args, data, splits, tokenizer, config, networks.has_head, seen)
         count = sum(len(plan.lengths) for plan in plans.values())
         print(f"scoring {'; '.join(plans)}: {count:,} sentences; compiling comes first (seconds for a small network, "
               "up to two minutes for the full recipe)", file=sys.stderr)
@@ -112,12 +107,12 @@ def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime
     for label, plan in plans.items():
         keep: list | None = [] if args.details and label in args.split else None
         counts = score_plan(networks, plan, resolved, data, tokenizer, config, keep=keep, runtime=runtime,
-                            progress=label if runtime.rank == 0 else "")
+                            progress=label if first else "")
         results[label] = report_plan(data, plan, resolved, counts, config.data.max_tokens)
         if keep is not None:
             own = detail_lines(data, label, plan, keep, config.data.sentence_field, config.data.max_tokens)
             records += gather_details(own, runtime)
-    if runtime.rank > 0:
+    if not first:
         return 0
     if data.turned:
         print(turned_pictures(data), file=sys.stderr)
@@ -137,3 +132,12 @@ def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime
         write_details(args.details, records)
         print(f"wrote {args.details}")
     return 0
+
+
+def _warn(args: argparse.Namespace, data, splits: dict, tokenizer, config: Config, has_head: bool, seen):
+    """Print data warnings to stderr."""
+    lines = list(doubts(data, splits, tokenizer, config.data))
+    if not has_head:
+        lines += unanswerable(data, np.concatenate([splits[name] for name in args.split]), has_head=False)
+    for line in [*lines, *warnings_of(seen)]:
+        print(line, file=sys.stderr)

@@ -163,23 +163,30 @@ def expected(world, name, split) -> dict:
     if name == "rela":
         return peer_rules.rela([(logits(world, s["raw"], False) > 0, squashed(layers(world, r), "union"),
                                  layers(world, r).any()) for r, ref in refs for s in ref["sentences"]])
+    if name in ("cris", "evf-sam"):
+        return expected_at_the_images_size(world, name, refs)
+    return expected_with_aligned_corners(world, name, refs)
+
+
+def expected_at_the_images_size(world, name, refs) -> dict:
     if name == "cris":
         def mask(text, shape):
             probability = 1 / (1 + np.exp(-logits(world, text, True)))
             return cv2.resize(probability, shape[::-1], interpolation=cv2.INTER_CUBIC) > 0.35
         return peer_rules.cris([(mask(s["sent"], layers(world, r).shape), layers(world, r))
                                 for r, ref in refs for s in ref["sentences"]])
-    if name == "evf-sam":
-        images = {}
-        for r, ref in refs:
-            for s in ref["sentences"]:
-                found = logits(world, s["sent"].strip().lower(), True)
-                images.setdefault(ref["image_id"], []).append(
-                    (peer_rules.bilinear(found, layers(world, r).shape) > 0, layers(world, r)))
-        return peer_rules.evf_sam(list(images.values()))
+    images = {}
+    for r, ref in refs:
+        for s in ref["sentences"]:
+            values = logits(world, s["sent"].strip().lower(), True)
+            images.setdefault(ref["image_id"], []).append(
+                (peer_rules.bilinear(values, layers(world, r).shape) > 0, layers(world, r)))
+    return peer_rules.evf_sam(list(images.values()))
 
-    def aligned(found, r):
-        return peer_rules.bilinear(found, layers(world, r).shape, corners=True) > 0, layers(world, r)
+
+def expected_with_aligned_corners(world, name, refs) -> dict:
+    def aligned(values, r):
+        return peer_rules.bilinear(values, layers(world, r).shape, corners=True) > 0, layers(world, r)
 
     if name == "refsegformer":
         return peer_rules.refsegformer([[aligned(logits(world, s["raw"], False), r) for s in ref["sentences"]]

@@ -251,21 +251,14 @@ def test_an_onnx_file_needs_no_mindspore_device(make_model, picture, monkeypatch
         loading.open_model(tmp_path / "a.onnx", "onnx", overrides=["data.image_size=32"])
 
 
-IMPORTS = """
+def test_importing_is_cheap_and_a_graph_needs_no_mindspore(picture):
+    code = """
 import sys
 import mindspore_coupalign as coupalign
-assert "mindspore" not in sys.modules, "import"
-coupalign.load, coupalign.Model, coupalign.Prediction, coupalign.UserError
-assert "mindspore" not in sys.modules, "load"
-for name in ("transformers", "matplotlib", "pycocotools", "torch"):
+coupalign.load, coupalign.Model, coupalign.Prediction, coupalign.Predictor, coupalign.UserError
+assert "mindspore" not in sys.modules
+for name in ("transformers", "matplotlib", "pycocotools", "torch", "mindspore"):
     sys.modules[name] = None
-"""
-
-
-def test_importing_is_cheap_and_a_graph_needs_no_mindspore(picture):
-    code = IMPORTS + """
-sys.modules["mindspore"] = None
-import numpy as np
 from mindspore_coupalign.inference.model import Model
 from mindspore_coupalign.inference import sidecar, loading
 from mindspore_coupalign.__main__ import main
@@ -278,31 +271,14 @@ except SystemExit as exc:
     assert done.returncode == 0, done.stderr
 
 
-def test_predicting_needs_nothing_that_only_training_needs(tiny_checkpoint, tiny_restored, picture, tmp_path):
-    """The same from the command line: test_export.py."""
-    code = IMPORTS + f"""
-found = coupalign.load({str(tiny_checkpoint)!r}).predict({str(picture.path)!r}, {SENTENCES[0]!r})
-found.save({str(tmp_path)!r})
-try:
-    found.rle()
-except coupalign.UserError as exc:
-    print(exc)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "pip install pycocotools" in done.stdout
-    written = cv2.imread(str(tmp_path / "shapes_the-red-circle_mask.png"), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(written > 0, tiny_restored.predictor.predict(picture.rgb, SENTENCES[0])[0].mask)
-
-
 def test_models_are_loaded_and_used_in_several_threads(tiny_checkpoint, picture):
     """MindSpore compiles for one thread at a time."""
     def work(_):
         return coupalign.load(tiny_checkpoint).predict(picture.path, SENTENCES[0]).mask
 
-    with ThreadPoolExecutor(3) as pool:
-        first, *others = pool.map(work, range(3))
-    assert first.any() and all(np.array_equal(first, mask) for mask in others)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, range(2))
+    assert first.any() and np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("source, words", [
