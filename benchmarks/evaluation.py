@@ -29,7 +29,6 @@ from mindspore_coupalign.data import loader
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.evaluation import protocols, scoring
-from mindspore_coupalign.evaluation.evaluator import report_plan
 from mindspore_coupalign.evaluation.prompts import make_plan
 
 PER_IMAGE, PER_REF, HEIGHT, WIDTH = 7, 3, 480, 640
@@ -137,7 +136,7 @@ def measure(data, config, seconds: float) -> tuple[float, dict]:
     network = Waits(seconds, config.data.image_size)
     started = time.perf_counter()
     counts = scoring.score_plan(network, plan, chosen, data, tokenizer, config)
-    return time.perf_counter() - started, report_plan(data, plan, chosen, counts, config.data.max_tokens)
+    return time.perf_counter() - started, scoring.report_plan(data, plan, chosen, counts, config.data.max_tokens)
 
 
 if __name__ == "__main__":

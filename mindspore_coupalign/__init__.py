@@ -21,8 +21,8 @@ os.environ.setdefault("GLOG_v", "3")
 cuda.activate()
 
 _INFERENCE = "mindspore_coupalign.inference."
-_PUBLIC = {"load": _INFERENCE + "loading", "Model": _INFERENCE + "model", "Prediction": _INFERENCE + "prediction",
-           "Predictor": _INFERENCE + "predictor", "UserError": "mindspore_coupalign.errors"}
+_PUBLIC = {"load": _INFERENCE + "loading", "Model": _INFERENCE + "model", "Prediction": _INFERENCE + "predictions",
+           "Predictor": _INFERENCE + "model", "UserError": "mindspore_coupalign.errors"}
 
 
 def __getattr__(name: str):

@@ -62,7 +62,7 @@ def tiny_checkpoint(tmp_path_factory, picture) -> Path:
 def tiny_restored(tiny_checkpoint) -> SimpleNamespace:
     """The checkpoint in memory, compiled once for all tests: ``model``, ``tokenizer``, ``config``, ``predictor``."""
     from mindspore_coupalign.build import restore_model
-    from mindspore_coupalign.inference.predictor import Predictor
+    from mindspore_coupalign.inference.model import Predictor
     from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(tiny_checkpoint)
@@ -97,15 +97,16 @@ def red_network(image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> np
 
 @pytest.fixture(scope="session")
 def make_model():
-    """``make_model(network, shape)`` gives a Model of 64 pixels and 8 word pieces that needs no MindSpore."""
+    """``make_model(network, spec)`` gives a Model of 64 pixels and 8 word pieces that needs no MindSpore."""
     from mindspore_coupalign.data.tokenizer import SentenceTokenizer
     from mindspore_coupalign.data.transforms import ImageTransform
-    from mindspore_coupalign.inference.model import COMPILED, Model
+    from mindspore_coupalign.inference.model import Model
+    from mindspore_coupalign.inference.network import InputSpec
 
     tokenizer = SentenceTokenizer.from_name("refshapes", 8)
 
-    def make(network=red_network, shape=COMPILED, threshold=0.5, explain=None):
-        return Model(network, tokenizer, ImageTransform(64, [0.5] * 3, [0.25] * 3), threshold, shape, explain)
+    def make(network=red_network, spec=InputSpec(), threshold=0.5, explain=None):  # noqa: B008 - immutable
+        return Model(network, tokenizer, ImageTransform(64, [0.5] * 3, [0.25] * 3), threshold, spec, explain)
 
     return make
 

@@ -13,7 +13,7 @@ from mindspore_coupalign.device_check import checks
 from mindspore_coupalign.doctor import targets
 from mindspore_coupalign.doctor.machine import OK
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.tables import without_nan
+from mindspore_coupalign.evaluation.results import without_nan
 from mindspore_coupalign.outputs import check_writable, scratch, write_file
 
 FIRST_START = 3600  # seconds; a card for which the driver compiles MindSpore's kernels needs many minutes

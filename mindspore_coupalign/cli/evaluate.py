@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
-from mindspore_coupalign.cli.subjects import CheckpointSubject, GraphSubject
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.configured import open_data, with_cache
 from mindspore_coupalign.data.notices import doubts, turned_pictures, unanswerable
@@ -17,11 +15,18 @@ from mindspore_coupalign.data.seen import seen_images, warnings_of
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation import details, protocols
-from mindspore_coupalign.evaluation.evaluator import derange, report_plan, samples_of
-from mindspore_coupalign.evaluation.prompts import make_plan
-from mindspore_coupalign.evaluation.scoring import score_plan
-from mindspore_coupalign.evaluation.tables import announce, read_references, without_nan
+from mindspore_coupalign.evaluation import protocols
+from mindspore_coupalign.evaluation.prompts import derange, make_plan, samples_of
+from mindspore_coupalign.evaluation.results import (
+    announce,
+    detail_lines,
+    gather_details,
+    read_references,
+    without_nan,
+    write_details,
+)
+from mindspore_coupalign.evaluation.scored_models import ScoredCheckpoint, ScoredGraph
+from mindspore_coupalign.evaluation.scoring import report_plan, score_plan
 from mindspore_coupalign.inference.loading import MINDIR, ONNX
 from mindspore_coupalign.outputs import check_writable, write_file
 from mindspore_coupalign.runtime import setup
@@ -55,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
         given = getattr(args, option)
         overrides += [name for name in given if "=" in name]
         setattr(args, option, [name for name in given if "=" not in name])
-    subject = _subject(args)
-    config = subject.configuration(args.config, overrides)
+    model = _scored_model(args)
+    config = model.configuration(args.config, overrides)
     chosen = protocols.choose(args.protocol)
     for path in filter(None, (args.output, args.details)):
         check_writable(Path(path))
@@ -65,41 +70,36 @@ def run(args: argparse.Namespace) -> int:
     if args.details and "sentence" not in (protocol.name for protocol in chosen):
         raise UserError("--details writes what protocol sentence sees; add sentence to --protocol")
     with Watch.of_job(Limits.of(config.train)) as watch:
-        return score(args, subject, config, chosen, setup(args.device_target, config.train.seed, watch))
+        return score(args, model, config, chosen, setup(args.device_target, config.train.seed, watch))
 
 
-def _subject(args: argparse.Namespace):
-    """What is scored."""
+def _scored_model(args: argparse.Namespace):
+    """The checkpoint or graph that the options name."""
     if args.checkpoint:
-        return CheckpointSubject(args.checkpoint, args.amp)
+        return ScoredCheckpoint(args.checkpoint, args.amp)
     kind, path = (MINDIR, args.mindir) if args.mindir else (ONNX, args.onnx)
     if args.amp:
         raise UserError(f"--amp needs --checkpoint: {path} computes in the precision that it was exported in")
-    return GraphSubject(kind, path)
+    return ScoredGraph(kind, path)
 
 
-def score(args: argparse.Namespace, subject, config: Config, chosen: list, runtime: Runtime) -> int:
+def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime: Runtime) -> int:
     data = with_cache(open_data(config.data), config.data)
     references = read_references(data, args.split)
     resolved = [protocols.resolve(protocol, config) for protocol in chosen]
-    tokenizer = subject.tokenizer(config)
+    tokenizer = model.tokenizer(config)
     splits = {name: samples_of(data, name) for name in (*args.split, *args.shuffled)}
     plans = {}
     for label, name, shuffle in [*((name, name, False) for name in args.split),
                                  *((f"{name}, shuffled", name, True) for name in args.shuffled)]:
         plans[label] = make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field,
                                  derange(data, splits[name]) if shuffle else None)
-    subject.check_prompts(list(plans.values()), resolved, data, config)
-    networks = subject.networks(config, runtime, list(plans.values()))
-    for line in doubts(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
-        print(line, file=sys.stderr)
-    if runtime.rank == 0 and not networks.has_head:
-        for line in unanswerable(data, np.concatenate([splits[name] for name in args.split]), has_head=False):
-            print(line, file=sys.stderr)
-    seen = seen_images(subject.origin, str(subject.path), data, args.split)
-    for line in warnings_of(seen) if runtime.rank == 0 else ():
-        print(line, file=sys.stderr)
-    if runtime.rank == 0:
+    model.check_prompts(list(plans.values()), resolved, data, config)
+    networks = model.networks(config, runtime, list(plans.values()))
+    first = runtime.rank == 0
+    seen = seen_images(model.origin, str(model.path), data, args.split)
+    if first:
+        _warn(args, data, splits, tokenizer, config, networks.has_head, seen)
         count = sum(len(plan.lengths) for plan in plans.values())
         print(f"scoring {'; '.join(plans)}: {count:,} sentences; compiling comes first (seconds for a small network, "
               "up to two minutes for the full recipe)", file=sys.stderr)
@@ -107,21 +107,21 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
     for label, plan in plans.items():
         keep: list | None = [] if args.details and label in args.split else None
         counts = score_plan(networks, plan, resolved, data, tokenizer, config, keep=keep, runtime=runtime,
-                            progress=label if runtime.rank == 0 else "")
+                            progress=label if first else "")
         results[label] = report_plan(data, plan, resolved, counts, config.data.max_tokens)
         if keep is not None:
-            own = details.lines(data, label, plan, keep, config.data.sentence_field, config.data.max_tokens)
-            records += details.ordered(own, runtime)
-    if runtime.rank > 0:
+            own = detail_lines(data, label, plan, keep, config.data.sentence_field, config.data.max_tokens)
+            records += gather_details(own, runtime)
+    if not first:
         return 0
     if data.turned:
         print(turned_pictures(data), file=sys.stderr)
     announce(f"{config.data.dataset} ({config.data.split_by})", results, chosen, config, references)
     if args.output:
-        document = {subject.kind: str(subject.path), "dataset": config.data.dataset,
+        document = {model.kind: str(model.path), "dataset": config.data.dataset,
                     "split_by": config.data.split_by, "input_size": config.data.image_size,
-                    "threshold": config.eval.threshold, "exists_threshold": config.eval.target_threshold,
-                    "min_pixels": config.eval.min_pixels, **networks.precision, "step": subject.step,
+                    "threshold": config.eval.threshold, "exists_threshold": config.eval.exists_threshold,
+                    "min_pixels": config.eval.min_pixels, **networks.precision, "step": model.step,
                     "protocols": {p.name: protocols.conventions(p, config) for p in chosen},
                     "splits": {name: results[name] for name in args.split},
                     "shuffled": {name: results[f"{name}, shuffled"] for name in args.shuffled},
@@ -129,6 +129,15 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
         write_file(args.output, (json.dumps(without_nan(document), indent=1) + "\n").encode())
         print(f"wrote {args.output}")
     if args.details:
-        details.write(args.details, records)
+        write_details(args.details, records)
         print(f"wrote {args.details}")
     return 0
+
+
+def _warn(args: argparse.Namespace, data, splits: dict, tokenizer, config: Config, has_head: bool, seen):
+    """Print data warnings to stderr."""
+    lines = list(doubts(data, splits, tokenizer, config.data))
+    if not has_head:
+        lines += unanswerable(data, np.concatenate([splits[name] for name in args.split]), has_head=False)
+    for line in [*lines, *warnings_of(seen)]:
+        print(line, file=sys.stderr)

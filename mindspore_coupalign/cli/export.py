@@ -7,8 +7,8 @@ from pathlib import Path
 from mindspore_coupalign import runtime
 from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.inference.loading import find_model
 from mindspore_coupalign.inference.mindir import TOLERANCES, NotEqual, batches, check_utf8, export_mindir
-from mindspore_coupalign.inference.shipped import find_model
 from mindspore_coupalign.inference.sidecar import sidecar_path
 from mindspore_coupalign.outputs import check_writable
 from mindspore_coupalign.weights.checkpoint import load_checkpoint

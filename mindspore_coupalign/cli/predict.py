@@ -1,8 +1,8 @@
-"""Command ``predict``: segment what sentences name in photographs, with a checkpoint, a MINDIR or an ONNX file.
+"""Command ``predict``: segment what sentences refer to in images, with a checkpoint, a MINDIR or an ONNX file.
 
 Per image and sentence ``<image>_<n>_<sentence>_mask.png`` (0 or 255) and ``_overlay.png``, n the sentence's number
-among its image's, and a line in ``predictions.jsonl`` (inference/records.py). No two results of a call share a name,
-and files that are there already stay unless ``--overwrite`` is given.
+among its image's, and a line in ``predictions.jsonl`` (inference/predictions.py). No two results of a call share a
+name, and existing files stay unless ``--overwrite`` is given.
 """
 
 import argparse
@@ -10,25 +10,27 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
-from mindspore_coupalign.cli.waiting import COMPILING, LOADING, told
+from mindspore_coupalign.config import AMP_LEVELS, TARGETS
 from mindspore_coupalign.data.inputs import shorten, to_rgb
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.inference import loading, requests
+from mindspore_coupalign.inference import inputs, loading
+from mindspore_coupalign.inference.inputs import Request
 from mindspore_coupalign.inference.model import BATCH_SIZE, Model, list_words
-from mindspore_coupalign.inference.prediction import Prediction
-from mindspore_coupalign.inference.records import Records
-from mindspore_coupalign.inference.requests import Request
-from mindspore_coupalign.inference.shipped import find_model
+from mindspore_coupalign.inference.predictions import Prediction, Records
 from mindspore_coupalign.outputs import check_absent, make_folder
 from mindspore_coupalign.visualize import figures
-from mindspore_coupalign.visualize.attention import attention_sheet
+from mindspore_coupalign.visualize.figures import attention_sheet
+
+LOADING = "loading the network"
+COMPILING = "compiling the network (5 s for a small one, 20 s to 2 min for the full recipe on a CPU)"
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     source.add_argument("--mindir", metavar="FILE", help="what `export` wrote, with its .json beside it")
     source.add_argument("--onnx", metavar="FILE", help="what `export` wrote, with its .json beside it")
     parser.add_argument("--image", action="extend", nargs="+", default=[], metavar="FILE",
-                        help="photographs (JPEG, PNG, WebP, TIFF, ...), folders of them, or quoted patterns such as "
+                        help="image files (JPEG, PNG, WebP, TIFF, ...), folders of them, or quoted patterns such as "
                         "'in/*.jpg'; turned by their EXIF orientation, masks included; transparency is composed on "
                         "white; may be given several times")
     parser.add_argument("--text", action="append", default=[], metavar="SENTENCE",
@@ -46,23 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--list", metavar="FILE.jsonl",
                         help='instead of --image and --text: a line {"image": path, "sentence": text} per mask; '
                         "relative paths begin at the list's folder")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the masks and pictures")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the masks and overlays")
     parser.add_argument("--overwrite", action="store_true",
-                        help="replace masks and pictures in DIR; without it, nothing is computed where one exists")
+                        help="replace masks and overlays in DIR; without it, nothing is computed where one exists")
     parser.add_argument("--attention", action="store_true",
                         help="also draw which words each pixel read, and the mask proposals (with a checkpoint)")
     parser.add_argument("--batch-size", type=int, metavar="N",
                         help="sentences that go through the network at once; a graph of a fixed batch takes its own "
                         f"(default: {BATCH_SIZE}, on a CPU fewer for inputs beyond 128 pixels)")
     parser.add_argument("--threshold", type=float, metavar="P",
-                        help="probability from which a pixel is in the mask (default: the model's eval.threshold)")
+                        help="probability above which a pixel is in the mask (default: the model's eval.threshold)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the checkpoint's configuration")
-    add_device_argument(parser)
-    add_amp_argument(parser)
+    parser.add_argument("--device-target", choices=TARGETS, default="auto",
+                        help="where to run; auto: an Ascend NPU, else a GPU, else the CPU (default: auto)")
+    parser.add_argument("--amp", choices=AMP_LEVELS,
+                        help="precision to compute in, of a checkpoint: O0 is float32, O1 to O3 are mixed, auto is O0 "
+                             "on CPU and O1 elsewhere (default: the checkpoint's train.amp)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: all is done; 1: some, the others are named; 2 (or UserError): nothing."""
+    """0: everything was predicted; 1: a part, the errors are on stderr; 2 (or UserError): nothing."""
     path, kind = _source(args)
     _take_settings(args)
     asked = _requests(args)
@@ -77,10 +82,10 @@ def run(args: argparse.Namespace) -> int:
     if not readable:
         return 2
     started = time.perf_counter()
-    with told(LOADING):
+    with progress(LOADING):
         model = loading.open_model(path, kind, args.device_target, args.amp, args.attention, args.overrides)
     loaded = time.perf_counter() - started
-    model.while_compiling = functools.partial(told, COMPILING)
+    model.while_compiling = functools.partial(progress, COMPILING)
     bad = _bad_sentences(model, asked)
     readable = [request for request in readable if request.sentence not in bad]
     if not readable:
@@ -95,11 +100,23 @@ def run(args: argparse.Namespace) -> int:
     return 0 if done == len(asked) else 1 if done else 2
 
 
+@contextlib.contextmanager
+def progress(what: str, after: float = 1.5) -> Iterator[None]:
+    """Print ``what`` to stderr if the block takes more than ``after`` seconds."""
+    timer = threading.Timer(after, lambda: print(f"{what} ...", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _source(args: argparse.Namespace) -> tuple[Path, str]:
     """The model's file and its kind."""
     given = {loading.CHECKPOINT: args.checkpoint, loading.MINDIR: args.mindir, loading.ONNX: args.onnx}
     if args.model:
-        path = find_model(args.model)
+        path = loading.find_model(args.model)
         kind = loading.kind_of(path)
     else:
         kind, path = next((kind, Path(path)) for kind, path in given.items() if path)
@@ -112,7 +129,7 @@ def _source(args: argparse.Namespace) -> tuple[Path, str]:
 
 
 def _take_settings(args: argparse.Namespace):
-    """argparse gives --image what follows it, key=value as well."""
+    """argparse gives --image all values that follow it, key=value too."""
     settings = [text for text in args.image if "=" in text and text.startswith(("data.", "eval.", "model.", "train."))
                 and not os.path.exists(text)]
     args.overrides += settings
@@ -127,15 +144,15 @@ def _requests(args: argparse.Namespace) -> list[Request]:
     if args.list and (args.image or args.text):
         raise UserError("--list names images and sentences itself; leave --image and --text out")
     if args.list:
-        return requests.of_list(args.list)
+        return inputs.of_list(args.list)
     if not (args.image and args.text):
         raise UserError("give --image and --text, or --list FILE.jsonl")
-    return requests.of_options(args.image, args.text)
+    return inputs.of_options(args.image, args.text)
 
 
 def _from_first_readable(asked: list[Request]) -> list[Request]:
-    """The requests from the first image on that can be read; the images before it are named on stderr. So the network
-    is not loaded for nothing."""
+    """The requests from the first readable image on; unreadable images before it are reported on stderr. The network is
+    not loaded where no image can be read."""
     bad = {}
     for k, request in enumerate(asked):
         if request.image in bad:
@@ -150,7 +167,7 @@ def _from_first_readable(asked: list[Request]) -> list[Request]:
 
 
 def _bad_sentences(model: Model, asked: list[Request]) -> set:
-    """Those that the network cannot read, named on stderr before the first of the others is computed."""
+    """Those without a known word, reported on stderr before anything is computed."""
     bad, checked = set(), set()
     for request in asked:
         if request.sentence in checked:
@@ -166,17 +183,17 @@ def _bad_sentences(model: Model, asked: list[Request]) -> set:
 
 def _predict(model: Model, asked: list[Request], args: argparse.Namespace, output: Path, records: Records,
              loaded: float) -> int:
-    """The number of requests that were answered; errors are named on stderr, each once."""
-    found = model.predict_many(((r.image, r.sentence) for r in asked), args.batch_size, threshold=args.threshold,
+    """The number of masks written; errors are reported on stderr, each once."""
+    results = model.predict_many(((r.image, r.sentence) for r in asked), args.batch_size, threshold=args.threshold,
                                errors="return")
-    done, named, warned, image = 0, set(), set(), None
+    done, reported, warned, image = 0, set(), set(), None
     with tqdm(total=len(asked), unit="sentence", leave=False, disable=None if len(asked) > 1 else True) as bar:
-        for request, result in zip(asked, found, strict=True):
+        for request, result in zip(asked, results, strict=True):
             bar.update()
             if isinstance(result, UserError):
-                if str(result) not in named:
+                if str(result) not in reported:
                     bar.write(f"error: {result}", file=sys.stderr)
-                named.add(str(result))
+                reported.add(str(result))
                 continue
             if request.image != image:
                 times = "" if done else f"; loaded in {loaded:.1f} s, compiled in {model.compile_seconds:.1f} s"
@@ -192,7 +209,7 @@ def _predict(model: Model, asked: list[Request], args: argparse.Namespace, outpu
 
 
 def _write(result: Prediction, request: Request, output: Path, records: Records) -> str:
-    """The result's files and its record; its line for the terminal."""
+    """Write the result's files and record; its line for the terminal."""
     stem = output / request.stem
     saved = result.write(stem)
     more = {}
@@ -200,24 +217,24 @@ def _write(result: Prediction, request: Request, output: Path, records: Records)
         more["attention"] = f"{request.stem}_attention.png"
         figures.write_png(output / more["attention"], attention_sheet(result))
     records.add(request.image, result, saved, more)
-    exists = "" if result.existence is None else f"; means something: {result.existence:.2f}"
+    target = "" if result.target_probability is None else f"; target probability {result.target_probability:.2f}"
     return (f"{request.number}. {shorten(result.sentence)}: {describe_mask(result.mask)}; score {result.score:.2f}"
-            f"{exists}; {1000 * result.seconds:.0f} ms; {saved.mask}")
+            f"{target}; {1000 * result.seconds:.0f} ms; {saved.mask}")
 
 
 def warnings(prediction: Prediction) -> list[str]:
     """What the reader of a mask should know about its sentence."""
-    found = []
+    lines = []
     if prediction.unknown:
-        found.append(f"not in the network's vocabulary, read as unknown: {list_words(prediction.unknown)}")
+        lines.append(f"not in the network's vocabulary, read as unknown: {list_words(prediction.unknown)}")
     if prediction.truncated:
-        found.append("longer than the network reads; its end was cut off")
-    return found
+        lines.append("longer than the network reads; its end was cut off")
+    return lines
 
 
 def describe_mask(mask: np.ndarray) -> str:
     """The mask's share of the image and its bounding box, x and y from the top left, ends included."""
     if not mask.any():
-        return "nothing found (empty mask)"
+        return "nothing predicted (empty mask)"
     y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return f"{100 * mask.mean():.1f} % of the image, x {x[0]}-{x[-1]}, y {y[0]}-{y[-1]}"

@@ -9,16 +9,16 @@ import argparse
 import numpy as np
 
 from mindspore_coupalign import build
-from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
-from mindspore_coupalign.cli.subjects import configuration
 from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.data.configured import open_data
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.evaluator import evaluate_samples, samples_of
 from mindspore_coupalign.evaluation.metrics import iou, overlap
-from mindspore_coupalign.inference.predictor import Predictor
-from mindspore_coupalign.inference.shipped import find_model
+from mindspore_coupalign.evaluation.prompts import samples_of
+from mindspore_coupalign.evaluation.scored_models import configuration
+from mindspore_coupalign.evaluation.scoring import evaluate_samples
+from mindspore_coupalign.inference.loading import find_model
+from mindspore_coupalign.inference.model import Model
 from mindspore_coupalign.outputs import check_absent, make_folder
 from mindspore_coupalign.runtime import setup
 from mindspore_coupalign.visualize import figures
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     samples = random.permutation(samples_of(data, args.split))[: args.samples or None]
     model, tokenizer = build.restore_model(checkpoint, config, args.amp, runtime.target)
     scores = evaluate_samples(model, data, samples, tokenizer, config, progress=args.split)
-    predictor = Predictor.from_model(model, tokenizer, config)
+    predictor = Model.from_model(model, tokenizer, config)
     order = np.argsort(iou(*scores["image"].T), kind="stable")  # equal ones stay in their random order
     ranked = scores["sample"][order]
     chosen = (_distinct(data, ranked[::-1], args.count), _distinct(data, ranked, args.count), samples[: args.count])
@@ -81,11 +81,11 @@ def _distinct(data: ReferData, ranked: np.ndarray, count: int) -> np.ndarray:
     return ranked[np.sort(first)[:count]]
 
 
-def _panel(data: ReferData, predictor: Predictor, sample: int, names: DataConfig) -> np.ndarray:
+def _panel(data: ReferData, predictor: Model, sample: int, names: DataConfig) -> np.ndarray:
     r = int(data.sentence_ref[sample])
     image, truth = data.read_image(r), data.mask(r, names.overlap)
     sentence = data.sentence(sample, names.sentence_field)
-    mask = predictor.predict(image, [sentence], strict=False)[0].mask
+    mask = predictor.predict(image, sentence, strict=False).mask
     score = float(iou(*np.array(overlap(mask, truth))))
-    nothing = "" if data.has_target[r] else "; the sentence means nothing"
+    nothing = "" if data.has_target[r] else "; no target"
     return figures.overlay(image, mask, sentence, truth, f"IoU {score:.2f}{nothing}")

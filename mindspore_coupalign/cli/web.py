@@ -1,4 +1,4 @@
-"""Command ``web``: a page in the browser to try a model with one's own pictures (web/)."""
+"""Command ``web``: a web demo to try a model on one's own images (web/)."""
 
 import argparse
 from pathlib import Path
@@ -11,15 +11,16 @@ from mindspore_coupalign.web import server
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", default="refshapes", metavar="FILE|NAME",
                         help="a checkpoint, .mindir or .onnx file, or a shipped model's name (default: refshapes)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 opens the page to the "
-                        "network, to whoever can reach it (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 opens the demo to "
+                        "everyone who can reach this machine (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="(default: 7860)")
-    parser.add_argument("--examples", metavar="DIR", help="folder of pictures to choose from, with sentences in its "
+    parser.add_argument("--examples", metavar="DIR", help="folder of example images, with sentences in its "
                         "examples.jsonl, a line {\"image\": …, \"sentence\": …} each (default: RefShapes' scenes)")
     parser.add_argument("--max-megabytes", type=int, default=20, help="largest upload (default: 20)")
-    parser.add_argument("--max-megapixels", type=int, default=50, help="largest picture (default: 50)")
-    add_device_argument(parser)
-    add_amp_argument(parser)
+    parser.add_argument("--max-megapixels", type=int, default=50, help="largest image (default: 50)")
+    parser.add_argument("--device-target", choices=TARGETS, default="auto",
+                        help="where to compute (default: auto, an Ascend NPU, else a GPU, else the CPU)")
+    parser.add_argument("--amp", choices=AMP_LEVELS, help="precision of a checkpoint (default: its training's)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example eval.exists_threshold=0.7")
 
 
@@ -35,14 +36,12 @@ def serve(args: argparse.Namespace, folder: Path):
     server.check_port(args.host, args.port)
     if min(args.max_megabytes, args.max_megapixels) < 1:
         raise UserError("--max-megabytes and --max-megapixels must be at least 1")
-    from mindspore_coupalign.inference.loading import CHECKPOINT, kind_of, open_model
-    from mindspore_coupalign.inference.shipped import find_model, shipped_models
-    from mindspore_coupalign.web.answers import Limits
-    from mindspore_coupalign.web.examples import folder_examples, shapes_examples
+    from mindspore_coupalign.inference.loading import CHECKPOINT, find_model, kind_of, open_model, shipped_models
+    from mindspore_coupalign.web.demo import Limits, folder_examples, shapes_examples
 
     path = find_model(args.model)
     kind = kind_of(path)
-    explains = kind == CHECKPOINT  # graphs hold the mask alone
+    explains = kind == CHECKPOINT  # graphs return the mask only
     if args.amp and not explains:
         raise UserError(f"--amp needs a checkpoint: {path} computes in the precision that it was exported in")
     print(f"loading and compiling {args.model} (seconds for a small network, up to two minutes for the full recipe)",
@@ -52,7 +51,7 @@ def serve(args: argparse.Namespace, folder: Path):
     model.warm_up()
     title = f"The model is **{args.model if args.model in shipped_models() else path.name}**."
     if args.model == "refshapes":
-        title += " It knows simple coloured shapes and where they are, not photographs."
+        title += " It knows simple coloured shapes and their positions, not photographs."
     from mindspore_coupalign.web.page import build
 
     limits = Limits(args.max_megabytes, args.max_megapixels)

@@ -12,7 +12,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def overlap(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
-    """Intersection and union of two (h, w) masks, in pixels."""
+    """Intersection and union of two (h, w) masks in pixels."""
     a, b = prediction.astype(bool, copy=False), truth.astype(bool, copy=False)
     inter = int(np.count_nonzero(a & b))
     return inter, int(np.count_nonzero(a)) + int(np.count_nonzero(b)) - inter
@@ -22,7 +22,7 @@ def iou(inter: np.ndarray, union: np.ndarray, empty=1.0, epsilon: float = 0.0) -
     """I/U per sample, (S,) float64.
 
     Args:
-        empty: what it is where U = 0; one number, or one per sample.
+        empty: its value where U = 0; one number, or one per sample.
         epsilon: added to U, as some projects do.
     """
     return np.where(union > 0, inter / np.maximum(union + epsilon, 1), empty)
@@ -30,18 +30,18 @@ def iou(inter: np.ndarray, union: np.ndarray, empty=1.0, epsilon: float = 0.0) -
 
 def summarize(inter: np.ndarray, union: np.ndarray, *, thresholds: tuple = THRESHOLDS, strict: bool = False, empty=1.0,
               epsilon: float = 0.0, group: np.ndarray | None = None, running: bool = False,
-              asked: np.ndarray | None = None) -> dict:
+              counted: np.ndarray | None = None) -> dict:
     """The metrics of S samples, in percent, with their count; empty input gives a count of 0 and no numbers.
 
     The defaults are this project's; the other values are for other projects' rules (protocols.py).
 
     Args:
         thresholds: the X of P@X.
-        strict: P@X asks for I/U > X instead of I/U >= X.
+        strict: P@X counts I/U > X instead of I/U >= X.
         empty, epsilon: as for ``iou``.
-        group: (S,) neighbours of one value belong together; mIoU is the mean over groups of each group's mean.
-        running: P@X asks the sum of I/U over the group up to the sample, not the sample's own.
-        asked: (S,) bool, the samples that P@X is a share of; None for all.
+        group: (S,) neighbours of equal value form a group; mIoU is the mean over groups of each group's mean.
+        running: P@X compares the sum of I/U over the group up to the sample, not the sample's own.
+        counted: (S,) bool, the samples that P@X is a share of; None for all.
     """
     if len(inter) == 0:
         return {"samples": 0}
@@ -55,8 +55,8 @@ def summarize(inter: np.ndarray, union: np.ndarray, *, thresholds: tuple = THRES
         mean = (np.add.reduceat(each, first) / size).mean()
         if running:
             compared = np.concatenate([np.cumsum(part) for part in np.split(each, first[1:])])
-    if asked is not None:
-        compared = compared[asked]
+    if counted is not None:
+        compared = compared[counted]
     scores = {"samples": len(each), "oIoU": 100 * overall, "mIoU": 100 * mean}
     for x in thresholds:  # a hair below X, so that an exact 0.9 = 9/10 is not lost to rounding
         passed = compared > x if strict else compared >= x - 1e-12
@@ -64,16 +64,16 @@ def summarize(inter: np.ndarray, union: np.ndarray, *, thresholds: tuple = THRES
     return {k: v if k == "samples" else round(float(v), 4) for k, v in scores.items()}
 
 
-def existence_scores(targets: np.ndarray, said: np.ndarray) -> dict:
-    """In percent, after GRES (Liu et al., CVPR 2023): N_acc, of the samples without a target those that are said to
-    have none; T_acc, of the samples with one those that are said to have one. Empty where every sample has a target.
+def target_scores(has_target: np.ndarray, predicted_target: np.ndarray) -> dict:
+    """GRES's accuracy of target presence (Liu et al., CVPR 2023), in percent: N_acc over the samples without a target,
+    T_acc over those with one. Empty where every sample has a target.
 
     Args:
-        targets, said: (S,) bool, whether a sample means anything, and whether the network says so.
+        has_target, predicted_target: (S,) bool.
     """
-    if targets.all():
+    if has_target.all():
         return {}
-    scores = {"N_acc": float((~said[~targets]).mean())}
-    if targets.any():
-        scores["T_acc"] = float(said[targets].mean())
+    scores = {"N_acc": float((~predicted_target[~has_target]).mean())}
+    if has_target.any():
+        scores["T_acc"] = float(predicted_target[has_target].mean())
     return {name: round(100 * value, 4) for name, value in scores.items()}

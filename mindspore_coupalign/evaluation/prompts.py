@@ -1,4 +1,4 @@
-"""What the network reads under each protocol, every distinct reading once.
+"""What the network reads under each protocol, each distinct reading once.
 
 A prompt is one reading: a ref's image with word pieces. A unit is what a protocol scores once: its prediction is the
 mean of its prompts' logits. Prompts of one ref with the same word pieces are one prompt, whichever protocols ask for
@@ -47,6 +47,22 @@ class Plan:
         return max(len(prompt.ids) for prompt in self.prompts)
 
 
+def samples_of(data: ReferData, split: str) -> np.ndarray:
+    """The split's samples, (S,). Raises UserError when there is no such split, or it is empty."""
+    samples = data.split(split)
+    if not len(samples):
+        raise UserError(f"{data.source}: split '{split}' has no sentences to score")
+    return samples
+
+
+def derange(data: ReferData, samples: np.ndarray) -> np.ndarray:
+    """For each sample another one, of another image as long as no image holds more than half of all."""
+    by_image = np.argsort(data.ref_image[data.sentence_ref[samples]], kind="stable")
+    others = np.empty_like(samples)
+    others[by_image] = samples[np.roll(by_image, len(samples) // 2)]
+    return others
+
+
 def make_plan(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, protocols: list[Protocol],
               field: str = "sent", texts: np.ndarray | None = None) -> Plan:
     """The prompts and units of samples, which are whole refs, under (resolved) protocols.
@@ -66,18 +82,18 @@ def make_plan(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer
         ref, known = int(data.sentence_ref[samples[start]]), {}
         for protocol in protocols:
             pieces = spelt[protocol.text, protocol.lower][start:stop]
-            found = []
+            numbers = []
             for ids, word_mask in _readings(protocol, pieces, tokenizer):
                 key = (ids.tobytes(), word_mask.tobytes())
                 if key not in known:
                     known[key] = len(prompts)
                     prompts.append(Prompt(ref, ids, word_mask))
-                found.append(known[key])
+                numbers.append(known[key])
             own = samples[start:stop].tolist()
             if protocol.unit == "ref":
-                units[protocol.name].append(Unit(ref, own[0], tuple(found)))
+                units[protocol.name].append(Unit(ref, own[0], tuple(numbers)))
             else:
-                units[protocol.name] += [Unit(ref, s, (k,)) for s, k in zip(own, found, strict=True)]
+                units[protocol.name] += [Unit(ref, s, (k,)) for s, k in zip(own, numbers, strict=True)]
     lengths = np.array([len(pieces) for pieces in spelt[field, False]])
     return Plan(prompts, units, data.sentence_ref[samples[first]].astype(np.int64), lengths)
 
@@ -109,10 +125,10 @@ def _arrays(ids: list, word_mask: list) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_positions(plan: Plan, protocols: list[Protocol], data: ReferData, positions: int):
-    """Prompts of several sentences are longer than data.max_tokens; the network has only so many positions.
+    """Check that the network has positions for all prompts; those of several sentences exceed data.max_tokens.
 
     Raises:
-        UserError: one is longer, with its ref and the protocol that asks for it.
+        UserError: a prompt is longer; it names the ref and the protocol.
     """
     for protocol in protocols:
         for unit in plan.units[protocol.name]:

@@ -1,7 +1,7 @@
 """How referring segmentation is scored: one table of this project's and other projects' conventions.
 
 A protocol says what the network reads, where and how its logits become a mask, what the ground truth is, and how
-intersections I and unions U are counted. Only such conventions are taken over: the network, its input (resized without
+intersections I and unions U are counted. Only these conventions are adopted: the network, its input (resized without
 keeping the aspect ratio, not letterboxed), its tokenizer and its limit of word pieces (data.max_tokens) stay this
 project's. The rules were read in the code that ``origin`` names; docs/protocols.md is made from this table.
 Shapes: logits (H, W) at the network's input size; masks (h, w) at the image's own size or (H, W).
@@ -18,8 +18,8 @@ import numpy as np
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.transforms import ImageTransform, resize_aligned
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.answer import logit
-from mindspore_coupalign.evaluation.metrics import THRESHOLDS, existence_scores, summarize
+from mindspore_coupalign.evaluation.metrics import THRESHOLDS, summarize, target_scores
+from mindspore_coupalign.inference.network import logit
 
 SENTENCE, INTERLEAVED, JOINED, AVERAGED = (
     "one sentence", "all sentences, interleaved", "all sentences, joined", "each sentence, logits averaged")
@@ -89,10 +89,10 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 
 
 def choose(names: list) -> list[Protocol]:
-    """The protocols of these names, each once; ``all`` for every one.
+    """The protocols of these names, without duplicates; ``all`` stands for every one.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: an unknown name.
     """
     if "all" in names:
         return list(PROTOCOLS.values())
@@ -105,7 +105,7 @@ def choose(names: list) -> list[Protocol]:
 
 
 def resolve(protocol: Protocol, config: Config) -> Protocol:
-    """The protocol with what it leaves to the configuration filled in."""
+    """The protocol, with the fields that it leaves open taken from the configuration."""
     return dataclasses.replace(
         protocol, text=protocol.text or config.data.sentence_field, overlap=protocol.overlap or config.data.overlap,
         threshold=config.eval.threshold if protocol.threshold is None else protocol.threshold)
@@ -133,25 +133,25 @@ def predicted_mask(protocol: Protocol, logits: np.ndarray, transform: ImageTrans
     return resized > logit(threshold)
 
 
-def count(protocol: Protocol, inter: np.ndarray, union: np.ndarray, refs: np.ndarray, targets: np.ndarray,
-          said: np.ndarray) -> dict:
+def count(protocol: Protocol, inter: np.ndarray, union: np.ndarray, refs: np.ndarray,
+          has_target: np.ndarray, predicted_target: np.ndarray) -> dict:
     """What a protocol reports of n units, in percent.
 
     Args:
         inter, union: (n,) pixels.
         refs: (n,) ref of each unit; units of a ref are neighbours.
-        targets: (n,) bool, whether a unit means anything.
-        said: (n,) bool, whether the network says that it does. Under ReLA's rule masks are counted as they are, with
-            the pixels that a network draws and then takes back by its answer.
+        has_target, predicted_target: (n,) bool. Under ReLA's rule I and U are of the mask before the network's
+            target-presence head may empty it.
     """
     if protocol.empty == NO_TARGET:
-        inter = np.where(said, inter, 0)
-        union = np.where(said | targets, union, 0)
+        inter = np.where(predicted_target, inter, 0)
+        union = np.where(predicted_target | has_target, union, 0)
     score = functools.partial(
         summarize, inter, union, thresholds=protocol.thresholds, strict=protocol.comparison == ">",
         epsilon=protocol.epsilon, running=protocol.running, group=refs if protocol.mean == "refs" else None)
     if protocol.empty == NO_TARGET:
-        scores = score(empty=np.where(targets | said, 0.0, 1.0), asked=targets) | existence_scores(targets, said)
+        scores = score(empty=np.where(has_target | predicted_target, 0.0, 1.0), counted=has_target)
+        scores |= target_scores(has_target, predicted_target)
     else:
         scores = score(empty=EMPTY[protocol.empty])
     kept = ("samples", *protocol.reports, "N_acc", "T_acc")

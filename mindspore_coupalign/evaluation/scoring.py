@@ -1,10 +1,14 @@
-"""Scoring under several protocols at once: every prompt goes through the network once, and every protocol that reads
-it counts.
+"""Scoring: every prompt goes through the network once, and every protocol that reads it counts. ``evaluate`` scores by
+several protocols, validation during training by protocol ``sentence`` alone.
 
-Shapes: logits (H, W) at the network's input size; counts (n, 4) per protocol and size, of its n units: I, U, whether
-the unit means anything, and whether the network says that it does.
+Shapes: logits (H, W) at the network's input size; counts (n, 4) per protocol and size, of its n units: I, U (pixels),
+whether the unit has a target, and whether the network predicts one.
 """
 
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +22,14 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.distributed.collectives import all_reduce_sum
 from mindspore_coupalign.distributed.process import Runtime
-from mindspore_coupalign.evaluation.answer import Existence, answer_of
-from mindspore_coupalign.evaluation.metrics import overlap
-from mindspore_coupalign.evaluation.pool import Pool
-from mindspore_coupalign.evaluation.prompts import Plan
-from mindspore_coupalign.evaluation.protocols import IMAGE, INPUT, NO_TARGET, Protocol, predicted_mask
+from mindspore_coupalign.evaluation import protocols as rules
+from mindspore_coupalign.evaluation.metrics import overlap, summarize, target_scores
+from mindspore_coupalign.evaluation.prompts import Plan, make_plan
+from mindspore_coupalign.evaluation.protocols import IMAGE, INPUT, NO_TARGET, SIZES, Protocol, predicted_mask
+from mindspore_coupalign.evaluation.scored_models import LoadedNetwork
+from mindspore_coupalign.inference.network import TargetRule, as_output
+
+THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 class Kept(NamedTuple):
@@ -32,41 +39,66 @@ class Kept(NamedTuple):
     inter: int
     union: int
     counts: bytes  # COCO's compressed RLE
-    exists: bool  # whether the network says that the sentence means anything
+    has_target: bool  # predicted
+
+
+def validate(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
+             runtime: Runtime | None = None) -> dict:
+    """The ``report`` of a network in memory, the same on every rank."""
+    return report(data, evaluate_samples(model, data, samples, tokenizer, config, runtime=runtime))
+
+
+def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
+                     progress: str = "", runtime: Runtime | None = None) -> dict:
+    """Counts of protocol ``sentence`` for a network in memory, in the order of ``samples`` (S,): {"sample": (S,),
+    "image": (S, 2), "input": (S, 2), "predicted_target": (S,) bool}, I and U at both sizes, the same on every rank.
+
+    Args:
+        progress: label of the progress bar; empty for none.
+        runtime: of several ranks, each of which takes its share; None: this process is alone.
+    """
+    protocol = rules.resolve(rules.PROTOCOLS["sentence"], config)
+    order = np.argsort(samples)  # a ref's sentences are neighbours
+    plan = make_plan(data, samples[order], tokenizer, [protocol], config.data.sentence_field)
+    model.set_train(False)
+    counts = score_plan(LoadedNetwork(model, config.data.max_tokens), plan, [protocol], data, tokenizer, config,
+                        progress=progress, runtime=runtime)
+    place = np.argsort(order)
+    return {"sample": np.array(samples), **{size: counts["sentence", size][place, :2] for size in SIZES},
+            "predicted_target": counts["sentence", IMAGE][place, 3] > 0}
 
 
 def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData, tokenizer: SentenceTokenizer,
                config: Config, *, keep: list | None = None, progress: str = "", runtime: Runtime | None = None) -> dict:
-    """The counts of every unit, {(protocol's name, size): (n, 4) int64}, the same on every rank.
+    """Counts of all units, {(protocol name, size): (n, 4) int64}, the same on every rank.
 
     Args:
-        networks: gives for prompts of so many word pieces the number T that they are padded to, and the network
-            (networks.py); its ``uint8`` says whether that takes pixels as they are.
-        protocols: resolved, those that the plan was made with.
-        keep: gets a Kept for each of this rank's sentences, of the protocol ``sentence``.
+        networks: see scored_models.py.
+        protocols: the resolved ones that the plan was made with.
+        keep: list that receives a Kept for each of this rank's sentences, by protocol ``sentence``.
         progress: label of the progress bar; empty for none.
         runtime: of several ranks, each of which takes its share of the refs; None: this process is alone.
     """
     runtime = runtime or Runtime("CPU", 0, 1)
     own = set(plan.refs[runtime.rank :: runtime.ranks].tolist())
-    found = {(p.name, size): np.zeros((len(plan.units[p.name]), 4), np.int64) for p in protocols for size in p.sizes}
+    counts = {(p.name, size): np.zeros((len(plan.units[p.name]), 4), np.int64) for p in protocols for size in p.sizes}
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
-    existence = Existence(config.eval.target_threshold, config.eval.min_pixels)
+    target_rule = TargetRule(config.eval.exists_threshold, config.eval.min_pixels)
     # what fits in data.max_tokens shares one compiled network; all else shares another
     limit = config.data.max_tokens
     mine = [(k, *prompt) for k, prompt in enumerate(plan.prompts) if prompt.ref in own]
-    mine.sort(key=lambda prompt: data.ref_image[prompt[1]])  # each picture is decoded once; a ref's stay neighbours
+    mine.sort(key=lambda prompt: data.ref_image[prompt[1]])  # an image is decoded once; a ref's stay neighbours
     passes = [[prompt for prompt in mine if (len(prompt[2]) > limit) == long] for long in (False, True)]
 
     def prepare(r: int) -> np.ndarray:
         resized = data.resized_image(r, transform)
         return resized if networks.uint8 else transform.normalise(resized)
 
-    def score(ref: int, answers: dict, units: list):
-        scored = _Ref(data, ref, answers, transform, existence)
+    def score(ref: int, outputs: dict, units: list):
+        scored = _Ref(data, ref, outputs, transform, target_rule)
         for protocol, u, unit in units:
             for size in protocol.sizes:
-                found[protocol.name, size][u] = scored.count(protocol, unit, size)
+                counts[protocol.name, size][u] = scored.count(protocol, unit, size)
             if keep is not None and protocol.name == "sentence":
                 keep.append(scored.kept(protocol, unit))
 
@@ -76,14 +108,14 @@ def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData,
             tokens, model = networks(max(len(prompt[2]) for prompt in prompts))
             waiting = _units_by_ref(plan, protocols, {prompt[0] for prompt in prompts})
             source = PromptSource(data, prompts, tokens, tokenizer.pad_id, prepare, config.eval.batch_size)
-            for ref, answers in _refs(model, source, config, runtime, bar):
-                pool.submit(score, ref, answers, waiting[ref])
-    sums = all_reduce_sum(np.concatenate(list(found.values())), runtime).astype(np.int64)  # others' refs are zeros here
-    return dict(zip(found, np.split(sums, np.cumsum([len(part) for part in found.values()])[:-1]), strict=True))
+            for ref, outputs in _refs(model, source, config, runtime, bar):
+                pool.submit(score, ref, outputs, waiting[ref])
+    sums = all_reduce_sum(np.concatenate(list(counts.values())), runtime).astype(np.int64)  # others' refs count 0
+    return dict(zip(counts, np.split(sums, np.cumsum([len(part) for part in counts.values()])[:-1]), strict=True))
 
 
 def _units_by_ref(plan: Plan, protocols: list[Protocol], prompts: set) -> dict:
-    """{ref: [(protocol, index, unit)]} of the units whose prompts are all in a pass; no unit has prompts in both."""
+    """{ref: [(protocol, index, unit)]} of the units whose prompts are in a pass; no unit has prompts in both passes."""
     waiting: dict[int, list] = {}
     for protocol in protocols:
         for u, unit in enumerate(plan.units[protocol.name]):
@@ -93,31 +125,32 @@ def _units_by_ref(plan: Plan, protocols: list[Protocol], prompts: set) -> dict:
 
 
 def _refs(model, source: PromptSource, config: Config, runtime: Runtime, bar):
-    """Yields (ref, {prompt: (logits (H, W), the existence head's or None)}) as soon as a ref's prompts, which are
-    neighbours, have been computed."""
+    """Yields (ref, {prompt: (logits (H, W), target logit or None)}) once all of a ref's prompts, which are neighbours,
+    have been computed."""
     ref_of = {prompt[0]: prompt[1] for prompt in source.prompts}
-    found: dict[int, tuple] = {}
+    outputs: dict[int, tuple] = {}
     current = None
     for image, ids, word_mask, index in batches(source, config.eval.batch_size, config.data.workers):
-        answer = answer_of(model(image, ids, word_mask))
+        output = as_output(model(image, ids, word_mask))
         runtime.watch.compiled()
         for i in np.flatnonzero(index >= 0):
             ref = ref_of[int(index[i])]
-            if ref != current and found:
-                yield current, found
-                found = {}
+            if ref != current and outputs:
+                yield current, outputs
+                outputs = {}
             current = ref
-            found[int(index[i])] = answer.logits[i, 0], answer.existence(i)
+            outputs[int(index[i])] = output.logits[i, 0], output.target_logit(i)
             bar.update()
-    if found:
-        yield current, found
+    if outputs:
+        yield current, outputs
 
 
 class _Ref:
-    """One ref's masks, each made once for all protocols that want it."""
+    """The masks of one ref, each computed once for all protocols that need it."""
 
-    def __init__(self, data: ReferData, ref: int, answers: dict, transform: ImageTransform, existence: Existence):
-        self.data, self.ref, self.answers, self.transform, self.existence = data, ref, answers, transform, existence
+    def __init__(self, data: ReferData, ref: int, outputs: dict, transform: ImageTransform, target_rule: TargetRule):
+        self.data, self.ref, self.outputs = data, ref, outputs
+        self.transform, self.target_rule = transform, target_rule
         self.shape = tuple(data.image_sizes[data.ref_image[ref]].tolist())
         self.made: dict[tuple, np.ndarray] = {}
 
@@ -131,29 +164,98 @@ class _Ref:
         return own if size == IMAGE else self._once((rule, INPUT), lambda: self.transform.mask(own))
 
     def drawn(self, protocol: Protocol, prompts: tuple, size: str) -> np.ndarray:
-        """The mask of a unit's logits, whether the sentence means anything or not."""
+        """The mask of a unit's logits, before target presence is decided."""
         def make():
-            logits = [self.answers[k][0] for k in prompts]
+            logits = [self.outputs[k][0] for k in prompts]
             mean = logits[0] if len(logits) == 1 else np.mean(logits, 0)
             return predicted_mask(protocol, mean, self.transform, self.shape, size)
 
         return self._once((prompts, size, protocol.resize, protocol.threshold), make)
 
-    def exists(self, protocol: Protocol, prompts: tuple) -> bool:
-        """Whether the network says that a unit means anything, by its head and the first size's mask."""
-        found = [self.answers[k][1] for k in prompts]
-        mean = None if found[0] is None else float(np.mean(found))
+    def predicts_target(self, protocol: Protocol, prompts: tuple) -> bool:
+        """Whether the network predicts a target, by its head and the mask at the protocol's first size."""
+        target_logits = [self.outputs[k][1] for k in prompts]
+        mean = None if target_logits[0] is None else float(np.mean(target_logits))
         mask = self.drawn(protocol, prompts, protocol.sizes[0])
-        return self.existence(mask, mean, head_alone=protocol.empty == NO_TARGET)
+        return self.target_rule(mask, mean, head_alone=protocol.empty == NO_TARGET)
 
     def count(self, protocol: Protocol, unit, size: str) -> tuple[int, int, bool, bool]:
-        mask, said = self.drawn(protocol, unit.prompts, size), self.exists(protocol, unit.prompts)
+        mask, predicted = self.drawn(protocol, unit.prompts, size), self.predicts_target(protocol, unit.prompts)
         if protocol.empty != NO_TARGET:
-            mask = mask & said
+            mask = mask & predicted
         inter, union = overlap(mask, self.truth(protocol.overlap, size))
-        return inter, union, bool(self.data.has_target[self.ref]), said
+        return inter, union, bool(self.data.has_target[self.ref]), predicted
 
     def kept(self, protocol: Protocol, unit) -> Kept:
-        inter, union, _, said = self.count(protocol, unit, IMAGE)
-        mask = np.asfortranarray(self.drawn(protocol, unit.prompts, IMAGE) & said, np.uint8)
-        return Kept(unit.sentence, inter, union, coco.encode(mask)["counts"], said)
+        inter, union, _, predicted = self.count(protocol, unit, IMAGE)
+        mask = np.asfortranarray(self.drawn(protocol, unit.prompts, IMAGE) & predicted, np.uint8)
+        return Kept(unit.sentence, inter, union, coco.encode(mask)["counts"], predicted)
+
+
+def report_plan(data: ReferData, plan: Plan, chosen: list, counts: dict, max_tokens: int) -> dict:
+    """The results of a split: those of ``report`` where protocol ``sentence`` is among the chosen; ``protocols``: the
+    scores of every other one by its name; ``cut``: sentences longer than ``max_tokens``, and the longest."""
+    result: dict = {}
+    for protocol in chosen:
+        units = plan.units[protocol.name]
+        if protocol.name == "sentence":
+            samples = np.array([unit.sentence for unit in units])
+            scores = {size: counts["sentence", size][:, :2] for size in SIZES}
+            scores["predicted_target"] = counts["sentence", IMAGE][:, 3] > 0
+            result = report(data, {"sample": samples, **scores})
+    sentences = len(plan.lengths)
+    result |= {"sentences": sentences, "refs": len(plan.refs), "images": len(np.unique(data.ref_image[plan.refs])),
+               "cut": {"sentences": int((plan.lengths > max_tokens).sum()), "longest": int(plan.lengths.max())}}
+    result["protocols"] = {}
+    for protocol in chosen:
+        if protocol.name != "sentence":
+            inter, union, has_target, predicted_target = counts[protocol.name, protocol.sizes[0]].T
+            refs = np.array([unit.ref for unit in plan.units[protocol.name]])
+            result["protocols"][protocol.name] = rules.count(protocol, inter, union, refs, has_target > 0,
+                                                             predicted_target > 0)
+    return result
+
+
+def report(data: ReferData, scores: dict) -> dict:
+    """Metrics at both sizes, with N_acc and T_acc where sentences have no target; counts; and the metrics of every
+    category of sentences that the data has."""
+    samples = scores["sample"]
+    refs = np.unique(data.sentence_ref[samples])
+    result: dict = {"sentences": len(samples), "refs": len(refs), "images": len(np.unique(data.ref_image[refs]))}
+    has_target = data.has_target[data.sentence_ref[samples]]
+    for size in SIZES:
+        result[size] = summarize(*scores[size].T) | target_scores(has_target, scores["predicted_target"])
+    kinds = data.sentence_kind[samples]
+    if (kinds >= 0).any():
+        result["by_kind"] = {name: summarize(*scores["image"][kinds == code].T)
+                             for code, name in enumerate(data.kind_names) if (kinds == code).any()}
+    return result
+
+
+class Pool:
+    """Counts pixels in a few threads, so that the network does not wait: ``submit`` starts a call; leaving the ``with``
+    block waits for all calls and raises what one raised.
+
+    Args:
+        pending: most calls that may wait; a further ``submit`` waits for the oldest, which bounds memory.
+    """
+
+    def __init__(self, pending: int, threads: int = THREADS):
+        self._pending = pending
+        self._threads = ThreadPoolExecutor(threads, "coupalign-score")
+        self._calls: deque = deque()
+
+    def submit(self, call: Callable, *arguments):
+        while len(self._calls) >= self._pending or self._calls and self._calls[0].done():
+            self._calls.popleft().result()
+        self._calls.append(self._threads.submit(call, *arguments))
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            while self._calls and kind is None:
+                self._calls.popleft().result()
+        finally:
+            self._threads.shutdown(cancel_futures=True)

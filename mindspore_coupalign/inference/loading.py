@@ -10,9 +10,8 @@ from pathlib import Path
 from mindspore_coupalign.config import Config, with_overrides
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference.model import BATCH_SIZE, Model
-from mindspore_coupalign.inference.shipped import find_model
-from mindspore_coupalign.inference.sidecar import model_of
 
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 CHECKPOINT, MINDIR, ONNX = "checkpoint", "mindir", "onnx"
 _OF_GRAPHS = ("threshold", "exists_threshold", "min_pixels")  # of the section eval, what a graph's user may change
 
@@ -25,15 +24,15 @@ def load(source: str | os.PathLike, device: str = "auto", amp: str | None = None
 
     Args:
         source: a checkpoint (.safetensors), an exported graph (.mindir or .onnx, its .json beside it), or the name of a
-            model that comes with the package, such as "refshapes".
-        device: "auto" (an Ascend NPU, else a GPU, else the CPU), "CPU", "GPU" or "Ascend". ONNX runs on the CPU.
-        amp: level of mixed precision of a checkpoint, "O0" (float32) to "O3"; None: the one that training has on this
-            device. A graph computes in the precision that it was exported in.
-        details: predictions say what the network looked at (``Prediction.details``); of a checkpoint only.
+            shipped model, such as "refshapes".
+        device: "auto" (an Ascend NPU, else a GPU, else the CPU), "CPU", "GPU" or "Ascend". ONNX files run on the CPU.
+        amp: level of mixed precision of a checkpoint, "O0" (float32) to "O3"; None: what training uses on this device.
+            A graph computes in the precision that it was exported in.
+        details: predictions say what the network looked at (``Prediction.details``); checkpoints only.
 
     Raises:
-        UserError: no such file or name, a damaged file, a graph without its .json, a device that is not there, or
-            ``amp`` or ``details`` of a graph.
+        UserError: no such file or name, a damaged file, a graph without its .json, an unavailable device, or
+            ``amp`` or ``details`` with a graph.
     """
     path = find_model(source)
     kind = kind_of(path)
@@ -45,7 +44,7 @@ def load(source: str | os.PathLike, device: str = "auto", amp: str | None = None
 
 
 def kind_of(path: Path) -> str:
-    """What a file is by its name: an exported graph by its ending, else a checkpoint."""
+    """The kind of a file, by its ending."""
     return {".mindir": MINDIR, ".onnx": ONNX}.get(path.suffix.lower(), CHECKPOINT)
 
 
@@ -55,11 +54,11 @@ def open_model(path: Path, kind: str, device: str = "auto", amp: str | None = No
 
     Args:
         overrides: key=value for a checkpoint's configuration; of a graph, eval's thresholds alone can be changed.
-        option: what the user chose the device by, for errors.
+        option: how the user chose the device, for errors.
     """
     if kind == ONNX:
         network, facts = open_onnx(path, device, option)
-        return model_of(network, _overridden(facts, overrides, path), path)
+        return Model.from_graph(network, _overridden(facts, overrides, path), path)
     from mindspore_coupalign.inference.cells import LOCK
 
     with LOCK:
@@ -70,18 +69,17 @@ def _open_on_mindspore(path: Path, kind: str, device: str, amp: str | None, deta
                        option: str) -> Model:
     from mindspore_coupalign import runtime
     from mindspore_coupalign.inference.cells import LOCK
-    from mindspore_coupalign.inference.predictor import model_of_checkpoint
     from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
     if kind == MINDIR:
         target = runtime.choose_device(device, option)
         network, facts = open_mindir(path)
-        model = model_of(network, _overridden(facts, overrides, path), path, LOCK)
+        model = Model.from_graph(network, _overridden(facts, overrides, path), path, LOCK)
     else:
         checkpoint = load_checkpoint(path)
         config = overridden(checkpoint.config, overrides, f"{path}'s configuration with the overrides")
         target = runtime.choose_device(device, option)
-        model = model_of_checkpoint(checkpoint, details, amp, config)
+        model = Model.from_checkpoint(checkpoint, details, amp, config)
     if target != "CPU":
         model.batch_size = BATCH_SIZE
     return model
@@ -137,3 +135,26 @@ def _overridden(facts: dict, overrides: Sequence[str], path: Path) -> dict:
                             "or export it anew")
         facts = facts | {name: getattr(with_overrides(Config(), [override], "command line").eval, name)}
     return facts
+
+
+def shipped_models() -> dict[str, Path]:
+    """name -> checkpoint file."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.safetensors"))}
+
+
+def find_model(name: str | os.PathLike) -> Path:
+    """The file of a name or path: a shipped model by its bare name, else the path itself.
+
+    Raises:
+        UserError: a bare name (no folder, no ending) of neither.
+    """
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        raise UserError(f"a model's file or name is expected, found {name!r}")
+    path, shipped = Path(name), shipped_models()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    if not path.suffix and len(path.parts) == 1 and not path.exists():
+        known = ", ".join(shipped) or "none"
+        raise UserError(f"{name}: no such file, and no model of that name comes with the package (shipped: {known}); "
+                        "give a .safetensors, .mindir or .onnx file, or one of these names")
+    return path

@@ -1,10 +1,9 @@
-"""Exported graphs: a checkpoint becomes a MINDIR that MindSpore runs without this project's model code, and back.
+"""Exported graphs: a checkpoint becomes a MINDIR, which MindSpore runs without this project's model code.
 
 Inputs of the graph, B of any size or fixed: image (B, 3, H, W) float32, or (B, H, W, 3) uint8 where the graph
-normalises; ids (B, T) int32; word_mask (B, T) int32; outputs: logits (B, 1, H, W) float32 and, where the network has a
-head for it, exists (B,) float32. ``<file>.json`` beside it is
-the sidecar (sidecar.py). Beyond 1 GiB the weights lie in ``<file>.weights/``. The file appears under its name only
-after it was loaded again and compared.
+normalises; ids (B, T) int32; word_mask (B, T) int32; outputs: logits (B, 1, H, W) float32 and, with a
+target-presence head, its logits (B,) float32. ``<file>.json`` beside it is the sidecar (sidecar.py). Beyond 1 GiB the
+weights lie in ``<file>.weights/``. The file gets its name only after it was loaded again and compared.
 """
 
 import contextlib
@@ -21,9 +20,9 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 from mindspore_coupalign import build
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.answer import Answer
-from mindspore_coupalign.evaluation.networks import CellNetwork
 from mindspore_coupalign.inference import sidecar
+from mindspore_coupalign.inference.cells import CellNetwork
+from mindspore_coupalign.inference.network import NetworkOutput
 from mindspore_coupalign.models.precision import Precision
 from mindspore_coupalign.outputs import scratch
 from mindspore_coupalign.weights.checkpoint import Checkpoint
@@ -78,7 +77,7 @@ def export_mindir(checkpoint: Checkpoint, output: Path, amp: str | None = None, 
 
 
 def batches(image_size: int) -> tuple[int, ...]:
-    """Those that a graph of any batch is compared at. On a CPU the full recipe takes 3 GiB for each picture of one."""
+    """Batch sizes that a graph of any batch is compared at. On a CPU the full recipe takes 3 GiB per image."""
     return BATCHES if image_size <= 256 else LARGE
 
 
@@ -136,7 +135,7 @@ def _weights_folder(file: Path) -> Path:
 
 @contextlib.contextmanager
 def _plain_path(folder: Path):
-    """Another path of the folder, for ``ms.export`` refuses every name but ASCII's letters, digits and @_-.:/"""
+    """Another path of the folder: ``ms.export`` accepts only ASCII letters, digits and @_-.:/"""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         yield f"/proc/self/fd/{descriptor}"
@@ -145,7 +144,7 @@ def _plain_path(folder: Path):
 
 
 def random_inputs(data, tokenizer, batch: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Random pixels (B, H, W, 3) uint8, and sentences of random word pieces, of other lengths, with padding."""
+    """Random pixels (B, H, W, 3) uint8, and sentences of random word pieces and lengths, with padding."""
     random = np.random.default_rng(seed)
     pixels = random.integers(0, 256, (batch, data.image_size, data.image_size, 3), np.uint8)
     ids, word_mask = tokenizer([""] * batch)
@@ -177,18 +176,19 @@ def _compare(model, graph, trials: list, data, uint8: bool) -> list[float]:
     return differences
 
 
-def join(answers: list[Answer]) -> Answer:
-    """Answers one after the other as one of a batch."""
-    exists = [answer.exists for answer in answers if answer.exists is not None]
-    return Answer(np.concatenate([answer.logits for answer in answers]), np.concatenate(exists) if exists else None)
+def join(outputs: list[NetworkOutput]) -> NetworkOutput:
+    """Outputs of several batches as one."""
+    targets = [output.target_logits for output in outputs if output.target_logits is not None]
+    return NetworkOutput(np.concatenate([output.logits for output in outputs]),
+                         np.concatenate(targets) if targets else None)
 
 
-def difference(found: Answer, expected: Answer) -> float:
+def difference(output: NetworkOutput, expected: NetworkOutput) -> float:
     """The largest of all outputs, each relative to the output's largest absolute value; NaN where an output is
     missing."""
-    if (found.exists is None) != (expected.exists is None):
+    if (output.target_logits is None) != (expected.target_logits is None):
         return math.nan
-    pairs = ((ours, theirs) for ours, theirs in zip(found, expected, strict=True) if theirs is not None)
+    pairs = ((ours, theirs) for ours, theirs in zip(output, expected, strict=True) if theirs is not None)
     return float(np.max([np.abs(ours - theirs).max() / np.abs(theirs).max() for ours, theirs in pairs]))  # NaN stays
 
 

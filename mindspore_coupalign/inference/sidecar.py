@@ -1,8 +1,8 @@
-"""The sidecar, ``<graph>.json``: what a program needs beside an exported graph (MINDIR or ONNX) to predict as this
+"""The sidecar, ``<graph>.json``: what a program needs besides an exported graph (MINDIR or ONNX) to predict as this
 project does. Needs neither MindSpore nor onnxruntime.
 
 It lists the graph's files with their SHA-256, inputs and outputs in the graph's order with names, shapes and types,
-how a picture becomes the input and the logits become a mask, the tokenizer with its padding, and the threshold. "B" in
+how an image becomes the input and the logits become a mask, the tokenizer with its padding, and the threshold. "B" in
 a shape is a batch of any size. It names no folder of the machine that wrote it.
 """
 
@@ -17,25 +17,27 @@ from mindspore_coupalign.config.paths import without_paths
 from mindspore_coupalign.errors import UserError
 
 FORMAT = "coupalign-graph-2"
-SEEN = "seen_images"  # KEY of data/seen.py, which would import what only training needs
+SEEN = "seen_images"  # the KEY of data/seen.py, whose import would pull in what only training needs
 FIRST_FORMAT = "coupalign-mindir-1"  # a batch of one, float32 pixels; no lists of inputs and outputs
 _FIELDS = {"sha256": str, "input_size": int, "mean": list, "std": list, "threshold": float, "max_tokens": int,
            "tokenizer": str}
+_AGAIN = "; export the checkpoint again"
 _COMPLETED: dict = {"exists_threshold": 0.5, "min_pixels": 0}  # what files of earlier versions lack
 RESIZE = {
-    "image": "The picture (h, w), RGB, 8 bits, is resized to S x S, S = input_size, without keeping its aspect ratio, "
+    "image": "The image (h, w), RGB, 8 bits, is resized to S x S, S = input_size, without keeping its aspect ratio, "
              "in half-pixel coordinates, in two steps: first to (min(h, S), min(w, S)), if that is another size, by "
              "averaging areas (OpenCV's INTER_AREA); then to (S, S), if that is another size, bilinearly without "
              "antialiasing (OpenCV's INTER_LINEAR). Each step is rounded to 8 bits.",
-    "logits": "The logits (S, S), float32, are brought to the picture's (h, w) bilinearly, in half-pixel coordinates, "
+    "logits": "The logits (S, S), float32, are resized to the image's (h, w) bilinearly, in half-pixel coordinates, "
               "without antialiasing (OpenCV's INTER_LINEAR). A pixel is in the mask where they exceed "
               "log(threshold / (1 - threshold)); its probability is 1 / (1 + exp(-logit)). A mask of fewer than "
               "min_pixels pixels is emptied.",
 }
-HAS_TARGET = ("a logit; where it does not exceed log(exists_threshold / (1 - exists_threshold)), the sentence means "
-          "nothing in this picture, and its mask is emptied")
-NORMALISED = "channel c is (value / 255 - mean[c]) / std[c] of the resized picture, R G B"
-PLAIN = "the resized picture's values, R G B; the graph normalises them"
+HAS_TARGET = ("a logit; where it does not exceed log(exists_threshold / (1 - exists_threshold)), the sentence has no "
+              "target in this image, and its mask is emptied")
+TARGET_OUTPUTS = ("has_target", "exists")  # names of the second output; earlier versions wrote the last
+NORMALISED = "channel c is (value / 255 - mean[c]) / std[c] of the resized image, R G B"
+PLAIN = "the resized image's values, R G B; the graph normalises them"
 
 
 def sidecar_path(graph: Path) -> Path:
@@ -57,7 +59,7 @@ def describe(kind: str, config: Config, tokenizer, *, batch: int | None = None, 
              "type": "uint8" if uint8 else "float32", "values": PLAIN if uint8 else NORMALISED}
     outputs = [{"name": "logits", "shape": [b, 1, size, size], "type": "float32", "values": "see resize"}]
     if config.model.no_target:
-        outputs.append({"name": "exists", "shape": [b], "type": "float32", "values": HAS_TARGET})
+        outputs.append({"name": "has_target", "shape": [b], "type": "float32", "values": HAS_TARGET})
     return {
         "format": FORMAT, "kind": kind,
         "inputs": [image,
@@ -106,22 +108,8 @@ def read(graph: Path, kind: str) -> dict:
     return facts
 
 
-def model_of(network, facts: dict, path: str | Path, lock=None):
-    """The Model of a graph that runs as ``network``, with ``lock`` (see ``model.Model``)."""
-    from mindspore_coupalign.data.tokenizer import SentenceTokenizer
-    from mindspore_coupalign.data.transforms import ImageTransform
-    from mindspore_coupalign.evaluation.answer import Existence
-    from mindspore_coupalign.inference.model import ANY, Model, Shape
-
-    tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], facts["max_tokens"], str(path))
-    transform = ImageTransform(facts["input_size"], facts["mean"], facts["std"])
-    shape = Shape(facts["batch"] or ANY, takes_uint8(facts), compiles=facts["kind"] == "mindir")
-    existence = Existence(facts["exists_threshold"], facts["min_pixels"])
-    return Model(network, tokenizer, transform, facts["threshold"], shape, existence=existence, lock=lock)
-
-
 def origin(progress: dict) -> dict:
-    """What a graph's file keeps of the checkpoint's progress: the step, and the pictures that it was trained on."""
+    """What a graph's file keeps of the checkpoint's progress: the step, and the images that it was trained on."""
     return {"step": progress.get("step")} | ({SEEN: progress[SEEN]} if SEEN in progress else {})
 
 
@@ -131,36 +119,14 @@ def takes_uint8(facts: dict) -> bool:
 
 def _parse(graph: Path, kind: str) -> dict:
     path = sidecar_path(graph)
-    try:
-        facts = json.loads(path.read_bytes())
-    except FileNotFoundError as exc:
-        if not graph.exists():
-            raise UserError(f"{graph}: no such file; `coupalign export` writes it") from exc
-        raise UserError(f"{path}: no such file; it holds the tokenizer and belongs beside the .{kind}") from exc
-    except OSError as exc:
-        raise UserError(f"{path}: cannot be read ({exc.strerror})") from exc
-    except ValueError as exc:
-        raise UserError(f"{path}: not valid JSON ({str(exc)[:80]}); export the checkpoint again") from exc
+    facts = _load(graph, path, kind)
     if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, FIRST_FORMAT):
         raise UserError(f"{path}: field 'format' is not {FORMAT!r}; export the checkpoint again with this version")
-    again = "; export the checkpoint again"
     for name, wanted in _FIELDS.items():
         if type(facts.get(name)) is not wanted and not (wanted is float and type(facts.get(name)) is int):
-            raise UserError(f"{path}: field {name!r} is missing or mistyped{again}")
+            raise UserError(f"{path}: field {name!r} is missing or mistyped{_AGAIN}")
     facts = _COMPLETED | facts
-    for name in ("threshold", "exists_threshold"):
-        if type(facts[name]) not in (int, float) or not 0 < facts[name] < 1:
-            raise UserError(f"{path}: field {name!r} must lie between 0 and 1, found {facts[name]!r}")
-    if type(facts["min_pixels"]) is not int or facts["min_pixels"] < 0:
-        raise UserError(f"{path}: field 'min_pixels' must be a number of pixels, found {facts['min_pixels']!r}{again}")
-    for name, fewest in (("input_size", 1), ("max_tokens", 3)):
-        if facts[name] < fewest:
-            raise UserError(f"{path}: field {name!r} must be at least {fewest}, found {facts[name]}{again}")
-    for name, least in (("mean", -math.inf), ("std", 0.0)):
-        values = facts[name]
-        if len(values) != 3 or not all(type(v) in (int, float) and least < v < math.inf for v in values):
-            which = "positive" if least == 0 else "finite"
-            raise UserError(f"{path}: field {name!r} must be three {which} numbers, R G B, found {values}")
+    _check_values(path, facts)
     if facts["format"] == FIRST_FORMAT:
         facts |= {"kind": "mindir", "batch": 1, "weights": {}, "inputs": [{"name": "image", "type": "float32"}]}
     else:
@@ -171,31 +137,59 @@ def _parse(graph: Path, kind: str) -> dict:
     return facts
 
 
+def _load(graph: Path, path: Path, kind: str):
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as exc:
+        if not graph.exists():
+            raise UserError(f"{graph}: no such file; `coupalign export` writes it") from exc
+        raise UserError(f"{path}: no such file; it holds the tokenizer and belongs beside the .{kind}") from exc
+    except OSError as exc:
+        raise UserError(f"{path}: cannot be read ({exc.strerror})") from exc
+    except ValueError as exc:
+        raise UserError(f"{path}: not valid JSON ({str(exc)[:80]}){_AGAIN}") from exc
+
+
+def _check_values(path: Path, facts: dict):
+    """Check the ranges of the numbers that both formats have."""
+    for name in ("threshold", "exists_threshold"):
+        if type(facts[name]) not in (int, float) or not 0 < facts[name] < 1:
+            raise UserError(f"{path}: field {name!r} must lie between 0 and 1, found {facts[name]!r}")
+    for name, least in (("min_pixels", 0), ("input_size", 1), ("max_tokens", 3)):
+        if type(facts[name]) is not int or facts[name] < least:
+            raise UserError(f"{path}: field {name!r} must be an integer of at least {least}, found "
+                            f"{facts[name]!r}{_AGAIN}")
+    for name, bound in (("mean", -math.inf), ("std", 0.0)):
+        values = facts[name]
+        if len(values) != 3 or not all(type(v) in (int, float) and bound < v < math.inf for v in values):
+            which = "positive" if bound == 0 else "finite"
+            raise UserError(f"{path}: field {name!r} must be three {which} numbers, R G B, found {values}")
+
+
 def _check_graph(path: Path, facts: dict):
-    """What only today's format has."""
-    again = "; export the checkpoint again"
+    """Check what the first format lacks."""
     if facts.get("kind") not in ("mindir", "onnx"):
-        raise UserError(f"{path}: field 'kind' must be mindir or onnx, found {facts.get('kind')!r}{again}")
+        raise UserError(f"{path}: field 'kind' must be mindir or onnx, found {facts.get('kind')!r}{_AGAIN}")
     batch, size, tokens = facts.get("batch", 0), facts["input_size"], facts["max_tokens"]
     if batch is not None and not (type(batch) is int and batch >= 1):
-        raise UserError(f"{path}: field 'batch' must be null or a positive number, found {batch!r}{again}")
+        raise UserError(f"{path}: field 'batch' must be null or a positive number, found {batch!r}{_AGAIN}")
     names = [entry.get("name") if isinstance(entry, dict) else None for entry in _list(facts.get("inputs"))]
     if names != ["image", "ids", "word_mask"] or facts["inputs"][0].get("type") not in ("float32", "uint8"):
-        raise UserError(f"{path}: field 'inputs' must list image (float32 or uint8), ids and word_mask{again}")
+        raise UserError(f"{path}: field 'inputs' must list image (float32 or uint8), ids and word_mask{_AGAIN}")
     b = batch or "B"
     image = [b, size, size, 3] if takes_uint8(facts) else [b, 3, size, size]
     for entry, expected in zip(facts["inputs"], (image, [b, tokens], [b, tokens]), strict=True):
         if entry.get("shape") != expected:
             raise UserError(f"{path}: input {entry['name']} has shape {entry.get('shape')}, but by batch, input_size, "
-                            f"max_tokens and its type it is {expected}{again}")
+                            f"max_tokens and its type it is {expected}{_AGAIN}")
     outputs = [entry.get("name") if isinstance(entry, dict) else None for entry in _list(facts.get("outputs"))]
-    if outputs not in (["logits"], ["logits", "exists"]):
-        raise UserError(f"{path}: field 'outputs' must list logits, and exists where the graph has it{again}")
+    if outputs[:1] != ["logits"] or len(outputs) > 2 or not set(outputs[1:]) <= set(TARGET_OUTPUTS):
+        raise UserError(f"{path}: field 'outputs' must list logits, and has_target where the graph has it{_AGAIN}")
     weights = facts.get("weights")
     if not isinstance(weights, dict) or not all(
             isinstance(value, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
             for name, value in weights.items()):
-        raise UserError(f"{path}: field 'weights' must name files beside the graph{again}")
+        raise UserError(f"{path}: field 'weights' must name files beside the graph{_AGAIN}")
 
 
 def _list(value) -> list:

@@ -23,7 +23,7 @@ from mindspore_coupalign.data.union import UnionData, picture_paths
 from mindspore_coupalign.distributed import collectives as ranks
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
+from mindspore_coupalign.evaluation.scoring import validate
 from mindspore_coupalign.interrupts import StopRequest
 from mindspore_coupalign.mindspore_calls import assign
 from mindspore_coupalign.models.noise import draw_keys
@@ -243,10 +243,101 @@ class Trainer:
         started = self.clock()
         self.runtime.watch.enter("saving", self.done, compiles=validates)
         self.step.share_statistics(self.runtime)
-        yield
-        measured = self.validation.seconds_since(started) if validates and self.config.train.minutes else 0.0
-        self.budget.pause(measured)
-        self.speed.pause(self.clock() - started)
+        self._save_state()  # before a validation, which may take long and may meet a damaged image
+        result = None
+        if validates:
+            result = self.validate()
+            self._save_state(again=True)
+            self.validations += 1
+        self.budget.pause(self._without_compiling(started) if validates and self.config.train.minutes else 0.0)
+        return result
+
+    def _without_compiling(self, started: float) -> float:
+        """Seconds of the saves and the validation since then, the mean over the ranks; the first batch counts as the
+        others do, since it may have compiled the network."""
+        ended, first = time.perf_counter(), self.runtime.watch.compiled_at
+        batches = math.ceil(len(self.val_samples) / self.runtime.ranks / self.config.eval.batch_size)
+        seconds = ended - started
+        if self.validations == 1 and first and batches > 1:
+            seconds -= max(0.0, first - self.validation_started - (ended - first) / (batches - 1))
+        total = ranks.all_reduce_sum(np.array([round(1000 * seconds)]), self.runtime)[0]
+        return float(total) / 1000 / self.runtime.ranks
+
+    def micro_batches(self):
+        """Endless from the next step on: image, ids, word_mask, mask, sample of this rank's share of a micro-batch."""
+        names, train = self.config.data, self.config.train
+        transform = ImageTransform(names.image_size, names.mean, names.std)
+        self.source = TrainSource(self.train_data, self.train_split, self.tokenizer, transform, train.seed,
+                                  train.batch_size, names.flip, (self.done, self.total), self.runtime.rank,
+                                  self.runtime.ranks, names.sentence_field, names.overlap)
+        return batches(self.source, self.source.local // train.accumulate, names.workers)
+
+    def one_step(self, stream, lr: float) -> dict:
+        """Take a step and wait for it, so that it can be timed."""
+        return self.results(self.launch(stream, lr))
+
+    def launch(self, stream, lr: float) -> Launched:
+        """One update from ``train.accumulate`` micro-batches, whose results are still to be read."""
+        train, outputs, watch, compiles = self.config.train, [], self.runtime.watch, not self.step.compiled
+        clock = self._seconds() / (60 * train.minutes) if train.minutes else 0.0
+        for micro in range(train.accumulate):
+            watch.enter("loading", self.launched)
+            arrays = next(stream)[:4]
+            image, ids, word_mask, mask = map(ms.Tensor.from_numpy, arrays)  # without a copy, unlike ms.Tensor
+            watch.enter("step", self.launched, compiles=not self.step.compiled)
+            keys = draw_keys(self.step.keys.size, train.seed, self.runtime.rank, self.launched, micro)
+            last = micro == train.accumulate - 1
+            if self.runtime.target == "CPU":  # elsewhere collectives wait for much longer
+                watch.barrier()
+            outputs.append(self.step(image, ids, word_mask, mask, ms.Tensor(np.float32(lr)), keys,
+                                     (self.stop.received > 0, clock), last))
+            if compiles:  # another rank may compile for longer; the watch is patient with who waits in such a step
+                outputs[micro].asnumpy()
+            elif micro >= self.ahead:  # wait: no more micro-batches than that may lie on the device
+                outputs[micro - self.ahead].asnumpy()
+        self.launched += 1
+        return Launched(self.launched, lr, outputs)
+
+    def results(self, step: Launched) -> dict:
+        """RESULTS of the first step that is not read yet, by name, losses as means over its micro-batches."""
+        results, minutes = step.read(), self.config.train.minutes
+        self.done = step.number
+        if self.launched > self.done:
+            self.runtime.watch.enter("step", self.launched - 1)  # the rest has its time from now on
+        self.budget.note(results["clock"] / self.runtime.ranks * 60 * minutes, self.done)
+        return results
+
+    def _samples_of_step(self) -> dict:
+        """The samples of the step just done, with their refs and sentences."""
+        batch, data = self.config.train.batch_size, self.train_data
+        samples = [self.source.sample_at((self.done - 1) * batch + i) for i in range(batch)]
+        refs = data.sentence_ref[samples]
+        found = {"samples": samples, "refs": data.ref_ids[refs].tolist(),
+                 "sentences": [data.sentence(s, self.config.data.sentence_field) for s in samples]}
+        return found | ({"sets": [data.part_of(r) for r in refs]} if isinstance(data, UnionData) else {})
+
+    def _seconds(self) -> float:
+        return self.spent + time.perf_counter() - self.started
+
+    def validate(self) -> dict | None:
+        """Score the validation samples with the averaged weights where there are any; keep the best."""
+        self.validated, self.validation_started = self.done, time.perf_counter()
+        with _Averaged(self.step):
+            result = None
+            if len(self.val_samples):
+                result = validate(self.model, self.data, self.val_samples, self.tokenizer, self.config,
+                                  runtime=self.runtime)
+                score = result["image"][self.config.train.best_by]
+                self.run.log({"step": self.done, "val": result})
+                named = (f"{name} {result['image'][name]:.2f}" for name in ("oIoU", "mIoU", "P@0.5", "N_acc", "T_acc")
+                         if name in result["image"])  # the last two where sentences mean nothing
+                self.log(f"step {self.done}: {self.config.data.val_split} {'  '.join(named)}  "
+                         f"({len(self.val_samples)} sentences, image's own size)")
+            if result is None or score > self.best:
+                self.best = score if result else self.best
+                self.run.save_best(named_arrays(self.model.get_parameters(), "model"),
+                                   without_absolute_paths(self.config), *self._about()[1:])
+        return result
 
     def _save_state(self, again: bool = False):
         """``again``: in place of the newest state, which is of the same step."""

@@ -1,8 +1,8 @@
-"""Text under pictures, in any script that a font of this machine holds.
+"""Text under images, in any script for which this machine has a font.
 
 The font is DejaVu Sans, which matplotlib brings (Latin, Greek, Cyrillic, Arabic, …; without matplotlib Pillow's own,
-Latin), or else the system's font that holds most of the text (for Chinese, Japanese and Korean for example Debian's
-fonts-noto-cjk). A character that no font holds is written as its code point, U+4EBA.
+Latin), or else the system font that covers most of the text (for Chinese, Japanese and Korean for example Debian's
+fonts-noto-cjk). A character without a glyph is written as its code point, U+4EBA.
 """
 
 import functools
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 INK, NOTE_INK, PAPER = (24, 24, 24), (90, 90, 90), (250, 250, 250)
 _SYSTEM = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path.home() / ".fonts",
            Path.home() / ".local/share/fonts")
-_NO_CHARACTER = "\U0010ffff"  # no font holds it: what is drawn for it is drawn for all that is missing
+_NO_CHARACTER = "\U0010ffff"  # in no font: its replacement glyph stands for every missing one
 
 
 def text_strip(width: int, lines: list[tuple[str, tuple]], size: int, margin: int, indent: int = 0) -> np.ndarray:
@@ -43,7 +43,7 @@ def line_height(size: int) -> int:
 
 
 def written(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """The text as it can be drawn, and the font for it."""
+    """The text with missing characters replaced, and the font for it."""
     text = "".join(c if c.isprintable() else " " for c in text)
     font = _font(_default_font(), size)
     lacks = missing(text, font)
@@ -55,7 +55,7 @@ def written(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
 
 
 def missing(text: str, font: ImageFont.FreeTypeFont) -> set:
-    """The characters that a font does not hold."""
+    """The characters that a font lacks."""
     return {c for c in set(text) if not c.isspace() and _shape(font, c) == _shape(font, _NO_CHARACTER)}
 
 
@@ -77,7 +77,7 @@ def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
 @functools.lru_cache(1)
 def _default_font() -> str:
     """Its path; empty for Pillow's own."""
-    place = importlib.util.find_spec("matplotlib")  # found, not imported: its import takes a second
+    place = importlib.util.find_spec("matplotlib")  # importing it takes a second
     if place is None or place.origin is None:
         return ""
     return str(Path(place.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
@@ -86,7 +86,7 @@ def _default_font() -> str:
 @functools.lru_cache(1)
 def _system_fonts() -> tuple[str, ...]:
     """The readable fonts of this machine, regular ones first."""
-    found = []
+    fonts = []
     for folder in _SYSTEM:
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
             if path.suffix.lower() in (".ttf", ".otf", ".ttc"):
@@ -94,8 +94,8 @@ def _system_fonts() -> tuple[str, ...]:
                     ImageFont.truetype(str(path), 12)
                 except OSError:
                     continue
-                found.append(str(path))
-    return tuple(sorted(found, key=lambda path: "regular" not in path.lower()))
+                fonts.append(str(path))
+    return tuple(sorted(fonts, key=lambda path: "regular" not in path.lower()))
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

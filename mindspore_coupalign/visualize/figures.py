@@ -1,7 +1,7 @@
-"""Drawing: masks over photographs, attention maps, contact sheets. Nothing here knows the network.
+"""Drawing: masks over images, attention maps, contact sheets. Nothing here knows the network.
 
-Masks are outlines: a tint would change the colour that a sentence names. Small pictures are enlarged by a whole factor,
-so that a 64-pixel image is still readable; every function returns a new (h', w', 3) uint8 picture.
+Masks are outlines: a tint would change the colour that a sentence names. Small images are enlarged by an integer
+factor, so that 64 pixels are still readable; every function returns a new (h', w', 3) uint8 image.
 Shapes: rgb (h, w, 3) uint8; mask, truth (h, w) bool, truth is the ground truth; values (h, w) float.
 """
 
@@ -17,42 +17,43 @@ from mindspore_coupalign.visualize.captions import INK, NOTE_INK, PAPER, line_he
 MASK_COLOUR = (255, 64, 96)  # RGB
 TRUTH_COLOUR = (64, 224, 128)
 _LETTERS, MARGIN = 14, 8  # pixels
-_SHORT, _LONG = 320, 1600  # small pictures grow until the short side is _SHORT, never past _LONG on the other
+_SHORT, _LONG = 320, 1600  # small images grow until the short side is _SHORT, never past _LONG on the other
+_COLUMNS, _WIDTH = 8, 1960  # of an attention sheet: panels per row, pixels at most
 
 
 def overlay(rgb: np.ndarray, mask: np.ndarray, sentence: str, truth: np.ndarray | None = None,
             note: str = "") -> np.ndarray:
-    """The picture with the mask outlined, and the sentence and a note below; an empty mask is said there.
+    """The image with the mask outlined, and the sentence and a note below; an empty mask is said there.
 
     Args:
         truth: outlined in another colour, by a thinner line on top.
         note: a short remark under the sentence, such as "IoU 0.87".
     """
     factor = _factor(rgb.shape, _SHORT)
-    picture = _repeat(rgb, factor)
-    _outline(picture, _repeat(mask.astype(np.uint8), factor), MASK_COLOUR)
+    image = _repeat(rgb, factor)
+    _outline(image, _repeat(mask.astype(np.uint8), factor), MASK_COLOUR)
     if truth is not None:
-        _outline(picture, _repeat(truth.astype(np.uint8), factor), TRUTH_COLOUR, thin=True)
-    return caption(picture, sentence, note if mask.any() else f"nothing predicted; {note}".rstrip("; "))
+        _outline(image, _repeat(truth.astype(np.uint8), factor), TRUTH_COLOUR, thin=True)
+    return caption(image, sentence, note if mask.any() else f"nothing predicted; {note}".rstrip("; "))
 
 
 def heat(rgb: np.ndarray, values: np.ndarray, short: int = 192, scale: tuple[float, float] | None = None) -> np.ndarray:
-    """The picture, shrunk or enlarged to a short side of about ``short`` pixels, under a heat map of ``values``, which
+    """The image, shrunk or enlarged to a short side of about ``short`` pixels, under a heat map of ``values``, which
     may have any size.
 
     Args:
         scale: the values of blue and red; None: the least and the most of ``values``.
     """
-    picture = _repeat(rgb, _factor(rgb.shape, short))
-    if min(picture.shape[:2]) > 1.5 * short:
-        factor = short / min(picture.shape[:2])
-        size = [max(1, round(side * factor)) for side in picture.shape[1::-1]]
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    h, w = picture.shape[:2]
+    image = _repeat(rgb, _factor(rgb.shape, short))
+    if min(image.shape[:2]) > 1.5 * short:
+        factor = short / min(image.shape[:2])
+        size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    h, w = image.shape[:2]
     low, high = scale or (float(values.min()), float(values.max()))
     values = cv2.resize(values.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
     share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros((h, w))
-    return cv2.addWeighted(picture, 0.45, _colours((255 * share).astype(np.uint8)), 0.55, 0)
+    return cv2.addWeighted(image, 0.45, _colours((255 * share).astype(np.uint8)), 0.55, 0)
 
 
 def scale_bar(width: int, title: str, low: float | None = None, high: float | None = None) -> np.ndarray:
@@ -72,27 +73,27 @@ def _colours(levels: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
 
 
-def shrink(picture: np.ndarray, width: int) -> np.ndarray:
-    """The picture, made smaller where it is wider than ``width`` pixels."""
-    if picture.shape[1] <= width:
-        return picture
-    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+def shrink(image: np.ndarray, width: int) -> np.ndarray:
+    """The image, made smaller where it is wider than ``width`` pixels."""
+    if image.shape[1] <= width:
+        return image
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def stack(pictures: Iterable[np.ndarray]) -> np.ndarray:
-    """Pictures one below the other on light paper, as wide as the widest."""
-    pictures = list(pictures)
-    width = max(picture.shape[1] for picture in pictures)
-    rows = [np.full((picture.shape[0], width, 3), PAPER, np.uint8) for picture in pictures]
-    for row, picture in zip(rows, pictures, strict=True):
-        row[:, : picture.shape[1]] = picture
+def stack(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Images one below the other on light paper, as wide as the widest."""
+    images = list(images)
+    width = max(image.shape[1] for image in images)
+    rows = [np.full((image.shape[0], width, 3), PAPER, np.uint8) for image in images]
+    for row, image in zip(rows, images, strict=True):
+        row[:, : image.shape[1]] = image
     return np.concatenate(rows)
 
 
 def caption(rgb: np.ndarray, text: str, note: str = "") -> np.ndarray:
-    """The picture with a strip below that holds the wrapped text and, in grey, a note."""
-    scale = max(1.0, min(rgb.shape[:2]) / 600)  # a large photograph is seen from further away
+    """The image with a strip below that holds the wrapped text and, in grey, a note."""
+    scale = max(1.0, min(rgb.shape[:2]) / 600)  # large images are viewed from further away
     lines = [(words, ink) for words, ink in ((text, INK), (note, NOTE_INK)) if words.strip()]
     return np.concatenate([rgb, text_strip(rgb.shape[1], lines, round(_LETTERS * scale), round(MARGIN * scale))])
 
@@ -126,13 +127,54 @@ def contact_sheet(panels: list[np.ndarray], columns: int) -> np.ndarray:
     return sheet
 
 
-def write_png(path: str | Path, picture: np.ndarray):
+def attention_sheet(prediction) -> np.ndarray:
+    """What the network looked at as one sheet, (h, w, 3) uint8, w < 2000: the mask, a heat map per word and stage, and
+    the heaviest mask proposals, of a ``Prediction`` with its image and details.
+
+    All word maps share one colour scale, from 0 to the largest attention of any, and all proposals another.
+    """
+    details = prediction.details
+    columns = min(_COLUMNS, max(len(details.pieces), 4))
+    side = _panel_side(prediction.image.shape, columns)
+    parts = [prediction.overlay()]
+    top = max((float(maps.max()) for maps in details.attention.values()), default=0.0)
+    for stage, maps in details.attention.items():
+        panels = [caption(heat(prediction.image, values, side, (0.0, top)), piece,
+                                  f"at most {values.max():.2f}")
+                  for piece, values in zip(details.pieces, maps, strict=True)]
+        parts += [_title(f"Stage {stage}: pixels' attention over the words", 0.0, top),
+                  contact_sheet(panels, columns)]
+    heaviest = np.argsort(-details.weights, kind="stable")[:columns]
+    if len(heaviest):
+        chosen = details.proposals[heaviest]
+        low, high = float(chosen.min()), float(chosen.max())
+        panels = [caption(heat(prediction.image, values, side, (low, high)), f"proposal {n}",
+                                  f"weight {details.weights[n]:.3f}")
+                  for n, values in zip(heaviest, chosen, strict=True)]
+        parts += [_title("Mask proposals that the sentence weighs most", low, high),
+                  contact_sheet(panels, columns)]
+    if not details.attention and not len(heaviest):
+        parts.append(_title("no alignment in this network"))
+    return stack(shrink(part, _WIDTH) for part in parts)
+
+
+def _title(text: str, low: float | None = None, high: float | None = None) -> np.ndarray:
+    return scale_bar(_WIDTH // 2, text, low, high)
+
+
+def _panel_side(shape: tuple, columns: int) -> int:
+    """Short side of a panel, so that a row of them fits the sheet."""
+    room = _WIDTH // columns - MARGIN - 2
+    return max(16, min(192, int(room * min(shape[:2]) / shape[1])))
+
+
+def write_png(path: str | Path, image: np.ndarray):
     """Write (h, w, 3) RGB or (h, w) grey, uint8, whole or not at all.
 
     Raises:
         UserError: the file cannot be written.
     """
-    data = cv2.imencode(".png", picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    data = cv2.imencode(".png", image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     write_file(path, data.tobytes())
 
 
@@ -145,11 +187,11 @@ def _repeat(array: np.ndarray, factor: int) -> np.ndarray:
     return array.repeat(factor, 0).repeat(factor, 1)
 
 
-def _outline(picture: np.ndarray, region: np.ndarray, colour: tuple, thin: bool = False):
+def _outline(image: np.ndarray, region: np.ndarray, colour: tuple, thin: bool = False):
     """Draw the region's border, with a dark edge so that it shows on any background."""
     contours, _ = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    thickness = max(3, min(picture.shape[:2]) // 120)
+    thickness = max(3, min(image.shape[:2]) // 120)
     if thin:
         thickness = -(-thickness // 2)
-    cv2.drawContours(picture, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
-    cv2.drawContours(picture, contours, -1, colour, thickness, cv2.LINE_AA)
+    cv2.drawContours(image, contours, -1, (0, 0, 0), thickness + 2, cv2.LINE_AA)
+    cv2.drawContours(image, contours, -1, colour, thickness, cv2.LINE_AA)

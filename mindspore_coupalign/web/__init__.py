@@ -1,1 +1,1 @@
-"""The page of ``coupalign web``: page.py draws it, answers.py computes, server.py serves it, examples.py has scenes."""
+"""The web demo of ``coupalign web``: page.py is its user interface, demo.py computes, server.py serves."""

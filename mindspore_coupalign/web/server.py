@@ -1,4 +1,4 @@
-"""Serving the page: no request to anywhere else, limits, a queue, and folders that are gone afterwards."""
+"""Serving the web demo: no request to other machines, limits, a queue, and temporary folders."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.interrupts import StopRequest
 from mindspore_coupalign.outputs import scratch
 
-WAITING = 64  # questions in the queue; the next one is told to come back
+WAITING = 64  # requests in the queue; further ones are rejected
 # The browser loads nothing from elsewhere, whatever a page of Gradio's refers to.
 POLICY = ("default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
           "style-src 'self' 'unsafe-inline'; connect-src 'self' ws: data: blob:; frame-ancestors 'self'")
@@ -22,12 +22,12 @@ def check_gradio():
     try:
         import gradio  # noqa: F401
     except ImportError as exc:
-        raise UserError(f"the page needs Gradio ({exc}); install it with pip install 'mindspore_coupalign[web]', from "
-                        "a clone with pip install -r requirements-web.txt") from exc
+        raise UserError(f"the web demo needs Gradio ({exc}); install it with pip install 'mindspore_coupalign[web]', "
+                        "from a clone with pip install -r requirements-web.txt") from exc
 
 
 def check_port(host: str, port: int):
-    """Raises UserError where nobody can listen there."""
+    """Raises UserError where the port cannot be opened."""
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port}: must be between 1 and 65535")
     try:
@@ -43,7 +43,7 @@ def check_port(host: str, port: int):
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """For uploads and answers, Gradio's too, which is imported inside; gone afterwards."""
+    """A temporary folder for uploads and answers; Gradio, which is imported within the block, uses it too."""
     with scratch("coupalign-web-") as place:
         os.environ["GRADIO_TEMP_DIR"] = str(place / "gradio")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -52,7 +52,7 @@ def folder() -> Iterator[Path]:
 
 
 class Policy:
-    """ASGI middleware: every answer carries the content security policy."""
+    """ASGI middleware: every response carries the content security policy."""
 
     def __init__(self, app):
         self.app = app
@@ -70,8 +70,8 @@ def serve(page, host: str, port: int, folder: Path, megabytes: int):
     """Listen until the process is asked to stop, by Ctrl-C or SIGTERM.
 
     Args:
-        folder: of the answers' files, which are served from where they are: Gradio's own cache names files by their
-            content, and of two equal ones that are written at once the second may be read half.
+        folder: of the answers' files, which are served in place: Gradio's own cache names files by content, and of
+            two equal files written at once the second may be read incomplete.
 
     Raises:
         UserError: the port is taken.
@@ -94,4 +94,4 @@ def serve(page, host: str, port: int, folder: Path, megabytes: int):
         while not stop.received:
             time.sleep(0.2)
     page.close(verbose=False)
-    print("the page is closed", flush=True)
+    print("the web demo is closed", flush=True)

@@ -1,4 +1,4 @@
-"""The generalised task: sentences that mean several objects, or none."""
+"""The generalised task: sentences with several target objects, or none."""
 
 import dataclasses
 import json
@@ -19,11 +19,11 @@ from mindspore_coupalign.data.subsets import joined, keep_refs
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import protocols
-from mindspore_coupalign.evaluation.answer import Answer, Existence, answer_of
-from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
-from mindspore_coupalign.evaluation.metrics import existence_scores, overlap
-from mindspore_coupalign.evaluation.tables import announce, read_references
+from mindspore_coupalign.evaluation.metrics import overlap, target_scores
+from mindspore_coupalign.evaluation.results import announce, read_references
+from mindspore_coupalign.evaluation.scoring import evaluate_samples, report
 from mindspore_coupalign.inference.loading import load
+from mindspore_coupalign.inference.network import NetworkOutput, TargetRule, as_output
 from mindspore_coupalign.models.coupalign import Outputs
 from mindspore_coupalign.training import setup
 from mindspore_coupalign.training.objective import LOSSES
@@ -44,7 +44,7 @@ def general(root):
     return read_refer(root, "tiny", "unc")
 
 
-def test_a_mask_is_all_that_is_meant(tmp_path):
+def test_a_mask_is_the_union_of_all_target_objects(tmp_path):
     write_refer(tmp_path / "single")
     plain, data = read_refer(tmp_path / "single", "tiny", "unc"), general(tmp_path / "general")
     assert data.objects_of(0) == [7000, 7001] and data.objects_of(1) == [7001, 7000] and data.objects_of(3) == []
@@ -147,33 +147,35 @@ def test_scores_are_relas(head):
         target = random.random() < 0.7
         truth = (random.random((6, 8)) < 0.5) * target
         drawn = truth ^ (random.random((6, 8)) < random.choice([0, 0.05, 0.3])) if random.random() < 0.8 else truth * 0
-        said = bool(random.random() < 0.6) if head else bool(drawn.any())
-        units.append((drawn.astype(bool), truth.astype(int), target, *([not said] if head else [])))
-        rows.append((*overlap(drawn, truth), target, said))
-    inter, union, targets, said = np.array(rows).T
-    found = protocols.count(protocols.PROTOCOLS["rela"], inter, union, np.arange(200), targets > 0, said > 0)
+        predicted = bool(random.random() < 0.6) if head else bool(drawn.any())
+        units.append((drawn.astype(bool), truth.astype(int), target, *([not predicted] if head else [])))
+        rows.append((*overlap(drawn, truth), target, predicted))
+    inter, union, has_target, predicted_target = np.array(rows).T
+    found = protocols.count(protocols.PROTOCOLS["rela"], inter, union, np.arange(200), has_target > 0,
+                            predicted_target > 0)
     assert found == pytest.approx({"samples": 200, **peer_rules.rela(units)}, abs=1e-3)
 
 
-def test_shares_of_right_answers():
-    targets, said = np.array([1, 1, 1, 0, 0], bool), np.array([1, 0, 1, 1, 0], bool)
-    assert existence_scores(targets, said) == {"N_acc": 50, "T_acc": pytest.approx(66.6667)}
-    assert existence_scores(targets[3:], said[3:]) == {"N_acc": 50} and existence_scores(targets[:3], said[:3]) == {}
+def test_n_acc_and_t_acc_by_hand():
+    has_target, predicted = np.array([1, 1, 1, 0, 0], bool), np.array([1, 0, 1, 1, 0], bool)
+    assert target_scores(has_target, predicted) == {"N_acc": 50, "T_acc": pytest.approx(66.6667)}
+    assert target_scores(has_target[3:], predicted[3:]) == {"N_acc": 50}
+    assert target_scores(has_target[:3], predicted[:3]) == {}
 
 
-@pytest.mark.parametrize("pixels, exists, least, expected", [
+@pytest.mark.parametrize("pixels, target_logit, least, expected", [
     (5, None, 0, True), (0, None, 0, False), (5, None, 6, False), (6, None, 6, True),
     (5, 0.1, 0, True), (0, 0.1, 0, False), (5, 0.0, 0, False), (5, -3.0, 0, False), (5, 0.1, 6, False)])
-def test_when_a_sentence_means_something(pixels, exists, least, expected):
+def test_when_a_sentence_has_a_target(pixels, target_logit, least, expected):
     mask = np.arange(20).reshape(4, 5) < pixels
-    assert Existence(0.5, least)(mask, exists) is expected
-    by_head = exists is not None and exists > 0 and least == 0  # ReLA asks the head alone
-    assert Existence(0.5, least)(mask, exists, head_alone=True) is (expected or by_head)
+    assert TargetRule(0.5, least)(mask, target_logit) is expected
+    by_head = target_logit is not None and target_logit > 0 and least == 0  # ReLA asks the head alone
+    assert TargetRule(0.5, least)(mask, target_logit, head_alone=True) is (expected or by_head)
 
 
 def test_the_heads_threshold_is_a_probability():
     mask = np.ones((2, 2), bool)
-    assert Existence(0.9)(mask, 2.2) and not Existence(0.9)(mask, 2.19)  # log 9 = 2.197
+    assert TargetRule(0.9)(mask, 2.2) and not TargetRule(0.9)(mask, 2.19)  # log 9 = 2.197
 
 
 class FakeCell:
@@ -187,35 +189,38 @@ class FakeCell:
         return ms.ops.ones((len(words), 1, 64, 64)), ms.Tensor(np.where(words % 2, 2.0, -2.0).astype(np.float32))
 
 
-def test_training_validates_with_the_heads_answer(tmp_path):
+def test_training_validates_with_the_target_presence_head(tmp_path):
     data = general(tmp_path)
     config = tiny_config("data.max_tokens=16", "data.workers=1")
     tokenizer = SentenceTokenizer.from_name(str(write_vocabulary(tmp_path / "bert")), 16)
     samples = np.arange(len(data.sentence_ref))
     scores = evaluate_samples(FakeCell(), data, samples, tokenizer, config)
-    said = tokenizer([data.sentence(s) for s in samples])[1].sum(1) % 2 == 1
-    assert 0 < said.sum() < len(said)
-    np.testing.assert_array_equal(scores["exists"], said)
+    predicted = tokenizer([data.sentence(s) for s in samples])[1].sum(1) % 2 == 1
+    assert 0 < predicted.sum() < len(predicted)
+    np.testing.assert_array_equal(scores["predicted_target"], predicted)
     areas = np.array([data.mask_area(r) for r in data.sentence_ref])
-    np.testing.assert_array_equal(scores["image"], np.stack([areas * said, np.where(said, 40 * 60, areas)], 1))
+    np.testing.assert_array_equal(scores["image"], np.stack([areas * predicted,
+                                                             np.where(predicted, 40 * 60, areas)], 1))
     result = report(data, scores)["image"]
-    targets = data.has_target[data.sentence_ref]
-    assert result["N_acc"] == pytest.approx(100 * (~said[~targets]).mean(), abs=1e-3)
-    assert result["T_acc"] == pytest.approx(100 * said[targets].mean(), abs=1e-3)
+    has_target = data.has_target[data.sentence_ref]
+    assert result["N_acc"] == pytest.approx(100 * (~predicted[~has_target]).mean(), abs=1e-3)
+    assert result["T_acc"] == pytest.approx(100 * predicted[has_target].mean(), abs=1e-3)
 
 
 @pytest.mark.parametrize("logit, drawn", [(3.0, True), (-3.0, False)])
-def test_a_prediction_says_whether_anything_is_meant(make_model, picture, logit, drawn):
+def test_a_prediction_says_whether_there_is_a_target(make_model, picture, logit, drawn):
     def network(image, ids, word_mask):
         return np.full((len(image), 1, 64, 64), 5, np.float32), np.full(len(image), logit, np.float32)
 
-    for answer in (network, lambda *inputs: Answer(*network(*inputs))):
-        found = make_model(answer).predict(picture.path, "the red circle")
-        assert found.exists is drawn and found.mask.all() == drawn and found.mask.any() == drawn
-        assert found.existence == pytest.approx(sigmoid(np.array(logit))) and found.probability.min() > 0.99
-        assert (found.score > 0.99) if drawn else (found.score == 0 and found.box is None)
+    for either in (network, lambda *inputs: NetworkOutput(*network(*inputs))):
+        prediction = make_model(either).predict(picture.path, "the red circle")
+        assert prediction.has_target is drawn and prediction.mask.all() == drawn and prediction.mask.any() == drawn
+        assert prediction.target_probability == pytest.approx(sigmoid(np.array(logit)))
+        assert (prediction.exists, prediction.existence) == (drawn, prediction.target_probability)  # deprecated names
+        assert prediction.probability.min() > 0.99
+        assert (prediction.score > 0.99) if drawn else (prediction.score == 0 and prediction.box is None)
     plain = make_model().predict(picture.path, "the red circle")
-    assert plain.existence is None and plain.exists
+    assert plain.target_probability is None and plain.has_target
 
 
 def test_a_head_that_is_not_finite_is_an_error(make_model, picture):
@@ -224,10 +229,10 @@ def test_a_head_that_is_not_finite_is_an_error(make_model, picture):
         model.predict(picture.path, "the red circle")
 
 
-def test_answers_of_any_form():
-    logits, exists = np.zeros((1, 1, 2, 2)), np.zeros(1)
-    assert answer_of(logits).exists is None and answer_of((logits, exists)).existence(0) == 0
-    assert answer_of(Answer(logits, exists)).logits is logits
+def test_an_output_is_made_of_logits_with_or_without_target_logits():
+    logits, target = np.zeros((1, 1, 2, 2)), np.zeros(1)
+    assert as_output(logits).target_logits is None and as_output((logits, target)).target_logit(0) == 0
+    assert as_output(NetworkOutput(logits, target)).logits is logits
 
 
 @pytest.fixture(scope="module")
@@ -253,39 +258,37 @@ def with_head(tiny_checkpoint, tmp_path_factory, picture):
     return path, picture.path, list(SENTENCES)
 
 
-def same(found, expected):
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.existence == pytest.approx(theirs.existence, abs=1e-4)
-        assert ours.exists == theirs.exists
+def same(predictions, expected):
+    for ours, theirs in zip(predictions, expected, strict=True):
+        assert ours.target_probability == pytest.approx(theirs.target_probability, abs=1e-4)
+        assert ours.has_target == theirs.has_target
         np.testing.assert_array_equal(ours.mask, theirs.mask)
 
 
-def test_graphs_answer_what_the_checkpoint_answers(with_head, tmp_path, command_line):
+def test_exported_graphs_predict_targets_as_their_checkpoint(with_head, tmp_path):
     path, photograph, sentences = with_head
-    expected = load(path, device="CPU").predict(photograph, sentences)
-    assert all(found.existence is not None for found in expected)
-    explained = load(path, device="CPU", details=True).predict(photograph, sentences)
-    same(explained, expected)
-    assert explained[0].details is not None
-    for name, more in (("a.mindir", ("--batch", 2)), ("b.onnx", ("--uint8",))):
+    expected = load(path, device="CPU", details=True).predict(photograph, sentences)
+    assert all(prediction.target_probability is not None and prediction.details for prediction in expected)
+    for name, more in (("a.mindir", ("--batch", "2")), ("b.onnx", ("--uint8",))):
         if name.endswith("onnx"):
             pytest.importorskip("onnxruntime")
         file = tmp_path / name
-        done = command_line("export", "--checkpoint", path, "--output", file, *more)
-        assert done.code == 0, done.err
+        assert main(["export", "--checkpoint", str(path), "--output", str(file), *more]) == 0
         facts = json.loads((tmp_path / f"{name}.json").read_text())
-        assert [entry["name"] for entry in facts["outputs"]] == ["logits", "exists"]
+        assert [entry["name"] for entry in facts["outputs"]] == ["logits", "has_target"]
         assert (facts["exists_threshold"], facts["min_pixels"]) == (0.5, 0)
         same(load(file, device="CPU").predict(photograph, sentences), expected)
-        low, high = (min(f.existence for f in expected), max(f.existence for f in expected))
+        facts["outputs"][1]["name"] = "exists"  # its name in earlier versions
+        (tmp_path / f"{name}.json").write_text(json.dumps(facts))
+        low, high = (min(p.target_probability for p in expected), max(p.target_probability for p in expected))
         assert main(["predict", "--model", str(file), "--image", str(photograph), "--text", sentences[0], "--text",
                      sentences[1], "--output", str(tmp_path / f"out-{name}"), "--device-target", "CPU",
                      f"eval.target_threshold={(low + high) / 2}"]) == 0
         records = [json.loads(line) for line in (tmp_path / f"out-{name}/predictions.jsonl").read_text().splitlines()]
-        assert sorted(r["exists"] for r in records) == [False, True]
+        assert sorted(r["has_target"] for r in records) == [False, True]
 
 
-def test_the_outputs_hold_the_answer():
+def test_the_networks_outputs_hold_target_logits():
     out = Outputs(*eager(tiny_model("model.no_target=true").outputs, *tiny_batch(2)[:3]))
     assert out.exists.shape == (2,)
 

@@ -13,9 +13,11 @@ def test_overlap_counts_pixels():
     assert overlap(prediction, 255 * truth) == (2, 10)  # any value but 0 is inside
     assert overlap(prediction, np.zeros_like(truth)) == (0, 6)
     assert overlap(np.zeros((3, 3)), np.zeros((3, 3))) == (0, 0)
+    a, b = np.random.default_rng(0).random((2, 33, 47)) > 0.6
+    assert overlap(a, b) == (int((a & b).sum()), int((a | b).sum()))
 
 
-def test_by_hand():
+def test_metrics_by_hand():
     inter, union = np.array([90, 3, 0, 5]), np.array([100, 4, 10, 10])
     assert summarize(inter, union) == {
         "samples": 4, "oIoU": pytest.approx(100 * 98 / 124, abs=1e-4), "mIoU": pytest.approx(53.75),

@@ -1,4 +1,4 @@
-"""What keeps evaluation from waiting: each picture is decoded once, and scores are counted in threads, all of them."""
+"""What keeps evaluation fast: each image is decoded once, and pixels are counted in threads."""
 
 import threading
 import time
@@ -14,10 +14,9 @@ from mindspore_coupalign.data.loader import Pictures, PromptSource, batches
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation import evaluator, protocols, scoring
-from mindspore_coupalign.evaluation.metrics import overlap
-from mindspore_coupalign.evaluation.pool import Pool
+from mindspore_coupalign.evaluation import protocols, scoring
 from mindspore_coupalign.evaluation.prompts import make_plan
+from mindspore_coupalign.evaluation.scoring import Pool
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ class Tensors:
         return image[:, :1] - image[:, 2:]
 
 
-def test_each_picture_is_decoded_once(data, decoded):
+def test_each_image_is_decoded_once_by_evaluate_and_validation(data, decoded):
     """Eleven sentences of six refs on four pictures; two refs of a picture, batches of two."""
     config = tiny_config("eval.batch_size=2")
     tokenizer = SentenceTokenizer.from_name("refshapes", 8)
@@ -64,14 +63,14 @@ def test_each_picture_is_decoded_once(data, decoded):
     counts = scoring.score_plan(Answers(), plan, chosen, data, tokenizer, config)
     assert sorted(decoded) == [0, 1, 2, 3]
     decoded.clear()
-    found = evaluator.evaluate_samples(Tensors(), data, samples[::-1], tokenizer, config)
-    assert sorted(decoded) == [0, 1, 2, 3] and found["sample"].tolist() == samples[::-1].tolist()
+    scores = scoring.evaluate_samples(Tensors(), data, samples[::-1], tokenizer, config)
+    assert sorted(decoded) == [0, 1, 2, 3] and scores["sample"].tolist() == samples[::-1].tolist()
     for size in ("image", "input"):
-        np.testing.assert_array_equal(found[size][::-1], counts["sentence", size][:, :2])
+        np.testing.assert_array_equal(scores[size][::-1], counts["sentence", size][:, :2])
     assert 0 < counts["sentence", "image"][:, 0].sum() < counts["sentence", "image"][:, 1].sum()
 
 
-def test_threads_that_want_one_picture_wait_for_the_first(data, decoded):
+def test_threads_that_need_one_image_decode_it_once(data, decoded):
     def prepare(r):
         time.sleep(0.02)
         return data.read_image(r)
@@ -85,7 +84,7 @@ def test_threads_that_want_one_picture_wait_for_the_first(data, decoded):
     assert sorted(decoded) == [0, 0, 1, 2, 3]
 
 
-def test_a_missing_picture_is_named_for_each_that_asks(data):
+def test_a_missing_image_is_named_every_time(data):
     data.image_path(0).unlink()
     pictures = Pictures(data, data.read_image)
     for _ in range(2):
@@ -112,7 +111,7 @@ def test_a_pool_finishes_everything_and_bounds_what_waits():
     assert sorted(done) == list(range(40)) and most[0] <= 5 + 2
 
 
-def test_what_a_call_raises_comes_out():
+def test_a_pool_raises_what_a_call_raises():
     def fail():
         raise UserError("bad mask")
 
@@ -124,10 +123,3 @@ def test_what_a_call_raises_comes_out():
     with pytest.raises(KeyError), Pool(3) as pool:
         pool.submit(fail)
         raise KeyError  # what ended the block counts
-
-
-def test_overlap_counts_pixels():
-    random = np.random.default_rng(0)
-    a, b = random.random((2, 33, 47)) > 0.6
-    assert overlap(a, b) == (int((a & b).sum()), int((a | b).sum())) == overlap(a.astype(np.uint8), b)
-    assert overlap(a & False, b & False) == (0, 0)

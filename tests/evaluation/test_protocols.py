@@ -20,10 +20,10 @@ from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import resize_aligned
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation import details, protocols, scoring
-from mindspore_coupalign.evaluation.evaluator import report_plan
+from mindspore_coupalign.evaluation import protocols, results, scoring
 from mindspore_coupalign.evaluation.prompts import check_positions, make_plan
-from mindspore_coupalign.evaluation.tables import format_table
+from mindspore_coupalign.evaluation.results import format_table
+from mindspore_coupalign.evaluation.scoring import evaluate_samples, report, report_plan
 from mindspore_coupalign.runtime import Runtime
 
 SIZE, TOKENS = 32, 8
@@ -163,23 +163,30 @@ def expected(world, name, split) -> dict:
     if name == "rela":
         return peer_rules.rela([(logits(world, s["raw"], False) > 0, squashed(layers(world, r), "union"),
                                  layers(world, r).any()) for r, ref in refs for s in ref["sentences"]])
+    if name in ("cris", "evf-sam"):
+        return expected_at_the_images_size(world, name, refs)
+    return expected_with_aligned_corners(world, name, refs)
+
+
+def expected_at_the_images_size(world, name, refs) -> dict:
     if name == "cris":
         def mask(text, shape):
             probability = 1 / (1 + np.exp(-logits(world, text, True)))
             return cv2.resize(probability, shape[::-1], interpolation=cv2.INTER_CUBIC) > 0.35
         return peer_rules.cris([(mask(s["sent"], layers(world, r).shape), layers(world, r))
                                 for r, ref in refs for s in ref["sentences"]])
-    if name == "evf-sam":
-        images = {}
-        for r, ref in refs:
-            for s in ref["sentences"]:
-                found = logits(world, s["sent"].strip().lower(), True)
-                images.setdefault(ref["image_id"], []).append(
-                    (peer_rules.bilinear(found, layers(world, r).shape) > 0, layers(world, r)))
-        return peer_rules.evf_sam(list(images.values()))
+    images = {}
+    for r, ref in refs:
+        for s in ref["sentences"]:
+            values = logits(world, s["sent"].strip().lower(), True)
+            images.setdefault(ref["image_id"], []).append(
+                (peer_rules.bilinear(values, layers(world, r).shape) > 0, layers(world, r)))
+    return peer_rules.evf_sam(list(images.values()))
 
-    def aligned(found, r):
-        return peer_rules.bilinear(found, layers(world, r).shape, corners=True) > 0, layers(world, r)
+
+def expected_with_aligned_corners(world, name, refs) -> dict:
+    def aligned(values, r):
+        return peer_rules.bilinear(values, layers(world, r).shape, corners=True) > 0, layers(world, r)
 
     if name == "refsegformer":
         return peer_rules.refsegformer([[aligned(logits(world, s["raw"], False), r) for s in ref["sentences"]]
@@ -286,8 +293,6 @@ def test_aligned_resizing(shape):
 
 
 def test_protocol_sentence_is_what_validation_computes(world):
-    from mindspore_coupalign.evaluation.evaluator import evaluate_samples, report
-
     class Model:
         def __call__(self, *tensors):
             logits = Network()(TOKENS - 3)[1](*(tensor.asnumpy() for tensor in tensors))
@@ -332,12 +337,12 @@ def test_ranks_share_the_refs(world, monkeypatch):
     for rank in range(3):
         kept.append([])
         parts.append(scored(world, ["all"], keep=kept[rank], runtime=Runtime("CPU", rank, 3))[2])
-        lines.append(details.lines(world.data, "val", plan, kept[rank], "sent", TOKENS))
+        lines.append(results.detail_lines(world.data, "val", plan, kept[rank], "sent", TOKENS))
     for key, counts in one.items():
         np.testing.assert_array_equal(sum(part[key] for part in parts), counts)
-    monkeypatch.setattr(details, "gather", lambda own, runtime: ["\n".join(part).encode() for part in lines])
-    alone = details.lines(world.data, "val", plan, whole, "sent", TOKENS)
-    assert details.ordered([], None) == [line.partition(" ")[2] for line in sorted(
+    monkeypatch.setattr(results, "gather", lambda own, runtime: ["\n".join(part).encode() for part in lines])
+    alone = results.detail_lines(world.data, "val", plan, whole, "sent", TOKENS)
+    assert results.gather_details([], None) == [line.partition(" ")[2] for line in sorted(
         alone, key=lambda line: int(line.partition(" ")[0]))]
     assert len(alone) == len(world.samples)
 

@@ -1,4 +1,4 @@
-"""A MINDIR gives the checkpoint's answers, and without its sidecar or after any damage it gives none."""
+"""A MINDIR predicts what its checkpoint predicts; without its sidecar, or damaged, it is rejected."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 from refer_files import write_refer
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.cli import subjects
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation import networks
+from mindspore_coupalign.evaluation import scored_models
 from mindspore_coupalign.inference import loading, mindir, sidecar
-from mindspore_coupalign.inference.predictor import Predictor
+from mindspore_coupalign.inference.cells import CellNetwork
+from mindspore_coupalign.inference.model import Predictor
 
 
 @pytest.fixture
@@ -72,20 +72,34 @@ def test_the_mindir_predicts_what_the_checkpoint_predicts(exported, tiny_restore
         predictor.predict(picture.rgb, ["zebra"])
 
 
-def test_predicting_needs_nothing_that_only_training_needs(exported, picture, tiny_restored, tmp_path):
-    code = ("import sys; sys.modules.update(dict.fromkeys(['transformers', 'matplotlib', 'pycocotools', 'torch'])); "
-            "from mindspore_coupalign.__main__ import main; sys.exit(main(sys.argv[1:]))")
+def test_predicting_needs_nothing_that_only_training_needs(exported, tiny_checkpoint, picture, tiny_restored, tmp_path):
+    """A checkpoint by ``load``, then the MINDIR by the command."""
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(["transformers", "matplotlib", "pycocotools", "torch"]))
+import mindspore_coupalign as coupalign
+from mindspore_coupalign.__main__ import main
+prediction = coupalign.load({str(tiny_checkpoint)!r}).predict({str(picture.path)!r}, {SENTENCES[0]!r})
+prediction.save({str(tmp_path / "api")!r})
+try:
+    prediction.rle()
+except coupalign.UserError as exc:
+    print(exc)
+sys.exit(main(sys.argv[1:]))
+"""
     arguments = ("predict", "--model", exported[0], "--image", picture.path, "--text", *SENTENCES[:1], "--text",
                  SENTENCES[1], "eval.threshold=0.51", "--output", tmp_path)
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "note: predictions.jsonl has no RLE" in done.stderr
+    assert "pip install pycocotools" in done.stdout and "note: predictions.jsonl has no RLE" in done.stderr
+    written = cv2.imread(str(tmp_path / "api" / "shapes_the-red-circle_mask.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(written > 0, tiny_restored.predictor.predict(picture.rgb, SENTENCES[0])[0].mask)
     records = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    expected = tiny_restored.predictor.model.predict(picture.rgb, list(SENTENCES), threshold=0.51)
-    for record, found in zip(records, expected, strict=True):
-        assert record["rle"] is None and record["area"] == found.area
+    expected = tiny_restored.predictor.predict(picture.rgb, list(SENTENCES), threshold=0.51)
+    for record, prediction in zip(records, expected, strict=True):
+        assert record["rle"] is None and record["area"] == prediction.area and record["has_target"]
         written = cv2.imread(str(tmp_path / record["mask"]), cv2.IMREAD_UNCHANGED)
-        np.testing.assert_array_equal(written, found.mask * np.uint8(255))
+        np.testing.assert_array_equal(written, prediction.mask * np.uint8(255))
 
 
 @pytest.mark.slow
@@ -205,7 +219,7 @@ def test_a_graph_that_differs_is_not_kept(quick, tiny_checkpoint, tmp_path, monk
         assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_named_and_nothing_stays(quick, tiny_checkpoint, tmp_path, capsys):
+def test_an_output_that_cannot_be_written_is_named_and_leaves_nothing(quick, tiny_checkpoint, tmp_path, capsys):
     code, err = run(capsys, tiny_checkpoint, tmp_path / "a.pth")
     assert code == 2 and "must end in .mindir" in err
     code, err = run(capsys, tiny_checkpoint, tmp_path / "caf\udce9.mindir")
@@ -260,7 +274,7 @@ def scores(output, *arguments) -> dict:
 def test_a_graph_scores_as_its_checkpoint(exported, tiny_checkpoint, tiny_restored, scored_data, tmp_path, capsys,
                                           monkeypatch):
     """In the same table and JSON; the MINDIR at another batch, the stand-in for ONNX at its own fixed one."""
-    monkeypatch.setattr(networks.build, "restore_model", lambda *_: (tiny_restored.model, tiny_restored.tokenizer))
+    monkeypatch.setattr(scored_models.build, "restore_model", lambda *_: (tiny_restored.model, tiny_restored.tokenizer))
     expected = scores(tmp_path / "a.json", "--checkpoint", tiny_checkpoint, *scored_data, "eval.batch_size=1")
     table = capsys.readouterr().out
     found = scores(tmp_path / "a.json", "--mindir", exported[0], *scored_data, "eval.batch_size=4")
@@ -273,7 +287,7 @@ def test_a_graph_scores_as_its_checkpoint(exported, tiny_checkpoint, tiny_restor
     inputs = [entry | {"shape": [1, *entry["shape"][1:]]} for entry in facts["inputs"]]
     sidecar.write(sidecar.sidecar_path(onnx), onnx, facts | {"kind": "onnx", "batch": 1, "inputs": inputs})
     facts = sidecar.read(onnx, "onnx")
-    monkeypatch.setattr(subjects, "open_onnx", lambda *_: (networks.CellNetwork(tiny_restored.model), facts))
+    monkeypatch.setattr(scored_models, "open_onnx", lambda *_: (CellNetwork(tiny_restored.model), facts))
     found = scores(tmp_path / "a.json", "--onnx", onnx, *scored_data)
     assert found.pop("onnx") == str(onnx) and found == expected
 

@@ -25,9 +25,11 @@ from mindspore_coupalign.__main__ import main  # noqa: E402
 from mindspore_coupalign.config import load_config  # noqa: E402
 from mindspore_coupalign.data.transforms import ImageTransform  # noqa: E402
 from mindspore_coupalign.errors import UserError  # noqa: E402
-from mindspore_coupalign.evaluation.answer import Answer  # noqa: E402
 from mindspore_coupalign.inference import sidecar  # noqa: E402
-from mindspore_coupalign.inference.onnx import export, load_onnx, session  # noqa: E402
+from mindspore_coupalign.inference.network import NetworkOutput  # noqa: E402
+from mindspore_coupalign.inference.onnx import export, heads, load_onnx, session  # noqa: E402
+from mindspore_coupalign.inference.onnx.builder import Graph  # noqa: E402
+from mindspore_coupalign.inference.onnx.layers import emit  # noqa: E402
 from mindspore_coupalign.inference.onnx.session import TOLERANCE  # noqa: E402
 from mindspore_coupalign.weights.checkpoint import load_checkpoint  # noqa: E402
 
@@ -251,7 +253,7 @@ def test_a_graph_that_differs_is_not_written(quick, tiny_checkpoint, tmp_path, m
     right, file = session.runner, tmp_path / "a.onnx"
     file.write_bytes(b"older")
     for wrong in (1 + 2 * TOLERANCE, float("nan")):
-        monkeypatch.setattr(session, "runner", lambda path, wrong=wrong: lambda *x: Answer(
+        monkeypatch.setattr(session, "runner", lambda path, wrong=wrong: lambda *x: NetworkOutput(
             right(path)(*x).logits * wrong))
         code, err = run(capsys, tiny_checkpoint, file)
         assert code == 1 and "differs from the checkpoint by" in err and "nothing was written" in err

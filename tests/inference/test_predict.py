@@ -20,11 +20,11 @@ from mindspore_coupalign.cli import predict, show
 from mindspore_coupalign.data.images import read_rgb
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.evaluator import evaluate_samples
 from mindspore_coupalign.evaluation.metrics import overlap
+from mindspore_coupalign.evaluation.scoring import evaluate_samples
 from mindspore_coupalign.inference.cells import WithOutputs
-from mindspore_coupalign.inference.predictor import Predictor
-from mindspore_coupalign.visualize.attention import attention_sheet
+from mindspore_coupalign.inference.model import Predictor
+from mindspore_coupalign.visualize.figures import attention_sheet
 from mindspore_coupalign.weights.checkpoint import named_arrays, save_checkpoint
 
 MINI = refcoco_mini()
@@ -186,7 +186,7 @@ def test_details_of_lavt_have_all_stages(tiny_restored, picture):
 
 def test_mask_in_words():
     mask = np.zeros((10, 20), bool)
-    assert predict.describe_mask(mask) == "nothing found (empty mask)"
+    assert predict.describe_mask(mask) == "nothing predicted (empty mask)"
     mask[2:4, 5:15] = True
     assert predict.describe_mask(mask) == "10.0 % of the image, x 5-14, y 2-3"
 

@@ -16,8 +16,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.inference import loading, names
-from mindspore_coupalign.inference.prediction import Details
+from mindspore_coupalign.inference import loading, predictions
+from mindspore_coupalign.inference.predictions import Details
 
 
 @pytest.fixture
@@ -163,19 +163,20 @@ def test_small_pictures(call, tmp_path):
 
 def test_names_are_distinct_and_short():
     folders = ["x/1.jpg", "y/1.jpg", "z/x/1.jpg", "X/1.JPG", "x_1.jpg", "2.jpg", "2.png", "3.jpg", "x_1.jpg-2.png"]
-    stems = names.image_stems(folders)
+    stems = predictions.image_stems(folders)
     assert len({name.casefold() for name in stems}) == len(folders) and stems[7] == "3" and stems[0] == "x_1.jpg"
-    long = names.image_stems(["a" * 250 + "1.jpg", "a" * 250 + "2.jpg", "红" * 80 + ".png", "c\udce9" * 60 + ".png"])
+    long = predictions.image_stems(["a" * 250 + "1.jpg", "a" * 250 + "2.jpg", "红" * 80 + ".png",
+                                    "c\udce9" * 60 + ".png"])
     assert len(set(long)) == 4 and all(len(name.encode("utf-8", "surrogateescape")) < 100 for name in long)
     sentences = ["红圈", "蓝圈", "the red cup", "?", "!", "a" * 50, "a" * 51, "कि", "का", "red 🙂", "red 😀", "RED é"]
-    slugs = [names.slug(sentence) for sentence in sentences]
+    slugs = [predictions.slug(sentence) for sentence in sentences]
     assert len(set(slugs)) == len(slugs) and slugs[:3] == ["红圈", "蓝圈", "the-red-cup"]
     assert all(re.fullmatch(r"[^\W_]+(-[^\W_]+)*", slug) and len(slug) < 60 for slug in slugs)
 
 
 def test_names_on_a_file_system_without_unicode(monkeypatch):
-    monkeypatch.setattr(names.os, "fsencode", lambda text: text.encode("ascii"))
-    assert re.fullmatch(r"red-[0-9a-f]{8}", names.slug("红 red"))
+    monkeypatch.setattr(predictions.os, "fsencode", lambda text: text.encode("ascii"))
+    assert re.fullmatch(r"red-[0-9a-f]{8}", predictions.slug("红 red"))
 
 
 def test_the_terminal_need_not_know_the_sentence(call, picture, tmp_path, monkeypatch):
@@ -213,7 +214,7 @@ def test_further_calls_add_records_and_replaced_masks_have_one(call, picture, tm
     assert [r["sentence"] for r in found] == ["the blue square", SENTENCES[0]] and found[1]["area"] < 5400
     path.write_text(path.read_text() + "my notes\n")
     code, _, err = call([picture.path], ["red"])
-    assert code == 2 and f"{path}: line 3 is no record" in err and "my notes" in path.read_text()
+    assert code == 2 and f"{path}: line 3 is not a prediction record" in err and "my notes" in path.read_text()
     assert call([picture.path], ["red"], "--overwrite")[0] == 0 and len(records(tmp_path / "out")) == 3
 
 
@@ -223,7 +224,7 @@ def test_folders_and_patterns(call, unloaded, picture, monkeypatch, tmp_path, mo
         write(folder / name, picture.rgb)
     (folder / "notes.txt").write_text("x")
     (tmp_path / "empty").mkdir()
-    for bad, match in ((tmp_path / "empty", "a folder without pictures"), (folder / "*.jpg", "no file fits")):
+    for bad, match in ((tmp_path / "empty", "a folder without images"), (folder / "*.jpg", "no file matches")):
         code, out, err = call([bad], SENTENCES)
         assert code == 2 and match in err and str(bad) in err and err.count("\n") == 1
     monkeypatch.setattr(loading, "open_model", lambda *_: model)
@@ -299,7 +300,7 @@ def test_lists_that_are_none(call, unloaded, tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n \n")
     (tmp_path / "latin.jsonl").write_bytes(b'{"image": "caf\xe9"}')
     for options, match in ((("--list", tmp_path / "none"), "cannot be read"),
-                           (("--list", tmp_path / "empty.jsonl"), "holds no line"),
+                           (("--list", tmp_path / "empty.jsonl"), "has no lines"),
                            (("--list", tmp_path / "latin.jsonl"), "not UTF-8 at byte 14"),
                            (("--list", tmp_path / "none", "--text", "red"), "leave --image and --text out"),
                            (("--image", "a.png"), "give --image and --text, or --list"),
@@ -385,12 +386,10 @@ def test_the_attention_sheet_is_bounded_and_written(call, make_model, picture, m
 
 
 def test_a_shipped_model_by_name(monkeypatch, model, picture, tmp_path, capsys):
-    from mindspore_coupalign.inference import shipped
-
     (tmp_path / "shipped").mkdir()
     file = tmp_path / "shipped" / "refshapes.safetensors"
     file.touch()
-    monkeypatch.setattr(shipped, "FOLDER", file.parent)
+    monkeypatch.setattr(loading, "SHIPPED", file.parent)
     monkeypatch.setattr(loading, "open_model", lambda path, kind, *_: {(file, "checkpoint"): model}[path, kind])
     arguments = ["--image", str(picture.path), "--text", "red", "--output", str(tmp_path / "out")]
     assert main(["predict", "--model", "refshapes", *arguments]) == 0

@@ -1,6 +1,6 @@
-"""The page as a user has it: the real command, a real Chromium, a client of its HTTP API, and what people do to it.
+"""The web demo as users have it: the real command, a real Chromium, a client of its HTTP API, and bad input.
 
-``python tests/inference/test_web.py`` takes the pictures of the page for the README.
+``python tests/inference/test_web.py`` takes the screenshot of the demo for the README.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def served(*arguments, end=signal.SIGINT, temporary=None):
             assert process.wait(60) == 0, "".join(lines)
         finally:
             process.kill()
-        assert lines[-1] == "the page is closed\n" and "Traceback" not in "".join(lines), "".join(lines)
+        assert lines[-1] == "the web demo is closed\n" and "Traceback" not in "".join(lines), "".join(lines)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,6 +116,8 @@ def test_the_api_answers_as_predict_does(client, scene):
     for record, found in zip(records, expected, strict=True):
         assert record["box"] == list(found.box) and record["rle"] == found.rle() and not record["notes"]
         assert record["score"] == pytest.approx(found.score, abs=1e-3)
+        assert record["has_target"] == record["exists"] is True
+        assert record["target_probability"] is record["existence"] is None
     x, y, width, height = records[0]["box"]
     assert abs(x + width / 2 - 16) < 4 and abs(y + height / 2 - 20) < 4  # it is the circle indeed
     assert len(overlays) == 2 and len(table["data"]) == 2 and [Path(f).name for f in files] == [
@@ -134,7 +136,7 @@ def test_attention_and_threshold(client, scene):
 
 
 def pictures(folder: Path) -> dict:
-    """File -> what the page says of it."""
+    """File -> the words of its error."""
     from PIL import Image
 
     folder.mkdir()
@@ -154,27 +156,27 @@ def pictures(folder: Path) -> dict:
         b"IDAT", zlib.compress(bytes(10_000_000))) + chunk(b"IEND", b""))
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
-    return {"text.png": "no image file", "animated.gif": "a GIF; save it as PNG or JPEG", "empty.png": "empty",
-            "cut.png": "the picture",
+    return {"text.png": "not an image file", "animated.gif": "a GIF; save it as PNG or JPEG", "empty.png": "empty",
+            "cut.png": "the image",
             "large.png": "at most 4 megapixels", "bomb.png": "at most 4 megapixels"}
 
 
-def test_bad_pictures_are_refused_in_words(client, tmp_path, scene):
+def test_bad_images_get_a_one_line_error(client, tmp_path, scene):
     for name, words in pictures(tmp_path / "bad").items():
         assert words in refused(client, tmp_path / "bad" / name, "the red circle"), name
-    assert "no picture" in refused(client, None, "the red circle")
+    assert "no image" in refused(client, None, "the red circle")
     assert ask(client, scene, "the red circle")[2][0]["area"] > 0  # it goes on
 
 
 @pytest.mark.parametrize(("text", "words"), [
     ("", "no sentence"), (" \n ", "no sentence"), ("???", "no words"), ("ein Hund", "none of its words"),
     ("circle\n" * 17, "17 sentences"), ("circle " * 10_000, "70000 characters"), ("红色的圆", "none of its words")])
-def test_bad_sentences_are_refused_in_words(client, scene, text, words):
+def test_bad_sentences_get_a_one_line_error(client, scene, text, words):
     assert words in refused(client, scene, text)
 
 
 @pytest.mark.parametrize("kind", ["grey", "sixteen_bit", "cmyk", "rotated", "one_pixel"])
-def test_unusual_pictures_are_taken(client, scene, tmp_path, kind):
+def test_unusual_images_are_accepted(client, scene, tmp_path, kind):
     from PIL import Image
 
     image, path, more = Image.open(scene).convert("RGB"), tmp_path / f"{kind}.png", {}
@@ -197,15 +199,15 @@ def test_unusual_pictures_are_taken(client, scene, tmp_path, kind):
 
 
 @pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}], ids=["plain", "as_file"])
-def test_only_uploaded_pictures_are_read(server, client, scene, meta):
+def test_only_uploaded_images_are_read(server, client, scene, meta):
     """A question names its picture by a path: of an upload, not of whatever the server could read."""
     uploads = Path(ask(client, scene, "the red circle")[3][0])  # the client has copied it; it knows no folder of ours
     assert uploads.exists()
     call = f"{server.url}gradio_api/call/segment"
     for path in (scene, Path("/etc/hostname"), scene.with_name("none.png"), Path("gradio/../scene.png")):
         question = httpx.post(call, json={"data": [{"path": str(path), **meta}, "the red circle", 0.5, False]})
-        said = httpx.get(f"{call}/{question.json()['event_id']}", timeout=60).text
-        assert "event: error" in said and "upload" in said and "complete" not in said, said
+        answer = httpx.get(f"{call}/{question.json()['event_id']}", timeout=60).text
+        assert "event: error" in answer and "upload" in answer and "complete" not in answer, answer
     sent = httpx.post(f"{server.url}gradio_api/upload", files={"files": ("a.png", scene.read_bytes())}).json()[0]
     for path, event in ((sent, "complete"), (str(Path(sent) / ".." / ".." / ".." / "a.png"), "error")):
         question = httpx.post(call, json={"data": [{"path": path, **meta}, "the red circle", 0.5, False]})
@@ -213,13 +215,13 @@ def test_only_uploaded_pictures_are_read(server, client, scene, meta):
 
 
 @pytest.mark.parametrize("data", [[], [1, 2, 3, 4], [{"path": "x"}, 5, "z", False], [None, "red", [1], 0], "red"])
-def test_what_is_no_question_is_refused_in_words(server, data):
+def test_malformed_requests_get_a_one_line_error(server, data):
     """And the fixture sees that the server has printed no traceback."""
     call = f"{server.url}gradio_api/call/segment"
     question = httpx.post(call, json={"data": data})
     if question.status_code == 200:
-        said = httpx.get(f"{call}/{question.json()['event_id']}", timeout=60).text
-        assert "event: error" in said and "this is no question" in said
+        answer = httpx.get(f"{call}/{question.json()['event_id']}", timeout=60).text
+        assert "event: error" in answer and "malformed request" in answer
     else:
         assert question.status_code == 422
 
@@ -251,7 +253,7 @@ def test_equal_questions_at_once(server, scene):
 
 
 def test_old_answers_are_forgotten(tmp_path):
-    from mindspore_coupalign.web.answers import forget_old
+    from mindspore_coupalign.web.demo import forget_old
 
     for name, age in (("answer-old", 100), ("answer-new", 0), ("other", 100)):
         (tmp_path / name).mkdir()
@@ -275,7 +277,7 @@ def test_a_port_in_use_and_other_mistakes(server, capsys, tmp_path):
                              (("--model", "no_such"), "shipped: refshapes"),
                              (("--host", "no.such.host"), "no such address"),
                              (("--examples", tmp_path / "none"), "no such folder"),
-                             (("--examples", tmp_path), "holds no pictures")):
+                             (("--examples", tmp_path), "has no images")):
         port = () if "--port" in arguments else ("--port", free_port())
         assert main(["web", *map(str, (*arguments, *port))]) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]

@@ -22,7 +22,8 @@ from mindspore_coupalign.config.paths import without_absolute_paths
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed import process
-from mindspore_coupalign.evaluation.evaluator import derange
+from mindspore_coupalign.evaluation.prompts import derange
+from mindspore_coupalign.portable import without_absolute_paths
 from mindspore_coupalign.training.launched import AHEAD
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.run_folder import load_state

@@ -1,7 +1,7 @@
 """Writing ONNX files: from a checkpoint, compared with it before the file appears; and the same in 8 bits.
 
-Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) and exists
-(B,) float32.
+Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) and
+has_target (B,) float32.
 """
 
 import contextlib
@@ -17,17 +17,9 @@ from mindspore_coupalign import build
 from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.networks import CellNetwork
 from mindspore_coupalign.inference import sidecar
-from mindspore_coupalign.inference.mindir import (
-    FromPixels,
-    NotEqual,
-    difference,
-    join,
-    normalised,
-    random_inputs,
-    write_graph,
-)
+from mindspore_coupalign.inference.cells import CellNetwork
+from mindspore_coupalign.inference.mindir import NotEqual, difference, join, normalised, random_inputs
 from mindspore_coupalign.inference.onnx import session
 from mindspore_coupalign.inference.onnx.session import BATCHES, OUTPUTS, TOLERANCE
 from mindspore_coupalign.outputs import scratch

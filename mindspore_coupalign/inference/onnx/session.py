@@ -1,7 +1,7 @@
 """Running an ONNX file by onnxruntime on the CPU: NumPy arrays in and out, no MindSpore.
 
-Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) and exists
-(B,) float32.
+Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) and
+has_target (B,) float32.
 """
 
 import importlib
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.answer import Answer
 from mindspore_coupalign.inference import sidecar
+from mindspore_coupalign.inference.network import NetworkOutput
 
 INPUTS, OUTPUTS = ("image", "ids", "word_mask"), ("logits", "exists")  # the second output of some networks only
 TOLERANCE = 1e-4  # largest difference from the checkpoint, relative to the logits' largest absolute value
@@ -41,10 +41,10 @@ def open_session(path: Path):
 def runner(path: Path):
     """``run(image, ids, word_mask)`` -> the answer."""
     session = open_session(path)
-    names = [output.name for output in session.get_outputs()]  # logits, and exists where there is the head
+    names = [output.name for output in session.get_outputs()]  # logits, and has_target where there is the head
 
-    def run(image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> Answer:
-        return Answer(*session.run(names, dict(zip(INPUTS, (image, ids, word_mask), strict=True))))
+    def run(image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> NetworkOutput:
+        return NetworkOutput(*session.run(names, dict(zip(INPUTS, (image, ids, word_mask), strict=True))))
 
     return run
 

@@ -1,17 +1,29 @@
-"""What ``evaluate`` prints and writes: the table, its legend, the baselines of the data set."""
+"""What ``evaluate`` prints and writes: the table, its legend, the data set's baselines, and the file of ``--details``.
+
+That file is JSON Lines, one line per sentence: split, ref_id, ann_id (a list where the sentence has several target
+objects, null where none), sentence_id, text, image (file below the image folder), intersection and union in pixels at
+the image's own size, pieces (word pieces of the sentence), cut (how many of them the network did not read), has_target
+(predicted; in files of earlier versions exists), and the predicted mask as COCO's compressed RLE,
+{"size": [h, w], "counts": text}, which pycocotools reads.
+"""
 
 import json
 import math
+from pathlib import Path
 
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.distributed.collectives import gather
+from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import protocols
 from mindspore_coupalign.evaluation.metrics import THRESHOLDS
+from mindspore_coupalign.evaluation.prompts import Plan
 from mindspore_coupalign.evaluation.protocols import IMAGE, SIZE_NAMES, SIZES
+from mindspore_coupalign.outputs import write_file
 
-REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of guesses with perfect masks (data/refshapes)
-PHRASE = "noun_phrase_scores"  # of the last one, all scores of the generalised task; generalised RefShapes has them
+REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of perfect masks (data/refshapes)
+PHRASE = "noun_phrase_scores"  # all scores of the last one, in generalised RefShapes
 
 
 def read_references(data: ReferData, splits: list) -> dict:
@@ -19,17 +31,17 @@ def read_references(data: ReferData, splits: list) -> dict:
     path = data.source.parent / "references.json"
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))["splits"]
-        found: dict[str, dict] = {}
+        baselines: dict[str, dict] = {}
         for name in (name for name in splits if name in stated):
-            found[name] = {key: float(stated[name][key]) for key in REFERENCES}
+            baselines[name] = {key: float(stated[name][key]) for key in REFERENCES}
             if PHRASE in stated[name]:
                 scores = stated[name][PHRASE].items()
-                found[name][PHRASE] = {key: float(value) for key, value in scores if value is not None}
-        return found
+                baselines[name][PHRASE] = {key: float(value) for key, value in scores if value is not None}
+        return baselines
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as exc:
-        raise UserError(f"{path}: damaged ({exc}); make the data set again, or remove the file") from exc
+        raise UserError(f"{path}: damaged ({exc}); create the data set again, or remove the file") from exc
 
 
 def announce(label: str, results: dict, chosen: list, config: Config, references: dict):
@@ -54,8 +66,8 @@ def announce(label: str, results: dict, chosen: list, config: Config, references
 
 
 def format_table(label: str, results: dict) -> str:
-    """The paper's columns, with N_acc and T_acc where sentences mean nothing; one row per split, protocol and size; a
-    dash for what a protocol does not report."""
+    """The paper's columns, with N_acc and T_acc where sentences have no target; one row per split, protocol and size;
+    a dash for what a protocol does not report."""
     names = ["oIoU", "mIoU", *(f"P@{x}" for x in THRESHOLDS)]
     if any("N_acc" in result.get(IMAGE, {}) or any("N_acc" in scores for scores in result["protocols"].values())
            for result in results.values()):
@@ -77,6 +89,37 @@ def format_table(label: str, results: dict) -> str:
         for name, scores in result.get("protocols", {}).items():
             row(split, name, scores)
     return "\n".join(lines)
+
+
+def detail_lines(data: ReferData, split: str, plan: Plan, kept: list, field: str, max_tokens: int) -> list[str]:
+    """One rank's lines, in the order of ``kept``, each preceded by its sample's place in the split."""
+    place = {unit.sentence: k for k, unit in enumerate(plan.units["sentence"])}
+    return [f"{place[row.sample]} " + json.dumps(_detail(data, split, row, field, int(plan.lengths[place[row.sample]]),
+                                                         max_tokens), ensure_ascii=False)
+            for row in kept]
+
+
+def _detail(data: ReferData, split: str, row, field: str, pieces: int, max_tokens: int) -> dict:
+    r = int(data.sentence_ref[row.sample])
+    objects = data.objects_of(r)
+    return {"split": split, "ref_id": data.ref_ids[r].item(),
+            "ann_id": objects[0] if len(objects) == 1 else objects or None,
+            "sentence_id": data.sentence_ids[row.sample].item(), "text": data.sentence(row.sample, field),
+            "image": str(data.image_files[data.ref_image[r]]), "intersection": row.inter, "union": row.union,
+            "pieces": pieces, "cut": max(0, pieces - max_tokens), "has_target": row.has_target,
+            "rle": {"size": data.image_sizes[data.ref_image[r]].tolist(), "counts": row.counts.decode()}}
+
+
+def gather_details(own: list[str], runtime: Runtime) -> list[str]:
+    """All ranks' lines of a split in the order of its sentences, without their places."""
+    every = [line for part in gather("\n".join(own).encode(), runtime) for line in part.decode().split("\n") if line]
+    pairs = sorted((int(place), line) for place, _, line in (line.partition(" ") for line in every))
+    return [line for _, line in pairs]
+
+
+def write_details(path: str | Path, records: list[str]):
+    """Write the file whole or not at all. Raises UserError when it cannot be written."""
+    write_file(path, "".join(f"{line}\n" for line in records).encode())
 
 
 def without_nan(value):

@@ -1,30 +1,91 @@
-"""What ``evaluate`` scores: a checkpoint, or an exported graph with what its sidecar says."""
+"""The models that ``evaluate`` can score: a checkpoint, or an exported graph with what its sidecar says; and in memory,
+the network that training validates.
 
+A scored model gives ``score_plan`` its networks: called with the longest prompt's number of word pieces, they return
+the number T that prompts are padded to, and the ``Network`` for it; ``uint8``: whether it takes unnormalised pixels.
+"""
+
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mindspore_coupalign import build
 from mindspore_coupalign.config import Config, config_from_dict, load_config
 from mindspore_coupalign.config.paths import check_data_root, with_data_paths
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.evaluation.networks import GraphNetworks, Networks
 from mindspore_coupalign.evaluation.prompts import Plan, check_positions
 from mindspore_coupalign.inference import sidecar
+from mindspore_coupalign.inference.cells import CellNetwork
 from mindspore_coupalign.inference.loading import (
     CHECKPOINT,
     MINDIR,
     check_overrides,
+    find_model,
     open_mindir,
     open_onnx,
     overridden,
 )
-from mindspore_coupalign.inference.shipped import find_model
+from mindspore_coupalign.portable import check_data_root, with_data_paths
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 
-class CheckpointSubject:
+class CheckpointNetworks:
+    """The checkpoint's network for data.max_tokens word pieces, and for the longest prompt of several sentences."""
+
+    uint8 = False
+
+    def __init__(self, checkpoint: Checkpoint, config: Config, amp: str | None, runtime: Runtime, longest: int):
+        self.longest, self.has_head = max(longest, config.data.max_tokens), config.model.no_target
+        self.built, self.runtime, cells = {}, runtime, {}
+        for tokens in sorted({config.data.max_tokens, self.longest}):
+            own = replace(config, data=replace(config.data, max_tokens=tokens))
+            cells[tokens], _ = build.restore_model(checkpoint, own, amp, runtime.target)
+            self.built[tokens] = CellNetwork(cells[tokens])
+        self.precision = cells[config.data.max_tokens].precision._asdict()
+        if self.longest > config.data.max_tokens and not config.model.text_weights and runtime.rank == 0:
+            print(f"note: prompts of several sentences take up to {self.longest} positions; training from scratch has "
+                  f"seen {config.data.max_tokens} of them, the others keep their random initial values")
+
+    def __call__(self, length: int) -> tuple:
+        self.runtime.watch.enter("evaluating", 0, compiles=True)
+        tokens = min(self.built) if length <= min(self.built) else self.longest
+        return tokens, self.built[tokens]
+
+
+class GraphNetworks:
+    """An exported graph, which reads one number of word pieces.
+
+    Args:
+        facts: the sidecar's.
+    """
+
+    def __init__(self, network: Callable, facts: dict, runtime: Runtime):
+        self.network, self.runtime, self.tokens = network, runtime, facts["max_tokens"]
+        self.uint8 = facts["inputs"][0]["type"] == "uint8"
+        self.has_head = len(facts.get("outputs", ())) > 1
+        self.precision = {"amp": facts.get("amp"), "amp_dtype": facts.get("amp_dtype")}
+
+    def __call__(self, length: int) -> tuple:
+        self.runtime.watch.enter("evaluating", 0, compiles=True)
+        return self.tokens, self.network
+
+
+class LoadedNetwork:
+    """A network in memory, for prompts of at most ``tokens`` word pieces."""
+
+    uint8 = False
+
+    def __init__(self, cell, tokens: int):
+        self.network, self.tokens = CellNetwork(cell), tokens
+
+    def __call__(self, length: int) -> tuple:
+        return self.tokens, self.network
+
+
+class ScoredCheckpoint:
     """Raises UserError when the file is no checkpoint."""
 
     kind = CHECKPOINT
@@ -32,7 +93,7 @@ class CheckpointSubject:
     def __init__(self, path: str, amp: str | None):
         self.path, self._amp = find_model(path), amp
         self._checkpoint = load_checkpoint(self.path)
-        self.origin = self._checkpoint.progress  # what is known of its training
+        self.origin = self._checkpoint.progress  # of its training
         self.step = self.origin.get("step")
 
     def configuration(self, path: str | None, overrides: list) -> Config:
@@ -46,11 +107,11 @@ class CheckpointSubject:
         for plan in plans:
             check_positions(plan, resolved, data, config.model.text.max_positions)
 
-    def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> Networks:
-        return Networks(self._checkpoint, config, self._amp, runtime, max(plan.longest for plan in plans))
+    def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> CheckpointNetworks:
+        return CheckpointNetworks(self._checkpoint, config, self._amp, runtime, max(plan.longest for plan in plans))
 
 
-class GraphSubject:
+class ScoredGraph:
     """Raises UserError when graph or sidecar is missing or damaged."""
 
     def __init__(self, kind: str, path: str):
@@ -67,7 +128,7 @@ class GraphSubject:
         """
         source = sidecar.sidecar_path(self.path)
         if of_network := [override for override in overrides if override.startswith("model.")]:
-            raise UserError(f"{of_network[0]}: {self.path} is as it was exported; leave it out, or export it anew")
+            raise UserError(f"{of_network[0]}: {self.path} is fixed; leave this out, or export the checkpoint again")
         if path:
             check_overrides(overrides)
             config = load_config(path, overrides)
@@ -96,7 +157,7 @@ class GraphSubject:
         longest, tokens = max(plan.longest for plan in plans), self._facts["max_tokens"]
         if longest > tokens:
             raise UserError(f"{self.path}: reads {tokens} word pieces, but a prompt of several sentences has "
-                            f"{longest}; leave protocols out that join sentences, or evaluate the checkpoint")
+                            f"{longest}; leave out protocols that join sentences, or evaluate the checkpoint")
 
     def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> GraphNetworks:
         if self.kind == MINDIR:
