@@ -14,13 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mindspore_coupalign.config import DataConfig, load_config
-from mindspore_coupalign.data.configured import open_data
+from mindspore_coupalign.data.datasets import HEADS, PUBLISHED, count_table
 from mindspore_coupalign.data.images import MissingImage, WrongSize
-from mindspore_coupalign.data.leaks import shared
-from mindspore_coupalign.data.published import HEADS, PUBLISHED, count_table
+from mindspore_coupalign.data.leakage import image_paths, shared
 from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.data.sets import label_of, open_data, set_config
 from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer
-from mindspore_coupalign.data.union import label_of, picture_paths, set_config
 from mindspore_coupalign.errors import UserError
 
 _DEFAULT_TOKENIZER = "bert-base-uncased"
@@ -132,12 +131,12 @@ def across(opened: list[tuple[DataConfig, ReferData]]) -> list[str]:
     for names, data in opened:
         if not data.splits_meant(names.train_split):
             continue
-        train = picture_paths(data, names.train_split)
+        train = image_paths(data, names.train_split)
         for other_names, other in opened:
             for split in other.split_names if other is not data else ():
                 if split in other.splits_meant(other_names.train_split):
                     continue
-                if count := int(shared(train, picture_paths(other, split)).sum()):
+                if count := int(shared(train, image_paths(other, split)).sum()):
                     lines.append(f"  {label_of(names, names.train_split)} has {count:,} picture{'s' * (count != 1)} of "
                                  f"{label_of(other_names, split)}")
     if not lines:

@@ -10,9 +10,9 @@ import numpy as np
 
 from mindspore_coupalign.cli.subjects import CheckpointSubject, GraphSubject
 from mindspore_coupalign.config import Config
-from mindspore_coupalign.data.configured import open_data, with_cache
-from mindspore_coupalign.data.notices import doubts, turned_pictures, unanswerable
-from mindspore_coupalign.data.seen import seen_images, warnings_of
+from mindspore_coupalign.data.leakage import seen_images, warnings_of
+from mindspore_coupalign.data.sets import open_data, with_cache
+from mindspore_coupalign.data.warnings import data_warnings, exif_warning, no_target_warnings
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
@@ -90,10 +90,10 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
                                  derange(data, splits[name]) if shuffle else None)
     subject.check_prompts(list(plans.values()), resolved, data, config)
     networks = subject.networks(config, runtime, list(plans.values()))
-    for line in doubts(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
+    for line in data_warnings(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
         print(line, file=sys.stderr)
     if runtime.rank == 0 and not networks.has_head:
-        for line in unanswerable(data, np.concatenate([splits[name] for name in args.split]), has_head=False):
+        for line in no_target_warnings(data, np.concatenate([splits[name] for name in args.split]), has_head=False):
             print(line, file=sys.stderr)
     seen = seen_images(subject.origin, str(subject.path), data, args.split)
     for line in warnings_of(seen) if runtime.rank == 0 else ():
@@ -114,7 +114,7 @@ def score(args: argparse.Namespace, subject, config: Config, chosen: list, runti
     if runtime.rank > 0:
         return 0
     if data.turned:
-        print(turned_pictures(data), file=sys.stderr)
+        print(exif_warning(data), file=sys.stderr)
     announce(f"{config.data.dataset} ({config.data.split_by})", results, chosen, config, references)
     if args.output:
         document = {subject.kind: str(subject.path), "dataset": config.data.dataset,

@@ -9,12 +9,12 @@ import re
 import shlex
 from pathlib import Path
 
+from mindspore_coupalign.data.datasets import MORE_PUBLISHED, PUBLISHED, count_table
 from mindspore_coupalign.data.importers import FORMATS, importer
 from mindspore_coupalign.data.importers.job import LISTED, Import
 from mindspore_coupalign.data.importers.pictures import Pictures
 from mindspore_coupalign.data.importers.vocabulary import vocabulary
 from mindspore_coupalign.data.importers.writer import check_store, publish, staging, write_layout
-from mindspore_coupalign.data.published import MORE_PUBLISHED, PUBLISHED, count_table
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import make_folder, write_file
 

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from mindspore_coupalign.data.image_formats import compose
-from mindspore_coupalign.data.images import read_rgb
+from mindspore_coupalign.data.images import compose, read_rgb
 from mindspore_coupalign.errors import UserError, one_line
 
 _WANTED = "give (h, w, 3) uint8 RGB with values 0..255, a PIL image or a file's path"

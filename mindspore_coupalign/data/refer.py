@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from mindspore_coupalign.data.annotations import read_annotations
-from mindspore_coupalign.data.folders import elsewhere, find_dataset, find_images
+from mindspore_coupalign.data.datasets import elsewhere, find_dataset, find_images
+from mindspore_coupalign.data.image_cache import ImageCache
 from mindspore_coupalign.data.images import MissingImage, read_annotated
 from mindspore_coupalign.data.masks import rle_area, rle_to_mask
-from mindspore_coupalign.data.picture_cache import PictureCache
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 
@@ -54,7 +54,7 @@ class ReferData:
     single_at: np.ndarray  # (R + 1,) int64, offsets into single; an empty stretch where they do not
     annotations: int = 0  # in instances.json, each id once
     unnamed: int = 0  # of these, those that no ref names
-    cache: PictureCache | None = None  # data.cache
+    cache: ImageCache | None = None  # data.cache
     notes: tuple[str, ...] = ()  # what a run says of the data when it starts
     turned: set = field(default_factory=set)  # images read so far whose EXIF orientation says to turn them
 

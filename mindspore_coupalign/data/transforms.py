@@ -35,7 +35,7 @@ class ImageTransform:
         return self.normalise(self.resize(rgb))
 
     def resize(self, rgb: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 -> (size, size, 3) uint8; data/picture_cache.py keeps what it gives, so that a change here
+        """(h, w, 3) uint8 -> (size, size, 3) uint8; data/image_cache.py keeps what it gives, so that a change here
         needs another ``RULE`` there."""
         h, w = rgb.shape[:2]
         # cv2's area averaging is exact only where both sides shrink; elsewhere it shifts the picture. So each side is

@@ -17,7 +17,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.portable import without_paths
 
 FORMAT = "coupalign-graph-2"
-SEEN = "seen_images"  # KEY of data/seen.py, which would import what only training needs
+SEEN = "seen_images"  # KEY of data/leakage.py, which would import what only training needs
 FIRST_FORMAT = "coupalign-mindir-1"  # a batch of one, float32 pixels; no lists of inputs and outputs
 _FIELDS = {"sha256": str, "input_size": int, "mean": list, "std": list, "threshold": float, "max_tokens": int,
            "tokenizer": str}

@@ -8,7 +8,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from mindspore_coupalign.data.folders import elsewhere
+from mindspore_coupalign.data.datasets import elsewhere
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.distributed import collectives as ranks
 from mindspore_coupalign.distributed.process import Runtime

@@ -12,13 +12,13 @@ import numpy as np
 
 from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
+from mindspore_coupalign.data.leakage import image_paths, seen_with
 from mindspore_coupalign.data.loader import TrainSource, batches
-from mindspore_coupalign.data.notices import doubts, turned_pictures, unanswerable
 from mindspore_coupalign.data.refer import ReferData
-from mindspore_coupalign.data.seen import seen_with
+from mindspore_coupalign.data.sets import UnionData
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.data.union import UnionData, picture_paths
+from mindspore_coupalign.data.warnings import data_warnings, exif_warning, no_target_warnings
 from mindspore_coupalign.distributed import collectives as ranks
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
@@ -85,11 +85,11 @@ class Trainer:
         self.turned_said = False  # whether EXIF orientations were mentioned
         if self.runtime.rank == 0:
             splits = {} if self.train_data is not data else {names.train_split: data.split(names.train_split)}
-            lines = doubts(data, {**splits, names.val_split: self.val_samples}, self.tokenizer, names)
+            lines = data_warnings(data, {**splits, names.val_split: self.val_samples}, self.tokenizer, names)
             if isinstance(self.train_data, UnionData):
                 parts = {part.label: self.train_data.part_samples(part) for part in self.train_data.parts}
-                lines = doubts(self.train_data, parts, self.tokenizer, names) + lines
-            lines += unanswerable(self.train_data, self.train_data.split(self.train_split), self.config.model.no_target)
+                lines = data_warnings(self.train_data, parts, self.tokenizer, names) + lines
+            lines += no_target_warnings(self.train_data, self.train_data.split(self.train_split), self.config.model.no_target)
             for line in lines:
                 self.log(line)
 
@@ -323,7 +323,7 @@ class Trainer:
         if self.runtime.rank == 0 and not self.seen:
             started = self.state or (self.initial.checkpoint if self.initial else None)
             before = (started.progress, str(started.path)) if started else ()
-            self.seen = seen_with(picture_paths(self.train_data, self.train_split), *before)
+            self.seen = seen_with(image_paths(self.train_data, self.train_split), *before)
         return self.seen
 
     def _open(self):
@@ -346,7 +346,7 @@ class Trainer:
         bar.note(text + (f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""))
         if self.train_data.turned and not self.turned_said:
             self.turned_said = True
-            self.log(turned_pictures(self.train_data))
+            self.log(exif_warning(self.train_data))
 
 
 def _judged_by(config: Config) -> tuple:

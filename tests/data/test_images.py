@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from refer_files import HEIGHT, WIDTH, refcoco_mini, refs_and_instances, with_exif, write_refer
 
-from mindspore_coupalign.data.image_headers import read_jpeg_header
-from mindspore_coupalign.data.images import MissingImage, read_annotated, read_rgb
-from mindspore_coupalign.data.notices import turned_pictures
+from mindspore_coupalign.data.images import MissingImage, read_annotated, read_jpeg_header, read_rgb
 from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.warnings import exif_warning
 from mindspore_coupalign.errors import UserError
 
 
@@ -76,7 +75,7 @@ def test_pictures_that_exif_would_turn_are_remembered(tmp_path):
     path.write_bytes(with_exif(path.read_bytes(), 3))  # upside down: no size shows it
     for r in range(6):
         data.read_image(r)
-    assert data.turned == {1} and re.match(f"warning: 1 pictures read so far .*{path.name}", turned_pictures(data))
+    assert data.turned == {1} and re.match(f"warning: 1 pictures read so far .*{path.name}", exif_warning(data))
     stored = cv2.rotate(cv2.imread(str(path), cv2.IMREAD_IGNORE_ORIENTATION | 1), cv2.ROTATE_90_CLOCKWISE)
     sideways = cv2.imencode(".jpg", stored)[1].tobytes()
     for content, words in ((with_exif(sideways, 6), "stored on its side .EXIF orientation 6. .*-auto-orient"),

@@ -17,15 +17,13 @@ from tiny_network import TINY
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_from_dict, config_to_dict
-from mindspore_coupalign.data import leaks
-from mindspore_coupalign.data.configured import open_data
+from mindspore_coupalign.data.leakage import image_paths, seen_images, seen_with, warnings_of
 from mindspore_coupalign.data.loader import TrainSource
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
-from mindspore_coupalign.data.seen import seen_images, seen_with, warnings_of
+from mindspore_coupalign.data.sets import open_data, open_union
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.data.union import open_union, picture_paths
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.portable import without_absolute_paths, without_paths
 from mindspore_coupalign.training.dry_run import check_images
@@ -107,7 +105,7 @@ def test_the_union_holds_every_set_as_it_is(root):
 
 def test_pictures_of_the_validation_set_are_kept_out_though_it_is_not_trained_on(root):
     union = union_of(root, "b")
-    assert len(union.ref_ids) == 3 and not {3, 12} & {leaks.coco_id(f) for f in union.image_files}
+    assert len(union.ref_ids) == 3 and not {3, 12} & {leakage.coco_id(f) for f in union.image_files}
 
 
 def test_the_same_file_under_another_name_is_kept_out(tmp_path, root):
@@ -124,12 +122,12 @@ def test_the_same_file_under_another_name_is_kept_out(tmp_path, root):
 
 def test_shared():
     """Names with numbers decide by themselves, whether the files are there or not."""
-    first, second = leaks.Path("p"), leaks.Path("q")
+    first, second = leakage.Path("p"), leakage.Path("q")
     names = ["COCO_train2014_000000000003.jpg", "x.jpg", "COCO_val2014_000000000009_2.jpg", "000000000004.png"]
     others = ["000000000003.jpg", "x.jpg", "COCO_train2014_000000000009.jpg", "COCO_train2014_000000000005.jpg"]
-    assert leaks.shared([first / n for n in names], [second / n for n in others]).tolist() == [True, False, True, False]
-    assert leaks.shared([first / "x.jpg"], [first / "x.jpg"]).tolist() == [True]
-    assert leaks.shared([], [first]).tolist() == [] and leaks.shared([first], []).tolist() == [False]
+    assert leakage.shared([first / n for n in names], [second / n for n in others]).tolist() == [True, False, True, False]
+    assert leakage.shared([first / "x.jpg"], [first / "x.jpg"]).tolist() == [True]
+    assert leakage.shared([], [first]).tolist() == [] and leakage.shared([first], []).tolist() == [False]
 
 
 def order(union, epochs, seed=0):
@@ -247,24 +245,24 @@ def test_a_resumed_run_may_move_its_sets_but_not_change_them(root, tmp_path):
 
 def test_hashes(root, tmp_path):
     paths = [root / "images/own" / f"{name}.png" for name in "xyz"]
-    assert len(leaks.picture_hashes(paths)) == 3
+    assert len(leakage.image_hashes(paths)) == 3
     moved = tmp_path / "renamed.png"
     shutil.copyfile(paths[0], moved)
-    assert leaks.picture_hashes([moved])[0] in leaks.picture_hashes(paths)
-    assert leaks.picture_hashes([tmp_path / "absent.png"]).size == 0
-    both = leaks.picture_hashes([tmp_path / n for n in ("COCO_train2014_000000000003.jpg", "000000000003.jpg")])
+    assert leakage.image_hashes([moved])[0] in leakage.image_hashes(paths)
+    assert leakage.image_hashes([tmp_path / "absent.png"]).size == 0
+    both = leakage.image_hashes([tmp_path / n for n in ("COCO_train2014_000000000003.jpg", "000000000003.jpg")])
     assert len(both) == 1
     many = np.sort(np.random.default_rng(0).integers(0, 2**64, 17_000, np.uint64))
-    text = leaks.hashes_to_text(many)
-    assert len(text) < 182_000 and (leaks.hashes_from_text(text, "") == many).all()
+    text = leakage.hashes_to_text(many)
+    assert len(text) < 182_000 and (leakage.hashes_from_text(text, "") == many).all()
     for damaged in (text[:-2], "§", 5):
         with pytest.raises(UserError, match="seen_images.* is damaged"):
-            leaks.hashes_from_text(damaged, "x.safetensors")
+            leakage.hashes_from_text(damaged, "x.safetensors")
 
 
 def test_seen_pictures_are_counted_by_split(root):
     data, other = (read_refer(root, name, "unc") for name in "ab")
-    progress = {"seen_images": seen_with(picture_paths(data, "train"))}
+    progress = {"seen_images": seen_with(image_paths(data, "train"))}
     assert seen_images(progress, "", data, ["val", "train"]) == {
         "val": {"seen": 0, "images": 1}, "train": {"seen": 2, "images": 2}}
     found = seen_images(progress, "", other, ["testA", "train"])
@@ -272,7 +270,7 @@ def test_seen_pictures_are_counted_by_split(root):
     assert len(warnings_of(found)) == 1 and "testA: the checkpoint was trained on 1 of this split's 1" in \
         warnings_of(found)[0]
     assert seen_images({"step": 3}, "", other, ["testA"]) is None and warnings_of(None) == []
-    more = {"seen_images": seen_with(picture_paths(other, "train"), progress)}
+    more = {"seen_images": seen_with(image_paths(other, "train"), progress)}
     assert seen_images(more, "", data, ["val", "train"])["val"]["seen"] == 1  # b's train has it
     assert seen_images(more, "", data, ["train"])["train"]["seen"] == 2
 
@@ -329,7 +327,7 @@ def test_a_resumed_run_sees_the_same_samples(run, monkeypatch, capsys):
         "a (unc, train)", "refshapes (shapes, train)"}
     capsys.readouterr()
     best = load_checkpoint(run.folder / "stopped/best.safetensors")
-    assert len(leaks.hashes_from_text(best.progress["seen_images"], "")) == 1 + 4
+    assert len(leakage.hashes_from_text(best.progress["seen_images"], "")) == 1 + 4
     assert [entry.root for entry in best.config.data.sets] == ["", ""]
 
 
@@ -347,8 +345,8 @@ def test_what_train_makes_of_its_sets(run, root, monkeypatch, capsys):
     for sample, name, ref in zip(found["samples"], found["sets"], found["refs"], strict=True):
         assert name.startswith("a") == (sample < 5) and (ref in (500, 501)) == (sample < 5)
     trainer.initial = SimpleNamespace(checkpoint=SimpleNamespace(path="x", progress={
-        "seen_images": seen_with(picture_paths(open_data(config_of(root, dataset="own")), "train"))}))
-    assert len(leaks.hashes_from_text(trainer._seen_images(), "")) == 1 + 4 + 4
+        "seen_images": seen_with(image_paths(open_data(config_of(root, dataset="own")), "train"))}))
+    assert len(leakage.hashes_from_text(trainer._seen_images(), "")) == 1 + 4 + 4
     assert main(["train", "--config", str(run.config), "--output", str(run.folder / "none"),
                  "data.sets=[{dataset: b, split_by: unc, skip_images: [x.jpg]}]"]) == 2
     assert "x.jpg is no picture of a ref" in capsys.readouterr().err

@@ -11,9 +11,8 @@ from test_sets import coco, config_of, own, root, union_of, write_set  # noqa: F
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import check_data
-from mindspore_coupalign.data.configured import open_data
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.subsets import keep_refs
+from mindspore_coupalign.data.sets import keep_refs, open_data
 from mindspore_coupalign.errors import UserError
 
 # data.skip_images

@@ -10,9 +10,9 @@ from foreign_data import WRITERS, Refer, import_data, made_up, read_source
 from refer_files import SQUARE, TRIANGLE, refcoco_mini
 
 from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.data.annotations import as_key
 from mindspore_coupalign.data.importers import FORMATS
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.refs_file import as_key
 
 PARQUET = ("hf-refer", "hf-eval")
 

@@ -8,6 +8,7 @@ Annotations of one mask are one object with several sentences.
 
 import json
 
+from mindspore_coupalign.data.annotations import as_key
 from mindspore_coupalign.data.importers.job import Import
 from mindspore_coupalign.data.importers.records import (
     BadRecord,
@@ -21,7 +22,6 @@ from mindspore_coupalign.data.importers.records import (
 )
 from mindspore_coupalign.data.importers.records import sentences as refer_sentences
 from mindspore_coupalign.data.importers.sources import by_id, files, read_dict, split_of
-from mindspore_coupalign.data.refs_file import as_key
 
 FIELDS = ("sentences", "sentence", "expressions", "expression", "captions", "caption", "referring_expression", "phrase",
           "text")

@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mindspore_coupalign.data.image_headers import exif_orientation
-from mindspore_coupalign.data.images import decode_rgb, read_bytes
+from mindspore_coupalign.data.images import decode_rgb, exif_orientation, read_bytes
 from mindspore_coupalign.data.importers.records import BadRecord, shown
 from mindspore_coupalign.errors import UserError
 

@@ -4,11 +4,11 @@ gRefCOCO's refs have lists of annotations, ``[-1]`` and ``no_target`` where a se
 a bare number. After its own loader (ReLA, grefcoco.py), annotations that are ``iscrowd`` are left out of a mask.
 """
 
+from mindspore_coupalign.data.annotations import read_json
 from mindspore_coupalign.data.importers.job import Import
 from mindspore_coupalign.data.importers.records import BadRecord, Ref, Target, sentences, shown, size_of, take, whole
 from mindspore_coupalign.data.importers.sources import by_id, files, read_dict
 from mindspore_coupalign.data.pickles import load_plain_pickle
-from mindspore_coupalign.data.refs_file import read_json
 from mindspore_coupalign.errors import UserError
 
 

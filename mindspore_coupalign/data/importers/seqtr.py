@@ -8,10 +8,10 @@ annotation ids, and in some splits a record per sentence: records of one mask on
 import json
 import re
 
+from mindspore_coupalign.data.annotations import read_json
 from mindspore_coupalign.data.importers.job import Import
 from mindspore_coupalign.data.importers.records import BadRecord, Ref, Sentence, Target, shown, size_of, take, texts
 from mindspore_coupalign.data.importers.sources import by_id, files, read_dict, split_of
-from mindspore_coupalign.data.refs_file import read_json
 from mindspore_coupalign.errors import UserError
 
 _COCO_ID = re.compile(r"[0-9]{1,18}")  # at the end of a COCO picture's name

@@ -5,8 +5,8 @@ import binascii
 import re
 from pathlib import Path
 
+from mindspore_coupalign.data.annotations import as_key, read_json
 from mindspore_coupalign.data.importers.records import BadRecord
-from mindspore_coupalign.data.refs_file import as_key, read_json
 from mindspore_coupalign.errors import UserError
 
 SPLITS = ("train", "validation", "valid", "val", "testA", "testB", "testC", "test", "miniv", "minival", "dev")

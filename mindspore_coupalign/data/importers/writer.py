@@ -12,7 +12,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from mindspore_coupalign.data.folders import find_images, image_places
+from mindspore_coupalign.data.datasets import find_images, image_places
 from mindspore_coupalign.data.importers.job import Import, bounds
 from mindspore_coupalign.data.importers.records import Ref
 from mindspore_coupalign.errors import UserError

@@ -1,9 +1,11 @@
-"""Which pictures of two lists are the same: what keeps a training free of the pictures that it is judged by.
+"""Data leakage: which images two lists share, and which images a checkpoint was trained on.
 
-COCO's pictures are told by the number in their name (``COCO_train2014_000000581857.jpg``, ``000000581857.jpg``), which
-is unique over all of COCO. Other names prove nothing (every folder has a 0001.jpg): such pictures are the same if their
-files are, byte by byte. Only files of equal size are read. A picture that was stored anew under another name is not
-recognised.
+COCO images are recognised by the number in their name (``COCO_train2014_000000581857.jpg``, ``000000581857.jpg``),
+which is unique within COCO. Other names prove nothing (every folder has a 0001.jpg): such images are the same if their
+files are equal, byte by byte. Only files of equal size are read. An image that was encoded again under another name is
+not recognised.
+
+A checkpoint keeps the hashes of its training images as text in ``progress["seen_images"]``.
 """
 
 import base64
@@ -14,6 +16,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.errors import UserError
 
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})(?:_\d+)?", re.IGNORECASE)
@@ -62,7 +65,7 @@ def _digest(path: Path, known: dict[Path, bytes]) -> bytes:
     return known[path]
 
 
-def picture_hashes(paths: Iterable[Path]) -> np.ndarray:
+def image_hashes(paths: Iterable[Path]) -> np.ndarray:
     """The distinct 64-bit hashes of pictures, (n,) uint64, sorted: of COCO's number, else of the file's size and its
     first 16 KiB. Files that cannot be read have none."""
     found = {value for path in paths if (value := _hash(path)) is not None}
@@ -92,3 +95,49 @@ def hashes_from_text(text: str, source: str) -> np.ndarray:
     except (ValueError, TypeError) as exc:
         raise UserError(f"{source}: its list of training pictures (seen_images) is damaged; use another "
                         "checkpoint") from exc
+
+
+KEY = "seen_images"  # in a checkpoint's progress
+
+
+def seen_with(paths: Iterable[Path], progress: dict | None = None, source: str = "") -> str:
+    """The text for a checkpoint that was trained on these pictures.
+
+    Args:
+        progress, source: of the checkpoint that the training started from, whose pictures it has seen too.
+
+    Raises:
+        UserError: that checkpoint's own text is damaged.
+    """
+    hashes = image_hashes(paths)
+    if before := (progress or {}).get(KEY):
+        hashes = np.union1d(hashes, hashes_from_text(before, source))
+    return hashes_to_text(hashes)
+
+
+def seen_images(progress: dict, source: str, data: ReferData, splits: Iterable[str]) -> dict | None:
+    """Of each split, {"seen": its pictures that a checkpoint was trained on, "images": all}; None where the checkpoint,
+    of an earlier version, does not know.
+
+    Raises:
+        UserError: a damaged text, or no such split.
+    """
+    if KEY not in progress:
+        return None
+    trained, found = set(hashes_from_text(progress[KEY], source).tolist()), {}
+    for split in splits:
+        own = [image_hashes([path]).tolist() for path in image_paths(data, split)]
+        found[split] = {"seen": sum(not trained.isdisjoint(hashes) for hashes in own), "images": len(own)}
+    return found
+
+
+def warnings_of(seen: dict | None) -> list[str]:
+    """A line for each split of which the checkpoint has seen a picture."""
+    return [f"warning: {split}: the checkpoint was trained on {counts['seen']:,} of this split's {counts['images']:,} "
+            "pictures; its scores say little about pictures that it has not seen"
+            for split, counts in (seen or {}).items() if counts["seen"]]
+
+
+def image_paths(data: ReferData, split: str) -> list[Path]:
+    """The pictures of a split's refs, each once."""
+    return [data.image_dir / str(data.image_files[i]) for i in np.unique(data.ref_image[data.refs_of(split)])]

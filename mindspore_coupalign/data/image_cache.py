@@ -29,7 +29,7 @@ _FORGOTTEN = 3600  # seconds after which a temporary file is of a run that was k
 Picture = tuple[np.ndarray, int]
 
 
-class PictureCache:
+class ImageCache:
     """A folder of pictures at one size, bounded over all sizes in it.
 
     Args:
