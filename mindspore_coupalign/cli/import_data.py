@@ -11,10 +11,9 @@ from pathlib import Path
 
 from mindspore_coupalign.data.datasets import MORE_PUBLISHED, PUBLISHED, count_table
 from mindspore_coupalign.data.importers import FORMATS, importer
-from mindspore_coupalign.data.importers.job import LISTED, Import
-from mindspore_coupalign.data.importers.pictures import Pictures
-from mindspore_coupalign.data.importers.vocabulary import vocabulary
-from mindspore_coupalign.data.importers.writer import check_store, publish, staging, write_layout
+from mindspore_coupalign.data.importers.images import Pictures
+from mindspore_coupalign.data.importers.import_job import LISTED, ImportJob, check_store, publish, staging, write_layout
+from mindspore_coupalign.data.tokenizer import build_vocabulary
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import make_folder, write_file
 
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if folder is None:
             check_store(root, dataset)
         pictures = Pictures(folder, stage.pictures, deeper=not by_hand)
-        job = Import(args.source, pictures, dataset, split_by, args.split, args.objects, args.instances, args.masks,
+        job = ImportJob(args.source, pictures, dataset, split_by, args.split, args.objects, args.instances, args.masks,
                      verify=by_hand)
         importer(args.format)(job)
         _refuse_bad(job, args.skip_bad)
@@ -128,7 +127,7 @@ def _names(args: argparse.Namespace) -> tuple[str, str]:
     return args.dataset or dataset, args.split_by or split_by
 
 
-def _refuse_bad(job: Import, allowed: int):
+def _refuse_bad(job: ImportJob, allowed: int):
     if job.bad and (job.bad > allowed or not job.refs):
         for text in job.problems[1:]:
             print(f"also: {text}")
@@ -144,13 +143,13 @@ def _refuse_bad(job: Import, allowed: int):
         raise UserError(f"{job.source}: holds no record with an object; nothing was written; {cause}")
 
 
-def _vocabulary(job: Import) -> str:
+def _vocabulary(job: ImportJob) -> str:
     """Of the train split, or of all where there is none."""
     refs = [ref for ref in job.refs if ref.split == "train"] or job.refs
-    return vocabulary([sentence.sent for ref in refs for sentence in ref.sentences])
+    return build_vocabulary([sentence.sent for ref in refs for sentence in ref.sentences])
 
 
-def _counts(job: Import) -> str:
+def _counts(job: ImportJob) -> str:
     """Refs, sentences and images per split beside the published counts."""
     known = PUBLISHED.get((job.dataset, job.split_by)) or MORE_PUBLISHED.get((job.dataset, job.split_by), {})
     counts = {}

@@ -1,7 +1,7 @@
 """REFER's two annotation files -> the columns of a ``ReferData`` (its names and shapes: refer.py).
 
-The list of refs is the pickle ``refs(X).p`` or the same list as JSON, ``refs(X).json``. Every invalid record is named by
-file and id, or by its position where it has none. Ids may be whole numbers or text; a text of digits (``"1"``) and a
+The list of refs is the pickle ``refs(X).p`` or the same list as JSON, ``refs(X).json``. Errors name an invalid record
+by file and id, or by its position where it has none. Ids may be whole numbers or text; a text of digits (``"1"``) and a
 whole float (``1.0``, pandas writes them) are the number. A ref has one target object or, in gRefCOCO's format (a list
 ``ann_id``, ``no_target``), several or none; of several, crowds (``iscrowd``) are left out, as its own loader does
 (henghuiding/ReLA, gres_model/data/datasets/grefcoco.py).

@@ -1,9 +1,9 @@
 """Unpickling files from the internet without running anything in them.
 
 A pickle runs code by naming a function or class (a "global") and calling it. Every reader here has an allow-list:
-``allowed`` maps (module, name) to a stand-in of ours and refuses the rest. ``load_plain_pickle`` reads REFER's
-``refs(*).p``: lists, tuples, dicts, text, bytes, numbers, booleans, None, and NumPy's numbers and arrays as the plain
-values they hold; weights/torch_files.py reads tensors.
+``AllowList.allowed`` maps (module, name) to a stand-in, and everything else is refused. ``load_plain_pickle`` reads
+REFER's ``refs(*).p``: lists, tuples, dicts, text, bytes, numbers, booleans, None, and NumPy's numbers and arrays as the
+plain values they hold; weights/torch_files.py reads tensors.
 
 A pickle rebuilds NumPy's values by calling ``numpy.dtype``, ``scalar``, ``_reconstruct`` or ``_frombuffer`` and handing
 over a state. The stand-ins check every argument, accept plain numbers and text only, and never allocate more than the
@@ -17,7 +17,7 @@ import math
 import pickle
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,28 +58,40 @@ def _bounded_memory(more: int):
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def __init__(self, file, size: int):
-        super().__init__(file, encoding="utf-8", errors="coupalign-latin-1")
-        self.numpy = StandIns(size)
+class Refused(Exception):
+    """What a file may not load; ``module`` is where a refused class or function is from."""
+
+    def __init__(self, text: str, module: str = ""):
+        super().__init__(text)
+        self.module = module
+
+
+class AllowList:
+    """To be mixed into an unpickler: a file may load only what ``allowed`` has, (module, name) -> stand-in."""
+
+    allowed: Mapping[tuple[str, str], object]
 
     def find_class(self, module: str, name: str):
-        found = self.numpy.of(module, name)
-        if found is None:
-            raise _Refused(f"refuses to load '{module}.{name}'", module)
-        return found
+        if (module, name) not in self.allowed:
+            raise Refused(repr(f"{module}.{name}"[:100]), module)
+        return self.allowed[module, name]
 
     def persistent_load(self, pid):
-        raise _Refused("refuses to follow a persistent id", "")
+        raise Refused("a persistent id")
 
 
-class _Refused(Exception):
-    def __init__(self, text: str, module: str):
-        super().__init__(text)
-        package = module.partition(".")[0]
-        self.remedy = (f"write what {package} holds as plain values, for example pickle.dump(frame.to_dict('records'), "
-                       "file), or get the file from its original source" if package in _DATA_PACKAGES else
-                       "do not use this file, get it from its original source")
+class _PlainUnpickler(AllowList, pickle.Unpickler):
+    def __init__(self, file, size: int):
+        super().__init__(file, encoding="utf-8", errors="coupalign-latin-1")
+        self.allowed = _NumpyValues(size).allowed
+
+
+def _remedy(module: str) -> str:
+    package = module.partition(".")[0]
+    if package in _DATA_PACKAGES:
+        return (f"write what {package} holds as plain values, for example pickle.dump(frame.to_dict('records'), file), "
+                "or get the file from its original source")
+    return "do not use this file, get it from its original source"
 
 
 def _with_unix_lines(file) -> io.BytesIO:
@@ -117,8 +129,9 @@ def load_plain_pickle(path: str | Path):
         raise UserError(f"{path}: no such file{_neighbours(path)}") from exc
     except OSError as exc:
         raise UserError(f"{path}: cannot be read ({exc.strerror or exc}); expected a pickle file") from exc
-    except _Refused as exc:
-        raise UserError(f"{path}: {exc}: only plain lists, dicts, text and numbers are read; {exc.remedy}") from exc
+    except Refused as exc:
+        raise UserError(f"{path}: refuses to load {exc}: only plain lists, dicts, text and numbers are read; "
+                        f"{_remedy(exc.module)}") from exc
     except Malformed as exc:
         raise UserError(f"{path}: {exc} where one of NumPy's numbers or arrays should be; write plain lists, dicts, "
                         "text and numbers, or get the file from its original source") from exc
@@ -148,6 +161,8 @@ def _diagnosis(path: Path, start: bytes, size: int) -> str:
 
 _PLAIN = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|[SU]\d{1,6}|O8?)")
 _MOST_AXES = 4
+_NUMPY_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric",
+                  "numpy._core.numeric")
 
 
 class Malformed(Exception):
@@ -203,22 +218,18 @@ class Array(list):
         self[:] = self._elements(data, dtype, shape, "F" if is_fortran else "C")
 
 
-class StandIns:
-    """Of one file of ``size`` bytes, which bounds what its arrays may hold together."""
+class _NumpyValues:
+    """The stand-ins of one file of ``size`` bytes, which bounds what its arrays may hold together."""
 
     def __init__(self, size: int):
         self.left = size  # bytes; a file holds each of its arrays once
-        self._calls: dict[str, Callable] = {
+        calls: dict[str, Callable] = {
             "dtype": _Type, "scalar": self._scalar, "_reconstruct": self._array, "ndarray": self._array,
             "_frombuffer": self._from_buffer}
-
-    def of(self, module: str, name: str) -> Call | None:
-        """What stands for a name of NumPy's; None for a name that has no place in plain data."""
-        if module in _MODULES and name in self._calls:
-            return Call(self._calls[name])
-        if name == "bytes" and module in ("builtins", "__builtin__"):
-            return Call(lambda: b"")  # how Python 3 writes empty ones for protocols 0 to 2; others go through encode
-        return Call(self._encode) if (module, name) == ("_codecs", "encode") else None
+        self.allowed = {(module, name): Call(make) for module in _NUMPY_MODULES for name, make in calls.items()}
+        # How Python 3 writes empty bytes for protocols 0 to 2; others go through encode.
+        self.allowed |= {(module, "bytes"): Call(lambda: b"") for module in ("builtins", "__builtin__")}
+        self.allowed["_codecs", "encode"] = Call(self._encode)
 
     def _scalar(self, dtype=None, data=None):
         return self._elements(data, dtype, (1,), "C")[0]
@@ -274,6 +285,3 @@ def _bytes(data, size: int) -> bytes:
     if type(data) not in (bytes, bytearray) or len(data) != size:
         raise Malformed(f"data of another size than {size} bytes")
     return bytes(data)
-
-
-_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")

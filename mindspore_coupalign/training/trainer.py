@@ -89,7 +89,8 @@ class Trainer:
             if isinstance(self.train_data, UnionData):
                 parts = {part.label: self.train_data.part_samples(part) for part in self.train_data.parts}
                 lines = data_warnings(self.train_data, parts, self.tokenizer, names) + lines
-            lines += no_target_warnings(self.train_data, self.train_data.split(self.train_split), self.config.model.no_target)
+            lines += no_target_warnings(self.train_data, self.train_data.split(self.train_split),
+                                        self.config.model.no_target)
             for line in lines:
                 self.log(line)
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from fake_training import compute_nothing
-from refer_files import HEIGHT, OUTSIDE, WIDTH, refs_and_instances, with_exif, write_refer
-from test_images import cut_at
+from refer_files import HEIGHT, OUTSIDE, WIDTH, cut_at, refs_and_instances, with_exif, write_refer
 from tiny_network import TINY
 
 from mindspore_coupalign.__main__ import main

@@ -6,7 +6,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from refer_files import HEIGHT, WIDTH, refcoco_mini, refs_and_instances, with_exif, write_refer
+from refer_files import HEIGHT, WIDTH, cut_at, refcoco_mini, refs_and_instances, with_exif, write_refer
 
 from mindspore_coupalign.data.images import MissingImage, read_annotated, read_jpeg_header, read_rgb
 from mindspore_coupalign.data.refer import read_refer
@@ -84,12 +84,6 @@ def test_pictures_that_exif_would_turn_are_remembered(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{path.name}: 40 x 60 pixels, not 60 x 40 as instances.json .*{words}"):
             data.read_image(2)
-
-
-def cut_at(jpeg: bytes, share: float) -> bytes:
-    """A JPEG whose compressed pixels end after a share of them, with an end marker all the same."""
-    scan = read_jpeg_header(jpeg).scan
-    return jpeg[:scan + 14 + int((len(jpeg) - scan - 16) * share)] + b"\xff\xd9"
 
 
 SHARES = (0.01, 0.3, 0.7, 0.9, 0.98)

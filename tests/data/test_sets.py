@@ -6,22 +6,22 @@ import shutil
 from collections import Counter
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 import yaml
 from fake_training import compute_nothing
-from refer_files import refs_and_instances, write_refer
+from several_sets import config_of, own, union_of, write_set, write_sets
 from tiny_network import TINY
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_from_dict, config_to_dict
+from mindspore_coupalign.data import leakage
 from mindspore_coupalign.data.leakage import image_paths, seen_images, seen_with, warnings_of
 from mindspore_coupalign.data.loader import TrainSource
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
-from mindspore_coupalign.data.sets import open_data, open_union
+from mindspore_coupalign.data.sets import open_data
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
@@ -31,55 +31,9 @@ from mindspore_coupalign.training.resume import check_resumable
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 
-def write_set(root, name, splits, pictures, change=None):
-    """A data set as refer_files', its refs in these splits (6), its pictures under these names (4) and of their own
-    content; image 0 has refs 0 and 1, image 2 refs 3 and 4."""
-    refs, instances = refs_and_instances()
-    for ref, split in zip(refs, splits, strict=True):
-        ref["split"] = split
-    old = [image["file_name"] for image in instances["images"]]
-    for image, file in zip(instances["images"], pictures, strict=True):
-        image["file_name"] = file
-    if change:
-        change(refs, instances)
-    write_refer(root, refs, instances, dataset=name)
-    for k, (before, file) in enumerate(zip(old, pictures, strict=True)):
-        path = root / "images" / name / before
-        pixels = cv2.imread(str(path))
-        path.unlink()
-        pixels[k, : len(name)] = (7 * sum(map(ord, name))) % 250
-        assert cv2.imwrite(str(root / "images" / name / file), pixels)
-
-
-def coco(*numbers):
-    return [f"COCO_train2014_{n:012d}.jpg" for n in numbers]
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """a and b share COCO's pictures 3 (b's train, a's val) and 12 (a's train, b's testA); own has none of COCO's."""
-    folder = tmp_path_factory.mktemp("sets")
-    write_set(folder, "a", ["train", "train", "train", "val", "val", "testA"], coco(1, 12, 3, 4))
-    write_set(folder, "b", ["train", "train", "train", "train", "train", "testA"],
-              ["COCO_train2014_000000000011.jpg", "COCO_train2014_000000000013.jpg", "000000000003.jpg",
-               "000000000012.jpg"])
-    write_set(folder, "own", ["train"] * 6, ["x.png", "y.png", "z.png", "w.png"])
-    return folder
-
-
-def config_of(root, *sets, **data):
-    values = {"data": {"root": str(root), "dataset": "a", "split_by": "unc",
-                       "sets": [{"dataset": s, "split_by": "unc"} if isinstance(s, str) else s for s in sets]} | data}
-    return config_from_dict(values, "test").data
-
-
-def union_of(root, *sets, **data):
-    names = config_of(root, *sets, **data)
-    return open_union(names, open_data(names))
-
-
-def own(**more):
-    return {"dataset": "own", "split_by": "unc", **more}
+    return write_sets(tmp_path_factory.mktemp("sets"))
 
 
 def test_the_union_holds_every_set_as_it_is(root):
@@ -125,7 +79,8 @@ def test_shared():
     first, second = leakage.Path("p"), leakage.Path("q")
     names = ["COCO_train2014_000000000003.jpg", "x.jpg", "COCO_val2014_000000000009_2.jpg", "000000000004.png"]
     others = ["000000000003.jpg", "x.jpg", "COCO_train2014_000000000009.jpg", "COCO_train2014_000000000005.jpg"]
-    assert leakage.shared([first / n for n in names], [second / n for n in others]).tolist() == [True, False, True, False]
+    same = leakage.shared([first / n for n in names], [second / n for n in others])
+    assert same.tolist() == [True, False, True, False]
     assert leakage.shared([first / "x.jpg"], [first / "x.jpg"]).tolist() == [True]
     assert leakage.shared([], [first]).tolist() == [] and leakage.shared([first], []).tolist() == [False]
 
@@ -215,7 +170,7 @@ def test_a_missing_picture_is_named_with_its_folder(tmp_path, root):
     ([own(weight=0.01)], r"nothing of own \(unc\) is left"), (["nowhere"], "no such data set"),
     ([own(train_split="trian")], "no split 'trian'"), ([own(train_split="val")], "no split 'val'"),
     ([own(skip_images=["x.jpg"])], r"x.jpg is no picture of a ref .*did you mean x.png")])
-def test_what_is_refused(root, sets, words):
+def test_impossible_sets_are_refused(root, sets, words):
     with pytest.raises(UserError, match=words):
         union_of(root, *sets)
 

@@ -1,19 +1,23 @@
 """Pictures left out (``data.skip_images``), and what check-data says of several sets."""
 
-# ruff: noqa: F811 - root is a fixture that another file defines
-
 import shutil
 
 import numpy as np
 import pytest
 import yaml
-from test_sets import coco, config_of, own, root, union_of, write_set  # noqa: F401
+from several_sets import coco, config_of, write_set
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import check_data
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.sets import keep_refs, open_data
 from mindspore_coupalign.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_sets(tmp_path_factory.mktemp("sets"))
+
 
 # data.skip_images
 

@@ -15,7 +15,7 @@ from PIL import Image
 from refer_files import SQUARE
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.data.importers.pictures import read_mask
+from mindspore_coupalign.data.importers.images import read_mask
 from mindspore_coupalign.data.importers.records import BadRecord
 from mindspore_coupalign.data.refer import read_refer
 
