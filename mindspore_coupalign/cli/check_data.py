@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE",
                         help="in place of these: a configuration that names the data, data.sets included")
     parser.add_argument("--skip-images", nargs="+", default=[], metavar="NAME",
-                        help="pictures to leave out, as data.skip_images does")
+                        help="images to leave out, as data.skip_images does")
     parser.add_argument("--tokenizer", default="", help="folder or name of the tokenizer that counts word pieces "
                         f"(default: {_DEFAULT_TOKENIZER} if it is on this machine)")
     parser.add_argument("--max-tokens", type=int, default=20, help="length at which sentences are cut (default 20)")
@@ -126,7 +126,7 @@ def _check(args: argparse.Namespace, names: DataConfig, data: ReferData) -> int:
 
 
 def across(opened: list[tuple[DataConfig, ReferData]]) -> list[str]:
-    """Lines about pictures that one set's training split shares with other splits of any other set."""
+    """Lines about images that one set's training split shares with other splits of any other set."""
     lines = []
     for names, data in opened:
         if not data.splits_meant(names.train_split):
@@ -137,11 +137,11 @@ def across(opened: list[tuple[DataConfig, ReferData]]) -> list[str]:
                 if split in other.splits_meant(other_names.train_split):
                     continue
                 if count := int(shared(train, image_paths(other, split)).sum()):
-                    lines.append(f"  {label_of(names, names.train_split)} has {count:,} picture{'s' * (count != 1)} of "
+                    lines.append(f"  {label_of(names, names.train_split)} has {count:,} image{'s' * (count != 1)} of "
                                  f"{label_of(other_names, split)}")
     if not lines:
-        return ["across sets  no training split has a picture of another set's validation or test split"]
-    return ["Pictures that a training split shares with a validation or test split of another set; a training on "
+        return ["across sets  no training split has an image of another set's validation or test split"]
+    return ["Images that a training split shares with a validation or test split of another set; a training on "
             "data.sets keeps them out:", *lines]
 
 

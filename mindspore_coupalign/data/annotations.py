@@ -67,7 +67,7 @@ def _read_refs(refs: list, source: Path) -> tuple[dict, list]:
 
 
 def _ann_ids(ref: dict, source: Path, number: int) -> list:
-    """Of a ref's objects; none where it means nothing."""
+    """The annotation ids of a ref; none without a target."""
     try:
         values = annotations_of(ref)
     except ValueError as exc:
@@ -117,14 +117,14 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
         "ref_left_out": np.array(left_out, np.int32),
         "rle": b"".join(unions), "rle_at": _offsets(unions),
         "single": b"".join(singles), "single_at": _offsets(singles), "annotations": len(annotations.found),
-        "notes": (f"note: {crowds:,} crowd annotations (iscrowd) of refs that mean several objects are left out of the "
+        "notes": (f"note: {crowds:,} crowd annotations (iscrowd) of refs with several targets are left out of the "
                   "masks, as gRefCOCO's loader does it",) if crowds else (),
         "unnamed": len(annotations.found) - len({ann_id for _, ann_ids, _ in keys for ann_id in ann_ids}),
     }
 
 
 def _objects(annotations: "_Records", ann_ids: list, image_id, ref_id, refs_file: Path) -> dict:
-    """The annotations that a ref means, by id; of several, those that are no crowds."""
+    """A ref's target annotations by id; of several, without crowds."""
     found = {}
     for ann_id in ann_ids:
         annotation = annotations.of(ann_id, f"which ref {ref_id} (annotation {ann_id}) of {refs_file.name} names")
@@ -228,7 +228,7 @@ def load_refs(path: Path):
 
 
 def annotations_of(ref: dict) -> list:
-    """The ``ann_id`` values of a ref, unchecked: REFER's one, or gRefCOCO's list; none where it means nothing, which
+    """The ``ann_id`` values of a ref, unchecked: REFER's one, or gRefCOCO's list; none without a target, which
     gRefCOCO writes as ``[-1]`` with ``no_target``.
 
     Raises:

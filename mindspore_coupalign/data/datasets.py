@@ -50,7 +50,7 @@ def _holds_refs(folder: Path) -> bool:
 
 
 def image_places(root: Path, dataset: str) -> list[Path]:
-    """Where a data set's pictures usually lie below root, the most usual place first."""
+    """Where a data set's images usually lie below root, the most usual place first."""
     if dataset.startswith("refcoco"):
         return [root / "images/train2014", root / "images/mscoco/images/train2014", root / "train2014"]
     if dataset.startswith("grefcoco"):
@@ -77,7 +77,7 @@ def find_images(root: Path, dataset: str, images: str) -> Path:
 
 
 def elsewhere(image_dir: Path, name: str) -> str:
-    """Where a picture lies that is not at ``image_dir / name``, with the remedy: the end of an error message."""
+    """Where an image lies that is not at ``image_dir / name``, with the remedy: the end of an error message."""
     folders = [image_dir.parent, image_dir.parent.parent, *_subfolders(image_dir)]
     found = [folder for folder in folders if os.path.isfile(folder / name)]
     if len(found) == 1:
@@ -86,7 +86,7 @@ def elsewhere(image_dir: Path, name: str) -> str:
         return f"; {len(found)} other folders hold one ({', '.join(map(str, found[:3]))}); name one in data.images"
     bare = PurePosixPath(name).name
     if bare != name and os.path.isfile(image_dir / bare):
-        return (f", but {image_dir / bare} exists; instances.json puts its pictures into a folder "
+        return (f", but {image_dir / bare} exists; instances.json puts its images into a folder "
                 f"{PurePosixPath(name).parent}: move them there, or take it out of its file_name fields")
     return "; check the image folder, or name another in data.images (check-data: --images)"
 

@@ -35,7 +35,7 @@ def read_rgb(path: str | Path, upright: bool = False) -> np.ndarray:
     """(h, w, 3) uint8 RGB of a JPEG, PNG or other file that cv2 decodes; of an animation, the first frame.
 
     Args:
-        upright: turn the picture as its EXIF orientation says. Off for data sets: their masks lie on the stored pixels.
+        upright: turn the image as its EXIF orientation says. Off for data sets: their masks lie on the stored pixels.
 
     Raises:
         UserError: missing, truncated or undecodable file, or one beyond cv2's limit of 2^30 pixels.
@@ -68,7 +68,7 @@ def decode_rgb(data: bytes, path: str | Path, upright: bool = False) -> np.ndarr
             bgr = _decode(data[:header.end] + _READ_AHEAD, path, flags)
             if bgr is None:
                 raise UserError(f"{path}: the image is truncated or damaged ({len(data)} bytes with an end marker, but "
-                                "its data end before the picture does); download it again")
+                                "its data end before the image does); download it again")
             return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
     elif data.startswith(PNG) and b"IEND\xaeB`\x82" not in data[-4096:]:  # some writers append a little after it
         raise UserError(truncated)
@@ -83,18 +83,18 @@ def _decode(data: bytes, path: str | Path, flags: int) -> np.ndarray | None:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except (cv2.error, MemoryError) as exc:
         if isinstance(exc, MemoryError) or "MAX_IMAGE" in str(exc) or "Insufficient memory" in str(exc):
-            raise UserError(f"{path}: too many pixels to decode; scale the picture down or cut it") from exc
+            raise UserError(f"{path}: too many pixels to decode; scale the image down or cut it") from exc
         return None
 
 
 def read_annotated(path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """A data set's picture as stored, (h, w, 3) uint8 RGB, and its EXIF orientation (1 to 8, 1 is upright).
+    """A data set's image as stored, (h, w, 3) uint8 RGB, and its EXIF orientation (1 to 8, 1 is upright).
 
     Args:
-        size: (h, w) of the picture's annotations.
+        size: (h, w) of the image's annotations.
 
     Raises:
-        WrongSize: the picture has another size.
+        WrongSize: the image has another size.
         UserError: as ``read_rgb``.
     """
     data = read_bytes(path)
@@ -102,10 +102,10 @@ def read_annotated(path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray,
     if rgb.shape[:2] != size:
         text = f"{path}: {rgb.shape[1]} x {rgb.shape[0]} pixels, not {size[1]} x {size[0]} as instances.json says"
         if orientation >= 5 and rgb.shape[1::-1] == size:
-            raise WrongSize(f"{text}: the picture is stored on its side (EXIF orientation {orientation}) and annotated "
-                            "upright; masks must lie on the stored pixels, so store the picture upright, for example "
+            raise WrongSize(f"{text}: the image is stored on its side (EXIF orientation {orientation}) and annotated "
+                            "upright; masks must lie on the stored pixels, so store the image upright, for example "
                             "with `mogrify -auto-orient`")
-        raise WrongSize(f"{text}; use the pictures that were annotated, or scale the annotations")
+        raise WrongSize(f"{text}; use the images that were annotated, or scale the annotations")
     return rgb, orientation
 
 
@@ -114,7 +114,7 @@ class MissingImage(UserError):
 
 
 class WrongSize(UserError):
-    """A picture that is not as large as its annotations say."""
+    """An image that is not as large as its annotations say."""
 
 
 BACKGROUND = 255  # white, as browsers and paper show it
@@ -213,7 +213,7 @@ class Jpeg:
 
     orientation: int = 1  # EXIF: 1 upright, 2 to 4 mirrored or upside down, 5 to 8 on its side
     frame: int = 0  # marker of the start of frame; 0: there is none
-    components: int = 0  # planes of the picture
+    components: int = 0  # planes of the image
     scan: int = 0  # place of the first start of scan; 0: the file ends before it
     end: int = -1  # place of the end-of-image marker behind it; -1: there is none
     scans: list = field(default_factory=list)  # content of each start of scan

@@ -24,13 +24,13 @@ _START = 1 << 14  # bytes of a file that stand for its content, with its size, i
 
 
 def coco_id(name: str | PurePath) -> int:
-    """COCO's number of a picture by its file's name, -1 where it has none."""
+    """COCO's number of an image by its file's name, -1 where it has none."""
     found = _COCO.fullmatch(PurePath(name).stem)
     return int(found.group(1)) if found else -1
 
 
 def shared(first: Sequence[Path], second: Sequence[Path]) -> np.ndarray:
-    """Which pictures of the first list are in the second too, (n,) bool. A file that cannot be read is in neither."""
+    """Which images of the first list are in the second too, (n,) bool. A file that cannot be read is in neither."""
     ids, others = (np.array([coco_id(path) for path in paths], np.int64) for paths in (first, second))
     same = np.isin(ids, others[others >= 0])
     if not len(first) or not len(second) or min(ids.min(), others.min()) >= 0:
@@ -66,7 +66,7 @@ def _digest(path: Path, known: dict[Path, bytes]) -> bytes:
 
 
 def image_hashes(paths: Iterable[Path]) -> np.ndarray:
-    """The distinct 64-bit hashes of pictures, (n,) uint64, sorted: of COCO's number, else of the file's size and its
+    """The distinct 64-bit hashes of images, (n,) uint64, sorted: of COCO's number, else of the file's size and its
     first 16 KiB. Files that cannot be read have none."""
     found = {value for path in paths if (value := _hash(path)) is not None}
     return np.array(sorted(found), "<u8")
@@ -93,7 +93,7 @@ def hashes_from_text(text: str, source: str) -> np.ndarray:
     try:
         return np.frombuffer(base64.b64decode(text, validate=True), "<u8")
     except (ValueError, TypeError) as exc:
-        raise UserError(f"{source}: its list of training pictures (seen_images) is damaged; use another "
+        raise UserError(f"{source}: its list of training images (seen_images) is damaged; use another "
                         "checkpoint") from exc
 
 
@@ -101,10 +101,10 @@ KEY = "seen_images"  # in a checkpoint's progress
 
 
 def seen_with(paths: Iterable[Path], progress: dict | None = None, source: str = "") -> str:
-    """The text for a checkpoint that was trained on these pictures.
+    """The text for a checkpoint that was trained on these images.
 
     Args:
-        progress, source: of the checkpoint that the training started from, whose pictures it has seen too.
+        progress, source: of the checkpoint that the training started from, whose images it has seen too.
 
     Raises:
         UserError: that checkpoint's own text is damaged.
@@ -116,7 +116,7 @@ def seen_with(paths: Iterable[Path], progress: dict | None = None, source: str =
 
 
 def seen_images(progress: dict, source: str, data: ReferData, splits: Iterable[str]) -> dict | None:
-    """Of each split, {"seen": its pictures that a checkpoint was trained on, "images": all}; None where the checkpoint,
+    """Of each split, {"seen": its images that a checkpoint was trained on, "images": all}; None where the checkpoint,
     of an earlier version, does not know.
 
     Raises:
@@ -132,12 +132,12 @@ def seen_images(progress: dict, source: str, data: ReferData, splits: Iterable[s
 
 
 def warnings_of(seen: dict | None) -> list[str]:
-    """A line for each split of which the checkpoint has seen a picture."""
+    """A line for each split of which the checkpoint has seen an image."""
     return [f"warning: {split}: the checkpoint was trained on {counts['seen']:,} of this split's {counts['images']:,} "
-            "pictures; its scores say little about pictures that it has not seen"
+            "images; its scores say little about images that it has not seen"
             for split, counts in (seen or {}).items() if counts["seen"]]
 
 
 def image_paths(data: ReferData, split: str) -> list[Path]:
-    """The pictures of a split's refs, each once."""
+    """The images of a split's refs, each once."""
     return [data.image_dir / str(data.image_files[i]) for i in np.unique(data.ref_image[data.refs_of(split)])]

@@ -23,7 +23,7 @@ from mindspore_coupalign.errors import UserError
 
 
 def open_data(names: DataConfig) -> ReferData:
-    """``data.root``, ``dataset``, ``split_by`` and ``images``, without the pictures of ``skip_images``.
+    """``data.root``, ``dataset``, ``split_by`` and ``images``, without the images of ``skip_images``.
 
     Raises:
         UserError: as ``read_refer`` and ``without_images``.
@@ -41,7 +41,7 @@ def with_cache(data: ReferData, names: DataConfig) -> ReferData:
     if not names.cache:
         return data
     cache = ImageCache(names.cache, names.cache_gb, names.image_size)
-    notes = () if names.sets else (cache.note(len(data.image_files)),)  # the union says it with its own pictures
+    notes = () if names.sets else (cache.note(len(data.image_files)),)  # the union says it with its own images
     return dataclasses.replace(data, cache=cache, notes=(*data.notes, *notes))
 
 
@@ -84,8 +84,7 @@ def _ends(counts: np.ndarray) -> np.ndarray:
 def joined(parts: Sequence[ReferData]) -> dict:
     """The columns of several data sets one after the other, as one split ``train``.
 
-    Files are named by their whole path, so that the image folder is of no account; ids that are of different types
-    become text.
+    Files are named by their whole path, so that the image folder is ignored; ids of different types become text.
     """
     refs = np.cumsum([0] + [len(part.ref_ids) for part in parts])
     images = np.cumsum([0] + [len(part.image_files) for part in parts])
@@ -114,13 +113,13 @@ def joined(parts: Sequence[ReferData]) -> dict:
 
 
 def without_images(data: ReferData, names: Sequence[str]) -> tuple[ReferData, str]:
-    """The data without all refs on some pictures, and a line that says how many that were; empty without names.
+    """The data without all refs on some images, and a line that says how many that were; empty without names.
 
     Args:
         names: of files, as instances.json has them or their last part.
 
     Raises:
-        UserError: a name that no picture of a ref has; names near ones.
+        UserError: a name that no image of a ref has; names near ones.
     """
     if not names:
         return data, ""
@@ -132,16 +131,16 @@ def without_images(data: ReferData, names: Sequence[str]) -> tuple[ReferData, st
     if unknown:
         near = difflib.get_close_matches(unknown[0], by_name, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"they are called like {data.image_files[0]};"
-        raise UserError(f"data.skip_images: {unknown[0]} is no picture of a ref of {data.source}; {hint} "
+        raise UserError(f"data.skip_images: {unknown[0]} is no image of a ref of {data.source}; {hint} "
                         "data.skip_images=[] leaves out none")
     skipped = np.isin(data.ref_image, sorted(set().union(*(by_name[name] for name in names))))
     if skipped.all():
-        raise UserError(f"data.skip_images leaves no ref of {data.source}; name fewer pictures")
+        raise UserError(f"data.skip_images leaves no ref of {data.source}; name fewer images")
     splits = ", ".join(f"{name} {count:,}" for code, name in enumerate(data.split_names)
                        if (count := int((skipped & (data.ref_split == code)).sum())))
     pictures = len(np.unique(data.ref_image[skipped]))
     return keep_refs(data, ~skipped), (
-        f"data.skip_images: {pictures:,} picture{'s' * (pictures != 1)} of {data.source} left out, with "
+        f"data.skip_images: {pictures:,} image{'s' * (pictures != 1)} of {data.source} left out, with "
         f"{int(skipped.sum()):,} refs ({splits}) and {int(skipped[data.sentence_ref].sum()):,} sentences")
 
 
@@ -222,7 +221,7 @@ def open_union(names: DataConfig, validation: ReferData) -> UnionData:
     """The union that ``data.sets`` describes.
 
     Args:
-        validation: the data of the other ``data`` keys; the pictures of its splits but ``data.train_split`` are kept
+        validation: the data of the other ``data`` keys; the images of its splits but ``data.train_split`` are kept
             out as those of the sets are.
 
     Raises:
@@ -246,12 +245,12 @@ def open_union(names: DataConfig, validation: ReferData) -> UnionData:
         if _samples(entry.weight, refs) == 0:
             raise UserError(f"data.sets: nothing of {label_of(config)} is left to train on: split "
                             f"'{config.train_split}' has {refs + leaked.sum():,} refs with sentences, {leaked.sum():,} "
-                            f"are on pictures of a validation or test split, weight {entry.weight:g}; take it out")
+                            f"are on images of a validation or test split, weight {entry.weight:g}; take it out")
         kept.append(keep_refs(data, keep))
         parts.append(Part(label_of(config, config.train_split), start, start + refs, entry.weight))
         start += refs
         lines += [f"data.sets: {line}" for line in data.notes]
-    lines.append(f"data.sets: {counts[0]:,} of {counts[1]:,} training pictures, with {counts[2]:,} refs, are kept out: "
+    lines.append(f"data.sets: {counts[0]:,} of {counts[1]:,} training images, with {counts[2]:,} refs, are kept out: "
                  "they are in a validation or test split")
     columns = joined(kept)
     data = UnionData(**columns, parts=tuple(parts))
@@ -264,7 +263,7 @@ def open_union(names: DataConfig, validation: ReferData) -> UnionData:
 
 
 def held_out(data: ReferData, train_split: str) -> list[Path]:
-    """The pictures of all splits but the one to train on."""
+    """The images of all splits but the one to train on."""
     codes = [code for code, name in enumerate(data.split_names) if name not in data.splits_meant(train_split)]
     images = np.unique(data.ref_image[np.isin(data.ref_split, codes)])
     return [data.image_dir / str(data.image_files[i]) for i in images]

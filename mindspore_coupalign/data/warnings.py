@@ -1,4 +1,4 @@
-"""What is suspicious in a split's data, said in a line when a run starts; ``check-data`` lists every case.
+"""Data warnings: what is suspicious in a split, in one line when a run starts; ``check-data`` lists every case.
 
 S sentence indices of a ReferData (its names: refer.py).
 """
@@ -41,18 +41,18 @@ def _split_warnings(data: ReferData, samples: np.ndarray, tokenizer: SentenceTok
 
 
 def no_target_warnings(data: ReferData, samples: np.ndarray, has_head: bool) -> list[str]:
-    """A line where sentences mean nothing and the network has no head that says so, or the reverse."""
-    count, said = int((~data.has_target[data.sentence_ref[samples]]).sum()), f"{len(samples):,} sentences mean nothing"
+    """A line where sentences have no target and the network has no head for it, or the reverse."""
+    count, said = int((~data.has_target[data.sentence_ref[samples]]).sum()), f"{len(samples):,} sentences have no target"
     if count and not has_head:
-        return [f"note: {count:,} of {said} (no_target), which this network can say by an empty mask alone; "
+        return [f"note: {count:,} of {said} (no_target), for which this network has an empty mask alone; "
                 "model.no_target=true gives it a head for it"]
     if has_head and not count:
-        return [f"note: none of {said}, so that the head of model.no_target learns nothing"]
+        return [f"note: none of {said}, so the head of model.no_target learns nothing"]
     return []
 
 
 def exif_warning(data: ReferData) -> str:
-    """Pictures read so far that EXIF would turn and whose size does not show it."""
+    """Images read so far that EXIF would turn and whose size does not show it."""
     first = data.image_dir / str(data.image_files[min(data.turned)])
-    return (f"warning: {len(data.turned):,} pictures read so far have an EXIF orientation (first: {first}); it is not "
+    return (f"warning: {len(data.turned):,} images read so far have an EXIF orientation (first: {first}); it is not "
             "applied: masks must lie on the pixels as stored (see check-data)")

@@ -49,7 +49,7 @@ def entries(root):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The pictures that were read from their own files."""
+    """The images that were read from their own files."""
     from mindspore_coupalign.data import refer
 
     seen, real = [], refer.read_annotated
@@ -165,7 +165,7 @@ def test_threads_share_it(root):
 
 
 def test_killed_while_it_writes(root):
-    """``kill -9`` just before the name is given: nothing that a later run takes for a picture; the rest is cleared."""
+    """``kill -9`` just before the name is given: nothing that a later run takes for an image; the rest is cleared."""
     script = ("import os, signal\nfrom mindspore_coupalign.data.image_cache import ImageCache\nimport numpy as np\n"
               "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nfrom pathlib import Path\n"
               f"cache = ImageCache({str(root / 'cache')!r}, 1, 32)\n"
@@ -205,7 +205,7 @@ def test_a_union_shares_the_cache_and_a_checkpoint_does_not_name_it(root):
     assert sum("data.cache" in line for line in (*union.notes, *validation.notes)) == 1
     np.testing.assert_array_equal(union.resized_image(0, TRANSFORM), validation.resized_image(0, TRANSFORM))
     assert validation.cache.hits == 1
-    whole = config_from_dict({"data": {"cache": "pictures"}}, "test")
+    whole = config_from_dict({"data": {"cache": "images"}}, "test")
     assert without_absolute_paths(whole).data.cache == ""
 
 

@@ -1,4 +1,4 @@
-"""Several data sets in one training (``data.sets``), pictures left out (``data.skip_images``), and pictures that a
+"""Several data sets in one training (``data.sets``), images left out (``data.skip_images``), and images that a
 training shares with a validation or test split."""
 
 import json
@@ -37,7 +37,7 @@ def root(tmp_path_factory):
 
 
 def test_the_union_holds_every_set_as_it_is(root):
-    """Sentences, masks, pictures and ids of each ref, but for the refs on pictures of another split."""
+    """Sentences, masks, images and ids of each ref, but for the refs on images of another split."""
     union = union_of(root, "a", "b", "own")
     expected = []
     for name, left_out in (("a", [2]), ("b", [3, 4]), ("own", [])):
@@ -54,7 +54,7 @@ def test_the_union_holds_every_set_as_it_is(root):
             assert [union.sentence(i, field) for i in mine] == [data.sentence(i, field) for i in theirs]
         assert union.sentence_ref[mine].tolist() == [r] * len(mine)
         np.testing.assert_array_equal(union.sentence_ids[mine], data.sentence_ids[theirs])
-    assert any("2 of 9 training pictures, with 3 refs, are kept out" in line for line in union.notes), union.notes
+    assert any("2 of 9 training images, with 3 refs, are kept out" in line for line in union.notes), union.notes
 
 
 def test_pictures_of_the_validation_set_are_kept_out_though_it_is_not_trained_on(root):
@@ -169,17 +169,17 @@ def test_a_missing_picture_is_named_with_its_folder(tmp_path, root):
     (["own", 5], r"data.sets\[1\] must be a section"), ([own(weight=[1])], r"data.sets\[0\].weight must be a number"),
     ([own(weight=0.01)], r"nothing of own \(unc\) is left"), (["nowhere"], "no such data set"),
     ([own(train_split="trian")], "no split 'trian'"), ([own(train_split="val")], "no split 'val'"),
-    ([own(skip_images=["x.jpg"])], r"x.jpg is no picture of a ref .*did you mean x.png")])
+    ([own(skip_images=["x.jpg"])], r"x.jpg is no image of a ref .*did you mean x.png")])
 def test_impossible_sets_are_refused(root, sets, words):
     with pytest.raises(UserError, match=words):
         union_of(root, *sets)
 
 
 def test_paths_of_the_sets_stay_at_home(root):
-    values = {"data": {"sets": [own(root=str(root), images="pictures"), own(root="here", dataset="b")]}}
+    values = {"data": {"sets": [own(root=str(root), images="images"), own(root="here", dataset="b")]}}
     config = config_from_dict(values, "test")
     plain = without_absolute_paths(config).data.sets
-    assert [(entry.root, entry.images) for entry in plain] == [("", "pictures"), ("here", "")]
+    assert [(entry.root, entry.images) for entry in plain] == [("", "images"), ("here", "")]
     assert str(root) not in json.dumps(without_paths(config)) and "weight" in without_paths(config)["data"]["sets"][0]
     assert config_from_dict(config_to_dict(config), "again") == config
 
@@ -234,7 +234,7 @@ def test_seen_pictures_are_counted_by_split(root):
 
 @pytest.fixture(scope="module")
 def run(root, tmp_path_factory):
-    """RefShapes and a's pictures, trained for two steps, validated on b."""
+    """RefShapes and a's images, trained for two steps, validated on b."""
     folder = tmp_path_factory.mktemp("run")
     make_shapes(folder / "shapes", 1, train=4, val=1, testA=1, testB=1)
     values = json.loads(json.dumps(TINY))
@@ -256,7 +256,7 @@ def test_train_and_evaluate(run, root, command_line):
     assert done.code == 0, done.err
     assert "a + refshapes: 2 steps" in done.out
     assert "an epoch has 6 samples: a (unc, train) 2 refs, refshapes (shapes, train) 8 refs x 0.5" in done.out
-    assert "data.sets: 1 of 6 training pictures, with 1 refs, are kept out" in done.out
+    assert "data.sets: 1 of 6 training images, with 1 refs, are kept out" in done.out
     scores = run.folder / "scores.json"
     done = command_line("evaluate", "--checkpoint", run.output / "best.safetensors", "--split", "testA", "train",
                         "--output", scores, f"data.root={root}", "data.dataset=a")
@@ -287,7 +287,7 @@ def test_a_resumed_run_sees_the_same_samples(run, monkeypatch, capsys):
 
 
 def test_what_train_makes_of_its_sets(run, root, monkeypatch, capsys):
-    """Without a step: the epoch's length, the lines, the samples by set, and pictures of the run before."""
+    """Without a step: the epoch's length, the lines, the samples by set, and images of the run before."""
     made = []
     monkeypatch.setattr(train.Trainer, "train", lambda self: made.append(self))
     assert main(["train", "--config", str(run.config), "--output", str(run.folder / "none")]) == 0
@@ -304,4 +304,4 @@ def test_what_train_makes_of_its_sets(run, root, monkeypatch, capsys):
     assert len(leakage.hashes_from_text(trainer._seen_images(), "")) == 1 + 4 + 4
     assert main(["train", "--config", str(run.config), "--output", str(run.folder / "none"),
                  "data.sets=[{dataset: b, split_by: unc, skip_images: [x.jpg]}]"]) == 2
-    assert "x.jpg is no picture of a ref" in capsys.readouterr().err
+    assert "x.jpg is no image of a ref" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""RefShapes: its sentences against a second reader, its pictures against its polygons, its files against themselves."""
+"""RefShapes: its sentences against a second reader, its images against its polygons, its files against themselves."""
 
 import hashlib
 import json

@@ -81,7 +81,7 @@ def test_only_what_should_have_a_mask_is_called_empty(tmp_path):
     val = data.split("val")
     assert not any("empty" in line for line in data_warnings(data, {"val": val}, tokenizer, DataConfig()))
     (line,) = no_target_warnings(data, val, has_head=False)
-    assert "2 of 3 sentences mean nothing" in line and "model.no_target=true" in line
+    assert "2 of 3 sentences have no target" in line and "model.no_target=true" in line
     assert no_target_warnings(data, val, has_head=True) == []
     assert no_target_warnings(data, data.split("train"), has_head=False) == []
 

@@ -8,7 +8,7 @@ from mindspore_coupalign.data.sets import open_data, open_union
 
 
 def write_set(root, name, splits, pictures, change=None):
-    """A data set as refer_files', its refs in these splits (6), its pictures under these names (4) and of their own
+    """A data set as refer_files', its refs in these splits (6), its images under these names (4) and of their own
     content; image 0 has refs 0 and 1, image 2 refs 3 and 4."""
     refs, instances = refs_and_instances()
     for ref, split in zip(refs, splits, strict=True):
@@ -32,7 +32,7 @@ def coco(*numbers):
 
 
 def write_sets(folder):
-    """a and b share COCO's pictures 3 (b's train, a's val) and 12 (a's train, b's testA); own has none of COCO's."""
+    """a and b share COCO's images 3 (b's train, a's val) and 12 (a's train, b's testA); own has none of COCO's."""
     write_set(folder, "a", ["train", "train", "train", "val", "val", "testA"], coco(1, 12, 3, 4))
     write_set(folder, "b", ["train", "train", "train", "train", "train", "testA"],
               ["COCO_train2014_000000000011.jpg", "COCO_train2014_000000000013.jpg", "000000000003.jpg",

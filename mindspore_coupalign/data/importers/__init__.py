@@ -12,7 +12,7 @@ import importlib
 # name: (module, function, what it is)
 FORMATS = {
     "hf-refer": ("hf", "read_refer_rows", "Hugging Face parquet of annotations, a row per ref (jxu124/refcoco)"),
-    "hf-eval": ("hf", "read_eval_rows", "Hugging Face parquet with the pictures inside (lmms-lab/RefCOCO)"),
+    "hf-eval": ("hf", "read_eval_rows", "Hugging Face parquet with the images inside (lmms-lab/RefCOCO)"),
     "seqtr": ("repositories", "read_seqtr", "SeqTR's instances.json: split -> records with expressions and mask"),
     "uninext": ("repositories", "read_uninext", "UNINEXT's instances_<split>.json: COCO with expressions on images"),
     "mdetr": ("repositories", "read_mdetr", "MDETR's finetune_<set>_<split>.json; masks from --instances"),
@@ -20,8 +20,8 @@ FORMATS = {
     "grefcoco": ("public", "read_grefcoco", "gRefCOCO's grefs(unc).json and instances.json"),
     "phrasecut": ("public", "read_phrasecut", "PhraseCut's refer_<split>.json"),
     "rrsis-d": ("public", "read_rrsisd", "RRSIS-D: REFER's two files"),
-    "polyformer": ("repositories", "read_polyformer", "PolyFormer's and OFA's TSV with pictures and masks inside"),
-    "labelme": ("own", "read_labelme", "labelme and ReasonSeg: a JSON file per picture"),
+    "polyformer": ("repositories", "read_polyformer", "PolyFormer's and OFA's TSV with images and masks inside"),
+    "labelme": ("own", "read_labelme", "labelme and ReasonSeg: a JSON file per image"),
     "coco": ("own", "read_coco", "COCO JSON whose annotations carry a sentence"),
     "jsonl": ("own", "read_jsonl", "your own data: a line of JSON per sentence"),
 }

@@ -1,4 +1,4 @@
-"""Hugging Face copies as parquet: annotations alone (``hf-refer``, a row per ref) and with pictures (``hf-eval``).
+"""Hugging Face copies as parquet: annotations alone (``hf-refer``, a row per ref) and with images (``hf-eval``).
 
 ``hf-refer``: https://huggingface.co/datasets/jxu124/refcoco; masks are in ``raw_anns``, sizes in ``raw_image_info``
 (both JSON as text); its file ``test`` is REFER's testA.

@@ -42,7 +42,7 @@ class ImportJob:
         objects: "keep" writes several objects of a sentence, or none, as gRefCOCO does; "unite" makes one mask of
             several and leaves out sentences that mean none.
         instances, masks: further files that some forms need.
-        verify: decode every picture and compare its size, instead of trusting the record (set by importers of forms
+        verify: decode every image and compare its size, instead of trusting the record (set by importers of forms
             that people write by hand).
     """
 
@@ -57,7 +57,7 @@ class ImportJob:
     verify: bool = False
     renamed: dict[str, str] = field(default_factory=dict)  # further splits that a form calls otherwise
     refs: list[Ref] = field(default_factory=list)
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # h, w of every picture in use
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # h, w of every image in use
     categories: dict[int, str] = field(default_factory=dict)
     notes: Counter = field(default_factory=Counter)  # text: how often, for the report
     problems: list[str] = field(default_factory=list)  # the first LISTED
@@ -88,7 +88,7 @@ class ImportJob:
             key: names the object; a second ref under the same key gives its sentences to the first.
 
         Raises:
-            BadRecord: an absent picture, an empty or impossible mask, no sentence.
+            BadRecord: an absent image, an empty or impossible mask, no sentence.
         """
         self.check_sentences(ref.sentences)
         if key is not None and key in self._known:
@@ -159,7 +159,7 @@ class ImportJob:
         if self.verify or self.pictures.folder is None:
             self.pictures.compare(ref.image, size, "the annotation")
         if known is not None and size != known:
-            raise BadRecord(f"picture {ref.image} is {size[1]} x {size[0]} pixels here and {known[1]} x {known[0]} in "
+            raise BadRecord(f"image {ref.image} is {size[1]} x {size[0]} pixels here and {known[1]} x {known[0]} in "
                             "an earlier record")
         return size
 
@@ -177,12 +177,12 @@ def bounds(rle: bytes, size: tuple[int, int]) -> tuple[list, int]:
 
 
 class Staging:
-    """The hidden folder of one import: ``folder`` for the annotation files, ``pictures`` for stored pictures."""
+    """The hidden folder of one import: ``folder`` for the annotation files, ``images`` for stored images."""
 
     def __init__(self, root: Path, dataset: str):
         self.root, self.dataset = root, dataset
         self.base = root / f".import-{dataset}-{uuid.uuid4().hex[:8]}"
-        self.folder, self.pictures = self.base / "annotations", self.base / "pictures"
+        self.folder, self.pictures = self.base / "annotations", self.base / "images"
 
 
 @contextlib.contextmanager
@@ -229,9 +229,9 @@ def write_layout(job: ImportJob, stage: Staging):
 
 
 def publish(job: ImportJob, stage: Staging) -> str:
-    """Give the written files their place, the annotations last; returns what the report says of the pictures.
+    """Give the written files their place, the annotations last; returns what the report says of the images.
 
-    Pictures stay where they are: the usual place below root becomes a link to them when nothing is there.
+    Images stay where they are: the usual place below root becomes a link to them when nothing is there.
 
     Raises:
         UserError: a name was taken in the meantime.
@@ -252,11 +252,11 @@ def publish(job: ImportJob, stage: Staging) -> str:
 
 
 def check_store(root: Path, dataset: str):
-    """Raise UserError when pictures cannot be stored because their usual place is taken."""
+    """Raise UserError when images cannot be stored because their usual place is taken."""
     place = image_places(root, dataset)[0]
     if place.exists():
-        raise UserError(f"{place}: exists already, and the pictures inside this form would go there; name it with "
-                        "--images to use its pictures, or choose another --output")
+        raise UserError(f"{place}: exists already, and the images inside this form would go there; name it with "
+                        "--images to use its images, or choose another --output")
 
 
 def _link(root: Path, dataset: str, place: Path, folder: Path) -> str:

@@ -3,9 +3,9 @@
 One's own data: a JSON object per line and sentence (``jsonl``).
 
 ``{"image": "a.jpg", "sentence": "the red cup", "mask": "a_cup.png", "split": "train"}``. ``mask`` is the path of a
-painted picture (relative to the file, or to --masks), a COCO RLE dict, polygons, or a box [x, y, width, height] in
+painted image (relative to the file, or to --masks), a COCO RLE dict, polygons, or a box [x, y, width, height] in
 pixels; it may stand under ``polygons``, ``segmentation``, ``rle`` or ``box`` as well. ``sentence`` may be a list
-(``sentences`` too). Lines of the same picture and mask make one object with several sentences. ``raw`` (the sentence as
+(``sentences`` too). Lines of the same image and mask make one object with several sentences. ``raw`` (the sentence as
 it was typed), ``ref_id`` and ``sent_id`` are kept where they are given.
 
 COCO files whose annotations carry a sentence, as labelling tools write them and ``export-data --format coco`` does.
@@ -15,7 +15,7 @@ The sentence of an annotation is its ``sentences``, ``sentence``, ``expressions`
 Its split is the annotation's or the image's ``split``, else the one that the file's name tells, else --split.
 Annotations of one mask are one object with several sentences.
 
-A JSON file per picture, as labelme writes it (https://github.com/wkentaro/labelme), and ReasonSeg's variant of it.
+A JSON file per image, as labelme writes it (https://github.com/wkentaro/labelme), and ReasonSeg's variant of it.
 
 With a top-level ``text`` (a sentence or a list: ReasonSeg), the shapes labelled ``target`` are the object; ``ignore``
 shapes are cut out, larger shapes under smaller ones, as LISA paints them. Without it, every shape is an object whose
@@ -112,11 +112,11 @@ def _segmentation(job: ImportJob, path: Path, name: str, value, record: dict, pi
             content = file.read_bytes()
         except (OSError, ValueError) as exc:
             why = getattr(exc, "strerror", None) or exc
-            raise BadRecord(f"field {name!r}: mask picture {file} cannot be read ({why}); paths are relative to the "
+            raise BadRecord(f"field {name!r}: mask image {file} cannot be read ({why}); paths are relative to the "
                             "file, or to --masks") from exc
-        mask = read_mask(content, f"mask picture {file}", record.get("mask_value"))
+        mask = read_mask(content, f"mask image {file}", record.get("mask_value"))
         height, width = mask.shape
-        job.pictures.compare(picture, (height, width), f"mask picture {file}")
+        job.pictures.compare(picture, (height, width), f"mask image {file}")
         return encode(mask)
     if isinstance(value, dict):
         return value
@@ -125,7 +125,7 @@ def _segmentation(job: ImportJob, path: Path, name: str, value, record: dict, pi
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         return value
     if not isinstance(value, list):
-        raise BadRecord(f"field {name!r} must be a mask picture's path, polygons, an RLE dict or a box; found "
+        raise BadRecord(f"field {name!r} must be a mask image's path, polygons, an RLE dict or a box; found "
                         f"{shown(value)}")
     return polygons(value, name)
 
@@ -196,7 +196,7 @@ def read_labelme(job: ImportJob) -> None:
     if job.source.is_dir():
         paths = sorted({*paths, *job.source.glob("*/*.json")})
     for path in paths:
-        with job.record(path, "picture of", path.name):
+        with job.record(path, "image of", path.name):
             content = _read(path)
             named = take(content, "imagePath", str, "")
             image = job.pictures.find(named or f"{path.stem}.jpg")

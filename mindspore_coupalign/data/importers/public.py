@@ -101,7 +101,7 @@ def _ann_ids(ref: dict) -> list[int]:
     return [] if none else ids
 
 
-_FILE = "image_data_split3000.json"  # sizes; without it the pictures are opened
+_FILE = "image_data_split3000.json"  # sizes; without it the images are opened
 
 
 def read_phrasecut(job: ImportJob) -> None:

@@ -40,8 +40,8 @@ class Target:
 
 @dataclass
 class Ref:
-    image: str  # the picture's file name below the image folder
-    size: tuple[int, int] | None  # h, w; None: the picture is opened
+    image: str  # the image's file name below the image folder
+    size: tuple[int, int] | None  # h, w; None: the image is opened
     targets: list[Target]  # more than one, or none at all, where the form allows it
     sentences: list[Sentence]
     split: str
@@ -152,7 +152,7 @@ def checked(segmentation, size: tuple[int, int], key: str) -> tuple[list | dict,
     """A segmentation without polygons of fewer than three points (which enclose nothing), and its compressed RLE.
 
     Raises:
-        BadRecord: it is none of a picture of this size, or covers no pixel.
+        BadRecord: it is none of an image of this size, or covers no pixel.
     """
     try:
         rle = segmentation_to_rle(segmentation, *size).union
@@ -161,7 +161,7 @@ def checked(segmentation, size: tuple[int, int], key: str) -> tuple[list | dict,
     if isinstance(segmentation, list):
         segmentation = [part for part in segmentation if not isinstance(part, list) or len(part) >= 6]
     if not rle_area(rle, *size):
-        raise BadRecord(f"field {key!r} is an empty mask: no pixel of the picture ({size[1]} x {size[0]}) is in it")
+        raise BadRecord(f"field {key!r} is an empty mask: no pixel of the image ({size[1]} x {size[0]}) is in it")
     return segmentation, rle
 
 

@@ -14,14 +14,14 @@ gRefCOCO's twin has several annotations per image record, or one with ``empty`` 
 
 PolyFormer's and OFA's TSV with a line per sentence (https://github.com/amazon-science/polygon-transformer).
 
-Columns: <ref id>_<number>, image id, sentence, box x1,y1,x2,y2, polygons as text, picture as base64 JPEG, mask as
+Columns: <ref id>_<number>, image id, sentence, box x1,y1,x2,y2, polygons as text, image as base64 JPEG, mask as
 base64 PNG, more polygons. The mask is exact; the polygons are thinned out and are not read.
 
 SeqTR's ``instances.json`` (https://github.com/seanzhuh/SeqTR) and what UNINEXT makes of it.
 
-``seqtr``: a dict split -> list of {image_id, width, height, bbox, expressions, mask}; the picture's name is made from
+``seqtr``: a dict split -> list of {image_id, width, height, bbox, expressions, mask}; the image's name is made from
 image_id. ``uninext``: per split a COCO file whose images carry ``expressions``, a record per ref. Both give no
-annotation ids, and in some splits a record per sentence: records of one mask on one picture are one ref.
+annotation ids, and in some splits a record per sentence: records of one mask on one image are one ref.
 """
 
 import json
@@ -89,7 +89,7 @@ def _masks(annotations: Path) -> Path:
     folder = annotations if annotations.is_dir() else annotations.parent
     usual = folder.parent.parent / "masks" / folder.name
     if not usual.is_dir():
-        raise UserError(f"{usual}: no such folder; name the folder of the mask pictures with --masks")
+        raise UserError(f"{usual}: no such folder; name the folder of the mask images with --masks")
     return usual
 
 
@@ -176,14 +176,14 @@ def _read_line(job: ImportJob, columns: list[str], split: str):
     ref = Ref(f"COCO_train2014_{image_id:012d}.jpg", None, [], [Sentence(sentence)], split, ref_id, image_id)
     if job.known(key) is None:
         if job.pictures.folder is None:
-            job.pictures.keep(ref.image, from_base64(picture, "column 6, the picture,"))
+            job.pictures.keep(ref.image, from_base64(picture, "column 6, the image,"))
         pixels = read_mask(from_base64(mask, "column 7, the mask,"), "column 7, the mask,")
         height, width = pixels.shape
         ref.size, ref.targets = (height, width), [Target(encode(pixels))]
     job.add(ref, "mask (column 7)", key)
 
 
-_COCO_ID = re.compile(r"[0-9]{1,18}")  # at the end of a COCO picture's name
+_COCO_ID = re.compile(r"[0-9]{1,18}")  # at the end of a COCO image's name
 
 
 def read_seqtr(job: ImportJob) -> None:

@@ -201,7 +201,7 @@ def _work(make, tasks, pipe):
 
 
 def _make_scenes(images, variant, seed, task):
-    """Draw the scenes of one (split, indices), write their pictures and return their records."""
+    """Draw the scenes of one (split, indices), write their images and return their records."""
     cv2.setNumThreads(1)
     split, indices = task
     records = []

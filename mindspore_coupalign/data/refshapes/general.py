@@ -6,13 +6,13 @@ fit the noun phrase, ``[colour] (kinds | "objects" | "shapes")``:
 - plural: two or more shapes, but not all of the scene, by one noun phrase in one of five forms:
   - all: F.
   - count: F, which are two, three or four, and the sentence says how many.
-  - half: those of F in the left, right, top or bottom half of the picture.
+  - half: those of F in the left, right, top or bottom half of the image.
   - most: the two biggest, smallest or outermost of at least three in F, which are not all the objects.
   - beside: those of F, other than the anchor, on a side of the anchor (as in a relation).
 - pair: "A and B", two singular sentences without an anchor (a relation would leave open what it belongs to), each
   read for itself, about two different shapes.
 
-Positions, margins and the mirror rule are those of sentences.py. A plural's "on the left" is the half of the picture;
+Positions, margins and the mirror rule are those of sentences.py. A plural's "on the left" is the half of the image;
 a singular's is the outermost shape.
 
 Sentences without a target have the same templates. Why there is no target, with F the shapes that fit the noun phrase:
@@ -20,8 +20,8 @@ Sentences without a target have the same templates. Why there is no target, with
 - phrase: F is empty, whatever the cue says. Mostly hard: the kind is there and so is the colour, but not together.
   Also colours or kinds that are not there at all.
 - few: an ordinal of more than there are in F ("the third circle" of two).
-- place: none of F (two shapes or more) in that half of the picture, on that side of the anchor, or, for a corner, in
-  that quarter of the picture.
+- place: none of F (two shapes or more) in that half of the image, on that side of the anchor, or, for a corner, in
+  that quarter of the image.
 - anchor: F has two shapes or more, but the anchor of a relation is not there.
 
 A pair is absent when neither of its two is there. What might be meant after all is not said: a plural that one shape
@@ -51,7 +51,7 @@ GENERAL_KINDS = (*singular.SENTENCE_KINDS, "plural", "pair", "absent")
 SINGULAR_FORMS = ("attribute", "side", "ordinal", "corner", "size", "relation")
 PLURAL_FORMS = ("all", "count", "half", "most", "beside")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-MIDDLE = 4.0  # px that every shape of F keeps from the border between two halves of the picture
+MIDDLE = 4.0  # px that every shape of F keeps from the border between two halves of the image
 
 _ANY_WORDS = (ANY, "shape")  # of plural sentences; singular ones say "object"
 _QUANTIFIERS = ("{nps}", "{nps}", "all {nps}", "every {np}")
@@ -108,7 +108,7 @@ def plurals(shapes: list[Shape], nouns: tuple = (*KINDS, ANY)) -> list[Meaning]:
 
 
 def in_half(shapes: list[Shape], fits: tuple, side: str) -> list[int] | None:
-    """Those of ``fits`` in one half of the picture; None when one of them is too near to the border of the half."""
+    """Those of ``fits`` in one half of the image; None when one of them is too near to the border of the half."""
     axis, sign = SIDE_AXES[side]
     offsets = {i: sign * (getattr(shapes[i], axis) - SIZE / 2) for i in fits}
     if min(map(abs, offsets.values())) < MIDDLE:
@@ -365,6 +365,6 @@ def _false_cue(rng, room, form, reason, fits):
 
 
 def _far_from_corner(shapes, fits, v, h):
-    """Whether none of ``fits`` lies in that quarter of the picture, nor within MIDDLE px of it."""
+    """Whether none of ``fits`` lies in that quarter of the image, nor within MIDDLE px of it."""
     x, y = (0 if h == "left" else SIZE), (0 if v == "top" else SIZE)
     return all(max(abs(shapes[i].x - x), abs(shapes[i].y - y)) >= SIZE / 2 + MIDDLE for i in fits)
