@@ -1,7 +1,7 @@
 """A data set in REFER's layout (https://github.com/lichengunc/refer) -> NumPy arrays.
 
-I images, R refs (one ref = the target of some sentences: one object, or several, or none), A annotation ids of all refs,
-S sentences; h, w image size in pixels.
+I images, R refs (one ref = the target of some sentences: one object, or several, or none), A annotation ids of all
+refs, S sentences; h, w image size in pixels.
 Sample index = sentence index; the sentences of a ref are neighbours, and refs keep the order of ``refs(*).p``.
 No Python object is kept per sample: text and masks lie packed in two byte strings, so that threads and forked
 processes share them.

@@ -44,7 +44,7 @@ def no_target_warnings(data: ReferData, samples: np.ndarray, has_head: bool) -> 
     """A line where sentences have no target and the network has no head for it, or the reverse."""
     count, said = int((~data.has_target[data.sentence_ref[samples]]).sum()), f"{len(samples):,} sentences have no target"
     if count and not has_head:
-        return [f"note: {count:,} of {said} (no_target), for which this network has an empty mask alone; "
+        return [f"note: {count:,} of {said} (no_target), which this network shows as an empty mask; "
                 "model.no_target=true gives it a head for it"]
     if has_head and not count:
         return [f"note: none of {said}, so the head of model.no_target learns nothing"]
