@@ -42,7 +42,8 @@ def _split_warnings(data: ReferData, samples: np.ndarray, tokenizer: SentenceTok
 
 def no_target_warnings(data: ReferData, samples: np.ndarray, has_head: bool) -> list[str]:
     """A line where sentences have no target and the network has no head for it, or the reverse."""
-    count, said = int((~data.has_target[data.sentence_ref[samples]]).sum()), f"{len(samples):,} sentences have no target"
+    count = int((~data.has_target[data.sentence_ref[samples]]).sum())
+    said = f"{len(samples):,} sentences have no target"
     if count and not has_head:
         return [f"note: {count:,} of {said} (no_target), which this network shows as an empty mask; "
                 "model.no_target=true gives it a head for it"]
