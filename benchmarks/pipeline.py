@@ -65,8 +65,8 @@ def main():
 
 def write(root: Path, source: str, dataset: str, split_by: str):
     """``<root>/refcoco/refs(unc).p``, ``instances.json``, linked pictures, a vocabulary."""
-    from mindspore_coupalign.data.folders import find_dataset, find_images
-    from mindspore_coupalign.data.refs_file import load_refs, read_json
+    from mindspore_coupalign.data.annotations import load_refs, read_json
+    from mindspore_coupalign.data.datasets import find_dataset, find_images
 
     file = find_dataset(Path(source), dataset, split_by)
     refs, instances = load_refs(file), read_json(file.parent / "instances.json")
@@ -103,8 +103,8 @@ def write(root: Path, source: str, dataset: str, split_by: str):
 
 def ours(root: Path, side: str, args: argparse.Namespace):
     from mindspore_coupalign.config import config_from_dict
-    from mindspore_coupalign.data.configured import open_data, with_cache
     from mindspore_coupalign.data.loader import TrainSource, batches
+    from mindspore_coupalign.data.sets import open_data, with_cache
     from mindspore_coupalign.data.tokenizer import SentenceTokenizer
     from mindspore_coupalign.data.transforms import ImageTransform
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # a clone that is not installed
 
-from mindspore_coupalign.data.folders import find_dataset
-from mindspore_coupalign.data.refs_file import load_refs, read_json
+from mindspore_coupalign.data.annotations import load_refs, read_json
+from mindspore_coupalign.data.datasets import find_dataset
 
 REFS, SENTENCES, IMAGES, ANNOTATIONS = 50_000, 142_000, 20_000, 197_000
 

@@ -14,13 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mindspore_coupalign.config import DataConfig, load_config
-from mindspore_coupalign.data.configured import open_data
+from mindspore_coupalign.data.datasets import HEADS, PUBLISHED, count_table
 from mindspore_coupalign.data.images import MissingImage, WrongSize
-from mindspore_coupalign.data.leaks import shared
-from mindspore_coupalign.data.published import HEADS, PUBLISHED, count_table
+from mindspore_coupalign.data.leakage import image_paths, shared
 from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.data.sets import label_of, open_data, set_config
 from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer
-from mindspore_coupalign.data.union import label_of, picture_paths, set_config
 from mindspore_coupalign.errors import UserError
 
 _DEFAULT_TOKENIZER = "bert-base-uncased"
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE",
                         help="in place of these: a configuration that names the data, data.sets included")
     parser.add_argument("--skip-images", nargs="+", default=[], metavar="NAME",
-                        help="pictures to leave out, as data.skip_images does")
+                        help="images to leave out, as data.skip_images does")
     parser.add_argument("--tokenizer", default="", help="folder or name of the tokenizer that counts word pieces "
                         f"(default: {_DEFAULT_TOKENIZER} if it is on this machine)")
     parser.add_argument("--max-tokens", type=int, default=20, help="length at which sentences are cut (default 20)")
@@ -127,22 +126,22 @@ def _check(args: argparse.Namespace, names: DataConfig, data: ReferData) -> int:
 
 
 def across(opened: list[tuple[DataConfig, ReferData]]) -> list[str]:
-    """Lines about pictures that one set's training split shares with other splits of any other set."""
+    """Lines about images that one set's training split shares with other splits of any other set."""
     lines = []
     for names, data in opened:
         if not data.splits_meant(names.train_split):
             continue
-        train = picture_paths(data, names.train_split)
+        train = image_paths(data, names.train_split)
         for other_names, other in opened:
             for split in other.split_names if other is not data else ():
                 if split in other.splits_meant(other_names.train_split):
                     continue
-                if count := int(shared(train, picture_paths(other, split)).sum()):
-                    lines.append(f"  {label_of(names, names.train_split)} has {count:,} picture{'s' * (count != 1)} of "
+                if count := int(shared(train, image_paths(other, split)).sum()):
+                    lines.append(f"  {label_of(names, names.train_split)} has {count:,} image{'s' * (count != 1)} of "
                                  f"{label_of(other_names, split)}")
     if not lines:
-        return ["across sets  no training split has a picture of another set's validation or test split"]
-    return ["Pictures that a training split shares with a validation or test split of another set; a training on "
+        return ["across sets  no training split has an image of another set's validation or test split"]
+    return ["Images that a training split shares with a validation or test split of another set; a training on "
             "data.sets keeps them out:", *lines]
 
 

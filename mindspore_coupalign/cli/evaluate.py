@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mindspore_coupalign.config import Config
-from mindspore_coupalign.data.configured import open_data, with_cache
-from mindspore_coupalign.data.notices import doubts, turned_pictures, unanswerable
-from mindspore_coupalign.data.seen import seen_images, warnings_of
+from mindspore_coupalign.data.leakage import seen_images, warnings_of
+from mindspore_coupalign.data.sets import open_data, with_cache
+from mindspore_coupalign.data.warnings import data_warnings, exif_warning, no_target_warnings
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
@@ -94,12 +94,17 @@ def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime
                                  *((f"{name}, shuffled", name, True) for name in args.shuffled)]:
         plans[label] = make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field,
                                  derange(data, splits[name]) if shuffle else None)
-    model.check_prompts(list(plans.values()), resolved, data, config)
-    networks = model.networks(config, runtime, list(plans.values()))
-    first = runtime.rank == 0
-    seen = seen_images(model.origin, str(model.path), data, args.split)
-    if first:
-        _warn(args, data, splits, tokenizer, config, networks.has_head, seen)
+    subject.check_prompts(list(plans.values()), resolved, data, config)
+    networks = subject.networks(config, runtime, list(plans.values()))
+    for line in data_warnings(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
+        print(line, file=sys.stderr)
+    if runtime.rank == 0 and not networks.has_head:
+        for line in no_target_warnings(data, np.concatenate([splits[name] for name in args.split]), has_head=False):
+            print(line, file=sys.stderr)
+    seen = seen_images(subject.origin, str(subject.path), data, args.split)
+    for line in warnings_of(seen) if runtime.rank == 0 else ():
+        print(line, file=sys.stderr)
+    if runtime.rank == 0:
         count = sum(len(plan.lengths) for plan in plans.values())
         print(f"scoring {'; '.join(plans)}: {count:,} sentences; compiling comes first (seconds for a small network, "
               "up to two minutes for the full recipe)", file=sys.stderr)
@@ -115,7 +120,7 @@ def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime
     if not first:
         return 0
     if data.turned:
-        print(turned_pictures(data), file=sys.stderr)
+        print(exif_warning(data), file=sys.stderr)
     announce(f"{config.data.dataset} ({config.data.split_by})", results, chosen, config, references)
     if args.output:
         document = {model.kind: str(model.path), "dataset": config.data.dataset,

@@ -14,9 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mindspore_coupalign.data.importers.job import bounds, encode
+from mindspore_coupalign.data.annotations import as_key, read_json
+from mindspore_coupalign.data.importers.import_job import bounds, encode
 from mindspore_coupalign.data.refer import ReferData, read_refer
-from mindspore_coupalign.data.refs_file import as_key, read_json
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import check_writable, make_folder, write_file
 

@@ -9,12 +9,11 @@ import re
 import shlex
 from pathlib import Path
 
+from mindspore_coupalign.data.datasets import MORE_PUBLISHED, PUBLISHED, count_table
 from mindspore_coupalign.data.importers import FORMATS, importer
-from mindspore_coupalign.data.importers.job import LISTED, Import
-from mindspore_coupalign.data.importers.pictures import Pictures
-from mindspore_coupalign.data.importers.vocabulary import vocabulary
-from mindspore_coupalign.data.importers.writer import check_store, publish, staging, write_layout
-from mindspore_coupalign.data.published import MORE_PUBLISHED, PUBLISHED, count_table
+from mindspore_coupalign.data.importers.images import Pictures
+from mindspore_coupalign.data.importers.import_job import LISTED, ImportJob, check_store, publish, staging, write_layout
+from mindspore_coupalign.data.tokenizer import build_vocabulary
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import make_folder, write_file
 
@@ -25,7 +24,7 @@ _NAMED = (  # what a source's path says of the data set, the longest names first
 )
 _USUAL = {"grefcoco": ("grefcoco", "unc"), "phrasecut": ("phrasecut", "vg"), "rrsis-d": ("rrsisd", "unc")}
 _PIXELS_INSIDE = ("hf-eval", "polyformer")
-_BY_HAND = ("jsonl", "labelme", "coco")  # every picture is opened; without --images they lie in the source's folder
+_BY_HAND = ("jsonl", "labelme", "coco")  # every image is opened; without --images they lie in the source's folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                                *filter(None, [parser.epilog])])
     parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder to read")
     parser.add_argument("--format", required=True, choices=FORMATS, metavar="NAME", help="one of those listed below")
-    parser.add_argument("--images", type=Path, help="folder of the pictures, which stay there (not needed where they "
+    parser.add_argument("--images", type=Path, help="folder of the images, which stay there (not needed where they "
                         "lie inside or beside the source)")
     parser.add_argument("--output", type=Path, required=True, help="root: OUTPUT/DATASET/ must not exist yet")
     parser.add_argument("--dataset", default="", help="name of the data set (default: what the source's path tells)")
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "objects or none: unite (default) makes one mask of several and leaves out those that mean "
                         "none; keep writes both as gRefCOCO does")
     parser.add_argument("--instances", type=Path, help="COCO's instances file, for forms that leave out the masks")
-    parser.add_argument("--masks", type=Path, help="folder of the mask pictures, if not the usual one")
+    parser.add_argument("--masks", type=Path, help="folder of the mask images, if not the usual one")
     parser.add_argument("--vocabulary", action="store_true", help="also write OUTPUT/DATASET/vocabulary, a tokenizer "
                         "of the data set's own words, for small networks trained from scratch")
     parser.add_argument("--skip-bad", type=int, default=0, metavar="N", help="leave out up to N records that cannot be "
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if folder is None:
             check_store(root, dataset)
         pictures = Pictures(folder, stage.pictures, deeper=not by_hand)
-        job = Import(args.source, pictures, dataset, split_by, args.split, args.objects, args.instances, args.masks,
+        job = ImportJob(args.source, pictures, dataset, split_by, args.split, args.objects, args.instances, args.masks,
                      verify=by_hand)
         importer(args.format)(job)
         _refuse_bad(job, args.skip_bad)
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"note: {text}{f': {count:,}' if count else ''}")
     turned = [name for name in job.sizes if job.pictures.orientation.get(name, 1) != 1]
     if turned:
-        print(f"note: pictures with an EXIF orientation, which is not applied: {len(turned):,} (first: {turned[0]}); "
+        print(f"note: images with an EXIF orientation, which is not applied: {len(turned):,} (first: {turned[0]}); "
               "masks must lie on the pixels as stored")
     if job.bad:
         print(f"note: records left out: {job.bad:,}")
@@ -109,7 +108,7 @@ def _check(args: argparse.Namespace):
     if args.skip_bad < 0:
         raise UserError(f"--skip-bad must be 0 or more, found {args.skip_bad}")
     if args.images is None and args.format not in (*_PIXELS_INSIDE, *_BY_HAND):
-        raise UserError(f"--format {args.format} needs --images: the folder of the pictures")
+        raise UserError(f"--format {args.format} needs --images: the folder of the images")
 
 
 def _beside(args: argparse.Namespace) -> Path:
@@ -128,7 +127,7 @@ def _names(args: argparse.Namespace) -> tuple[str, str]:
     return args.dataset or dataset, args.split_by or split_by
 
 
-def _refuse_bad(job: Import, allowed: int):
+def _refuse_bad(job: ImportJob, allowed: int):
     if job.bad and (job.bad > allowed or not job.refs):
         for text in job.problems[1:]:
             print(f"also: {text}")
@@ -144,13 +143,13 @@ def _refuse_bad(job: Import, allowed: int):
         raise UserError(f"{job.source}: holds no record with an object; nothing was written; {cause}")
 
 
-def _vocabulary(job: Import) -> str:
+def _vocabulary(job: ImportJob) -> str:
     """Of the train split, or of all where there is none."""
     refs = [ref for ref in job.refs if ref.split == "train"] or job.refs
-    return vocabulary([sentence.sent for ref in refs for sentence in ref.sentences])
+    return build_vocabulary([sentence.sent for ref in refs for sentence in ref.sentences])
 
 
-def _counts(job: Import) -> str:
+def _counts(job: ImportJob) -> str:
     """Refs, sentences and images per split beside the published counts."""
     known = PUBLISHED.get((job.dataset, job.split_by)) or MORE_PUBLISHED.get((job.dataset, job.split_by), {})
     counts = {}

@@ -5,8 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from mindspore_coupalign.data.refshapes.dataset import GENERAL, PLAIN, SPLITS, make_shapes
-from mindspore_coupalign.data.refshapes.references import table
+from mindspore_coupalign.data.refshapes.dataset import GENERAL, PLAIN, SPLITS, make_shapes, table
 
 
 def add_arguments(parser: argparse.ArgumentParser):

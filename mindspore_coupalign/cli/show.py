@@ -10,8 +10,8 @@ import numpy as np
 
 from mindspore_coupalign import build
 from mindspore_coupalign.config import DataConfig
-from mindspore_coupalign.data.configured import open_data
 from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.data.sets import open_data
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.metrics import iou, overlap
 from mindspore_coupalign.evaluation.prompts import samples_of

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from mindspore_coupalign.cli.options import add_device_argument
 from mindspore_coupalign.config import Config, load_config, with_overrides
-from mindspore_coupalign.data.configured import open_data, with_cache
+from mindspore_coupalign.data.sets import open_data, open_union, with_cache
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
-from mindspore_coupalign.data.union import open_union
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError

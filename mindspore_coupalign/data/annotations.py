@@ -1,19 +1,21 @@
 """REFER's two annotation files -> the columns of a ``ReferData`` (its names and shapes: refer.py).
 
-Every record that is wrong is named by file and id, or by its place where it has none. Ids may be whole numbers or text;
-a text of digits (``"1"``) and a whole float (``1.0``, pandas writes them) are the number. A ref means one object or, in
-gRefCOCO's form (a list ``ann_id``, ``no_target``), several or none; of several, crowds (``iscrowd``) are left out, as
-its own loader does (henghuiding/ReLA, gres_model/data/datasets/grefcoco.py).
+The list of refs is the pickle ``refs(X).p`` or the same list as JSON, ``refs(X).json``. Errors name an invalid record
+by file and id, or by its position where it has none. Ids may be whole numbers or text; a text of digits (``"1"``) and a
+whole float (``1.0``, pandas writes them) are the number. A ref has one target object or, in gRefCOCO's format (a list
+``ann_id``, ``no_target``), several or none; of several, crowds (``iscrowd``) are left out, as its own loader does
+(henghuiding/ReLA, gres_model/data/datasets/grefcoco.py).
 """
 
+import json
 import reprlib
 from pathlib import Path
 
 import numpy as np
 
 from mindspore_coupalign.data.masks import Region, segmentation_to_rle, united
-from mindspore_coupalign.data.refs_file import annotations_of, as_key, load_refs, read_json
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.data.pickles import load_plain_pickle
+from mindspore_coupalign.errors import UserError, kind_of_file, one_line
 
 LARGEST_SIDE = 65535  # pixels, JPEG's limit
 _ID = (int, str, float)
@@ -65,7 +67,7 @@ def _read_refs(refs: list, source: Path) -> tuple[dict, list]:
 
 
 def _ann_ids(ref: dict, source: Path, number: int) -> list:
-    """Of a ref's objects; none where it means nothing."""
+    """The annotation ids of a ref; none without a target."""
     try:
         values = annotations_of(ref)
     except ValueError as exc:
@@ -115,14 +117,14 @@ def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
         "ref_left_out": np.array(left_out, np.int32),
         "rle": b"".join(unions), "rle_at": _offsets(unions),
         "single": b"".join(singles), "single_at": _offsets(singles), "annotations": len(annotations.found),
-        "notes": (f"note: {crowds:,} crowd annotations (iscrowd) of refs that mean several objects are left out of the "
+        "notes": (f"note: {crowds:,} crowd annotations (iscrowd) of refs with several targets are left out of the "
                   "masks, as gRefCOCO's loader does it",) if crowds else (),
         "unnamed": len(annotations.found) - len({ann_id for _, ann_ids, _ in keys for ann_id in ann_ids}),
     }
 
 
 def _objects(annotations: "_Records", ann_ids: list, image_id, ref_id, refs_file: Path) -> dict:
-    """The annotations that a ref means, by id; of several, those that are no crowds."""
+    """A ref's target annotations by id; of several, without crowds."""
     found = {}
     for ann_id in ann_ids:
         annotation = annotations.of(ann_id, f"which ref {ref_id} (annotation {ann_id}) of {refs_file.name} names")
@@ -214,3 +216,63 @@ def _codes(values: list) -> tuple[tuple[str, ...], np.ndarray]:
 
 def _offsets(parts: list | tuple) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
+
+
+def load_refs(path: Path):
+    """What the file holds, whichever of the two forms it has; its records are left to ``read_refer``.
+
+    Raises:
+        UserError: a missing or damaged file.
+    """
+    return read_json(path) if path.suffix == ".json" else load_plain_pickle(path)
+
+
+def annotations_of(ref: dict) -> list:
+    """The ``ann_id`` values of a ref, unchecked: REFER's one, or gRefCOCO's list; none without a target, which
+    gRefCOCO writes as ``[-1]`` with ``no_target``.
+
+    Raises:
+        ValueError: the two fields contradict each other, or -1 stands beside others.
+    """
+    value, none = ref.get("ann_id"), ref.get("no_target")
+    found = [-1 if one == "-1" else as_key(one) for one in (value if isinstance(value, list) else [value])]
+    if isinstance(value, list) and len(found) > 1 and -1 in found:
+        raise ValueError(f"field 'ann_id' has -1, which stands for no object, beside others: {reprlib.repr(value):.60}")
+    if none is None:
+        return [] if isinstance(value, list) and found in ([], [-1]) else found
+    if not isinstance(none, bool):
+        raise ValueError(f"field 'no_target' must be true or false; found {reprlib.repr(none):.60}")
+    if none != (found in ([], [-1])):
+        raise ValueError(f"fields 'no_target' ({none}) and 'ann_id' ({reprlib.repr(value):.60}) contradict each other")
+    return [] if none else found
+
+
+def as_key(value):
+    """An id by which records find each other: 7, 7.0 (pandas writes it) and "7" are the same; "007" is another."""
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and value.isascii() and str(int(value[:19])) == value else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def read_json(path: Path, origin: str = "check the path", fault: str = "not complete JSON"):
+    """The content of a JSON file.
+
+    Args:
+        origin: where a missing file comes from.
+        fault: what a damaged one is called.
+
+    Raises:
+        UserError: a missing, empty or damaged file; it names what the file is instead.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as exc:
+        raise UserError(f"{path}: no such file; {origin}") from exc
+    except OSError as exc:
+        raise UserError(f"{path}: cannot be read ({exc.strerror or exc}); expected a JSON file") from exc
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as exc:
+        kind = kind_of_file(content[:64])
+        raise UserError(f"{path}: {fault} but {kind}" if kind else
+                        f"{path}: {fault} ({one_line(exc, 100)}); truncated? get it again") from exc

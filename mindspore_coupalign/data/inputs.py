@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from mindspore_coupalign.data.image_formats import compose
-from mindspore_coupalign.data.images import read_rgb
+from mindspore_coupalign.data.images import compose, read_rgb
 from mindspore_coupalign.errors import UserError, one_line
 
 _WANTED = "give (h, w, 3) uint8 RGB with values 0..255, a PIL image or a file's path"
@@ -98,9 +97,9 @@ def _of_pil(image) -> np.ndarray:
 def _check_shape(shape: tuple, kind: str):
     text = f"image: {kind} of shape {shape}"
     if len(shape) == 4:
-        raise UserError(f"{text} is a batch; give one picture at a time, for example image[0]")
+        raise UserError(f"{text} is a batch; give one image at a time, for example image[0]")
     if len(shape) not in (2, 3):
-        raise UserError(f"{text} is no picture; {_WANTED}")
+        raise UserError(f"{text} is no image; {_WANTED}")
     if 0 in shape:
         raise UserError(f"{text} has no pixels; {_WANTED}")
     if len(shape) == 3 and not 1 <= shape[2] <= 4:
@@ -114,16 +113,16 @@ def _check_type(pixels: np.ndarray):
         return
     text = f"image: an array of {pixels.dtype}"
     if pixels.dtype == bool:
-        raise UserError(f"{text} looks like a mask; if it is a black and white picture, give "
+        raise UserError(f"{text} looks like a mask; if it is a black and white image, give "
                         "255 * image.astype(np.uint8)")
     if pixels.dtype.kind not in "iuf":
-        raise UserError(f"{text} is no picture; {_WANTED}")
+        raise UserError(f"{text} is no image; {_WANTED}")
     if not np.isfinite(pixels).all():
         raise UserError(f"{text} holds non-finite values (NaN or infinity); {_WANTED}")
     low, high = float(pixels.min()), float(pixels.max())
     text = f"{text} with values {low:.4g} to {high:.4g}, not uint8"
     if low < 0:
-        remedy = "give the picture as it was before it was normalised: the network's normalisation is applied here"
+        remedy = "give the image as it was before it was normalised: the network's normalisation is applied here"
     elif high <= 1 and pixels.dtype.kind == "f":
         remedy = "if its white is 1, give (255 * image).round().astype(np.uint8)"
     elif high <= 255:

@@ -106,11 +106,11 @@ class TrainSource(_Source):
 
 
 class Pictures:
-    """Prepared pictures of a data set by image index, safe among threads: one that was asked for a moment ago is not
+    """Prepared images of a data set by image index, safe among threads: one that was asked for a moment ago is not
     decoded again, and one that two threads want is decoded by the first.
 
     Args:
-        prepare: ref -> what is kept of its picture.
+        prepare: ref -> what is kept of its image.
         kept: so many.
     """
 
@@ -133,7 +133,7 @@ class Pictures:
 
 
 class _Place:
-    """Of one picture; who holds the lock may decode it."""
+    """Of one image; who holds the lock may decode it."""
 
     def __init__(self):
         self.lock, self.picture = threading.Lock(), None

@@ -1,7 +1,7 @@
 """A data set in REFER's layout (https://github.com/lichengunc/refer) -> NumPy arrays.
 
-I images, R refs (one ref = what some sentences mean: one object, or several, or none), A annotation ids of all refs, S
-sentences; h, w image size in pixels.
+I images, R refs (one ref = the target of some sentences: one object, or several, or none), A annotation ids of all
+refs, S sentences; h, w image size in pixels.
 Sample index = sentence index; the sentences of a ref are neighbours, and refs keep the order of ``refs(*).p``.
 No Python object is kept per sample: text and masks lie packed in two byte strings, so that threads and forked
 processes share them.
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from mindspore_coupalign.data.annotations import read_annotations
-from mindspore_coupalign.data.folders import elsewhere, find_dataset, find_images
+from mindspore_coupalign.data.datasets import elsewhere, find_dataset, find_images
+from mindspore_coupalign.data.image_cache import ImageCache
 from mindspore_coupalign.data.images import MissingImage, read_annotated
 from mindspore_coupalign.data.masks import rle_area, rle_to_mask
-from mindspore_coupalign.data.picture_cache import PictureCache
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 
@@ -54,7 +54,7 @@ class ReferData:
     single_at: np.ndarray  # (R + 1,) int64, offsets into single; an empty stretch where they do not
     annotations: int = 0  # in instances.json, each id once
     unnamed: int = 0  # of these, those that no ref names
-    cache: PictureCache | None = None  # data.cache
+    cache: ImageCache | None = None  # data.cache
     notes: tuple[str, ...] = ()  # what a run says of the data when it starts
     turned: set = field(default_factory=set)  # images read so far whose EXIF orientation says to turn them
 
@@ -70,12 +70,12 @@ class ReferData:
         return self.text[self.text_at[s] : self.text_at[s + 1]].decode("utf-8")
 
     def objects_of(self, r: int) -> list:
-        """Annotation ids of what ref r means; empty where it means nothing."""
+        """Annotation ids of ref r's target objects; empty without a target."""
         return self.ann_ids[self.ref_objects[r] : self.ref_objects[r + 1]].tolist()
 
     @property
     def has_target(self) -> np.ndarray:
-        """(R,) bool, whether a ref means anything."""
+        """(R,) bool, whether a ref has a target."""
         return np.diff(self.ref_objects) > 0
 
     def refs_of(self, split: str) -> np.ndarray:
@@ -130,7 +130,7 @@ class ReferData:
         return random.permutation(first + random.integers(0, count))
 
     def mask(self, r: int, overlap: str = "union") -> np.ndarray:
-        """(h, w) uint8, 1 on what ref r means.
+        """(h, w) uint8, 1 on ref r's target.
 
         Args:
             overlap: of the parts that an object is drawn in. ``union``: the pixels under any of them; ``single``: those

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from mindspore_coupalign.errors import UserError, one_line
 
@@ -162,3 +164,17 @@ def _transformers():
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     return transformers
+
+
+def build_vocabulary(sentences: list[str]) -> str:
+    """The vocab.txt of a data set's own words, for a network trained from scratch on a few sentences.
+
+    Special tokens, characters, words; the same for the same sentences in any order. Words are split as BERT's uncased
+    tokenizer splits them; single characters, as beginnings and as continuations, spell the words that are not in it.
+    """
+    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+    words = {word for text in sentences for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    characters = set("abcdefghijklmnopqrstuvwxyz0123456789").union(*words)
+    pieces = [*SPECIAL, "[MASK]", *sorted(characters), *(f"##{c}" for c in sorted(characters)),
+              *sorted(words - characters)]
+    return "".join(f"{piece}\n" for piece in pieces)

@@ -35,10 +35,10 @@ class ImageTransform:
         return self.normalise(self.resize(rgb))
 
     def resize(self, rgb: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8 -> (size, size, 3) uint8; data/picture_cache.py keeps what it gives, so that a change here
+        """(h, w, 3) uint8 -> (size, size, 3) uint8; data/image_cache.py keeps what it gives, so that a change here
         needs another ``RULE`` there."""
         h, w = rgb.shape[:2]
-        # cv2's area averaging is exact only where both sides shrink; elsewhere it shifts the picture. So each side is
+        # cv2's area averaging is exact only where both sides shrink; elsewhere it shifts the image. So each side is
         # first shrunk if it must be, and then stretched if it must be.
         smaller = (min(w, self.size), min(h, self.size))
         if smaller != (w, h):

@@ -62,7 +62,7 @@ def config(path: str, *overrides: str):
         return f"{data.tokenizer}, {loaded.vocab_size} word pieces"
 
     def refs():
-        from mindspore_coupalign.data.configured import open_data
+        from mindspore_coupalign.data.sets import open_data
 
         refer = open_data(data)
         missing = [name for name in refer.image_files[:100] if not (refer.image_dir / name).is_file()]

@@ -17,7 +17,7 @@ from mindspore_coupalign.config.paths import without_paths
 from mindspore_coupalign.errors import UserError
 
 FORMAT = "coupalign-graph-2"
-SEEN = "seen_images"  # the KEY of data/seen.py, whose import would pull in what only training needs
+SEEN = "seen_images"  # KEY of data/leakage.py, which would import what only training needs
 FIRST_FORMAT = "coupalign-mindir-1"  # a batch of one, float32 pixels; no lists of inputs and outputs
 _FIELDS = {"sha256": str, "input_size": int, "mean": list, "std": list, "threshold": float, "max_tokens": int,
            "tokenizer": str}

@@ -12,14 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mindspore_coupalign.config import Config
-from mindspore_coupalign.config.paths import without_absolute_paths
+from mindspore_coupalign.data.leakage import image_paths, seen_with
 from mindspore_coupalign.data.loader import TrainSource, batches
-from mindspore_coupalign.data.notices import doubts, turned_pictures, unanswerable
 from mindspore_coupalign.data.refer import ReferData
-from mindspore_coupalign.data.seen import seen_with
+from mindspore_coupalign.data.sets import UnionData
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.data.union import UnionData, picture_paths
+from mindspore_coupalign.data.warnings import data_warnings, exif_warning, no_target_warnings
 from mindspore_coupalign.distributed import collectives as ranks
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
@@ -83,31 +82,73 @@ class Trainer:
         self.done = self.validated = 0  # steps: the last one that was read; the last one that was validated
         self.best, self.started = -1.0, clock()  # score; ``started``: as if earlier runs had ended just now
         if state is not None:
-            load_parameters(self.model.get_parameters(), state.section("model"), str(state.path))
-            self.step.restore(state.section, state.progress, str(state.path))
-            self.done, self.validated = state.progress["step"], state.progress["validated"]
-            self.started -= state.progress["seconds"]
-            if _judged_by(state.config) == _judged_by(config):
-                self.best = state.progress["best"]
-        self.stopping, self.code = False, 0  # whether a rank was asked to stop; exit code
-        self.stop = StopRequest(patient=runtime.watch.folder is not None)
-        ahead = steps_ahead(runtime.target) if ahead is None else ahead
-        runtime.watch.ahead = ahead
-        self.pending = PendingSteps(self.step, train, runtime, self.stop, self.elapsed, self.done, ahead)
-        self.budget = Budget.of_run(config, state, math.ceil(len(self.validation.samples) / train.batch_size), ahead)
-        names = config.data
-        self.source = TrainSource(self.train_data, self.train_split, tokenizer,
-                                  ImageTransform(names.image_size, names.mean, names.std), train.seed, train.batch_size,
-                                  names.flip, (self.done, self.plan.total), runtime.rank, runtime.ranks,
-                                  names.sentence_field, names.overlap)
-        self.step_log = StepLog(self.folder, train.max_nonfinite_steps,
-                                SampleLookup(self.source, names.sentence_field),
-                                tuple(entry.name for entry in config.loss.extra))
-        if state is not None:
-            self.step_log.restore(state.progress)
-        origin = state or (initial.checkpoint if initial else None)
-        self.seen_images = SeenImages(self.train_data, self.train_split, origin)
-        self.turned_logged = False  # whether EXIF orientations were mentioned
+            self._restore(state)
+        self.launched = self.done  # steps; the results of the first ``done`` of them are read
+        self.budget = Budget.of_run(config, state, math.ceil(len(self.val_samples) / train.batch_size), self.ahead)
+
+    def _find_samples(self):
+        """The refs of an epoch, the samples of a validation, and how many steps there are of either.
+
+        Raises:
+            UserError: nothing to train on.
+        """
+        train, names, data = self.config.train, self.config.data, self.data
+        self.refs = refs = self.train_data.epoch_size(self.train_split)
+        if refs == 0:
+            raise UserError(f"{data.source}: split '{names.train_split}' has no refs with sentences to train on")
+        self.total = train.steps or math.ceil(train.epochs * refs / train.batch_size)
+        self.val_every = train.val_every or math.ceil(refs / train.batch_size)
+        self.val_samples = data.split(names.val_split)
+        if train.val_samples:
+            self.val_samples = self.val_samples[:train.val_samples]
+        self.turned_said = False  # whether EXIF orientations were mentioned
+        if self.runtime.rank == 0:
+            splits = {} if self.train_data is not data else {names.train_split: data.split(names.train_split)}
+            lines = data_warnings(data, {**splits, names.val_split: self.val_samples}, self.tokenizer, names)
+            if isinstance(self.train_data, UnionData):
+                parts = {part.label: self.train_data.part_samples(part) for part in self.train_data.parts}
+                lines = data_warnings(self.train_data, parts, self.tokenizer, names) + lines
+            lines += no_target_warnings(self.train_data, self.train_data.split(self.train_split),
+                                        self.config.model.no_target)
+            for line in lines:
+                self.log(line)
+
+    def _build_model(self):
+        model = build.build_model(self.config, self.tokenizer.vocab_size)
+        if self.initial is not None:
+            self.initial.load(model, self.config)
+            for line in self.initial.lines:
+                self.log(line)
+        elif self.state is None:  # else every parameter comes from the checkpoint
+            for loaded in build.load_pretrained(model, self.config):
+                self.log(loaded.table())
+        return model
+
+    def _restore(self, state: Checkpoint):
+        source, progress = str(state.path), state.progress
+        load_parameters(self.model.get_parameters(), state.section("model"), source)
+        self.step.restore(state.section, progress, source)
+        self.done, self.best, self.spent = (progress[key] for key in ("step", "best", "seconds"))
+        self.validated = progress["validated"]
+        self.step_log.restore(progress)
+        if _judged_by(state.config) != _judged_by(self.config):
+            self.best = -1.0
+
+    def is_over(self) -> bool:
+        """Whether no step is to be launched any more."""
+        return self.launched >= self.total or self.budget.over
+
+    def _is_due(self) -> bool:
+        """Whether the validation of the step just done, with none on its way, is still to come."""
+        return self.validated < self.done and (self.is_over() or self.done % self.val_every == 0)
+
+    def _ends_with(self, step: int) -> bool:
+        """Whether the run saves, validates or ends after this step: the next one is not launched before."""
+        return step >= self.total or step % self.val_every == 0 or self._saves_after(step)
+
+    def _saves_after(self, step: int) -> bool:
+        save_every = self.config.train.save_every
+        return save_every > 0 and step % save_every == 0
 
     def train(self) -> dict | None:
         if self.is_over() and not self._validation_is_due():
@@ -354,7 +395,15 @@ class Trainer:
         if self.config.train.minutes:
             progress |= {"decay_share": self.budget.share,
                          "finished_minutes": self.config.train.minutes if self.budget.over else 0.0}
-        return progress
+        return self.config, self.tokenizer.to_json(), progress | (counters or {})
+
+    def _seen_images(self) -> str:
+        """The hashes of the pictures that the weights have been trained on, an earlier run's included."""
+        if self.runtime.rank == 0 and not self.seen:
+            started = self.state or (self.initial.checkpoint if self.initial else None)
+            before = (started.progress, str(started.path)) if started else ()
+            self.seen = seen_with(image_paths(self.train_data, self.train_split), *before)
+        return self.seen
 
     def _open(self):
         self.folder.open(self.config, self.done, self.validated, self.state.path if self.state else None)
@@ -370,90 +419,13 @@ class Trainer:
                  f"{self.runtime.target}{shared}, {parameters / 1e6:.2f} M parameters, output {self.folder.path} "
                  "(the first step compiles the network)")
 
-    def _data_warnings(self) -> list[str]:
-        names, data, trained = self.config.data, self.data, self.train_data
-        splits = {} if trained is not data else {names.train_split: data.split(names.train_split)}
-        lines = doubts(data, {**splits, names.val_split: self.validation.samples}, self.tokenizer, names)
-        if isinstance(trained, UnionData):
-            parts = {part.label: trained.part_samples(part) for part in trained.parts}
-            lines = doubts(trained, parts, self.tokenizer, names) + lines
-        return lines + unanswerable(trained, trained.split(self.train_split), self.config.model.no_target)
-
-
-class Plan(NamedTuple):
-    """How many steps a run has, and after which of them it validates and saves."""
-
-    refs: int  # of an epoch
-    total: int
-    val_every: int
-    save_every: int
-
-    @classmethod
-    def of(cls, config: Config, refs: int, source) -> "Plan":
-        """Raises UserError, which names the ``source``, when there is nothing to train on."""
-        train = config.train
-        if refs == 0:
-            raise UserError(f"{source}: split '{config.data.train_split}' has no refs with sentences to train on")
-        return cls(refs, train.steps or math.ceil(train.epochs * refs / train.batch_size),
-                   train.val_every or math.ceil(refs / train.batch_size), train.save_every)
-
-    def validates_after(self, step: int) -> bool:
-        return step >= self.total or step % self.val_every == 0
-
-    def saves_after(self, step: int) -> bool:
-        """Without a validation."""
-        return self.save_every > 0 and step % self.save_every == 0
-
-
-class Validation:
-    """The validation of a training run: its samples, its report, and how long it takes.
-
-    Args:
-        score: as ``score_samples``.
-    """
-
-    def __init__(self, data: ReferData, tokenizer: SentenceTokenizer, config: Config, runtime: Runtime,
-                 score: Callable[..., dict], clock: Callable[[], float]):
-        self.data, self.tokenizer, self.config, self.runtime = data, tokenizer, config, runtime
-        self.score, self.clock = score, clock
-        self.samples = data.split(config.data.val_split)[:config.train.val_samples or None]
-        self.count, self.started = 0, 0.0  # validations of this process; when the last one started
-
-    def run(self, model) -> dict | None:
-        """The report; None where there are no samples."""
-        self.started, self.count = self.clock(), self.count + 1
-        if not len(self.samples):
-            return None
-        return self.score(model, self.data, self.samples, self.tokenizer, self.config, self.runtime)
-
-    def seconds_since(self, started: float) -> float:
-        """Seconds of the validation and the saves around it, the mean over the ranks. Of this process's first
-        validation, the first batch counts as the others do, since it may have compiled the network."""
-        ended, first = self.clock(), self.runtime.watch.compiled_at  # the latter: end of the first batch
-        batches = math.ceil(len(self.samples) / self.runtime.ranks / self.config.eval.batch_size)
-        seconds = ended - started
-        if self.count == 1 and first and batches > 1:
-            seconds -= max(0.0, first - self.started - (ended - first) / (batches - 1))
-        total = ranks.all_reduce_sum(np.array([round(1000 * seconds)]), self.runtime)[0]
-        return float(total) / 1000 / self.runtime.ranks
-
-
-class SeenImages:
-    """The hashes of the images that the weights have been trained on, for checkpoints.
-
-    Args:
-        before: the checkpoint that the training started from, whose images count too.
-    """
-
-    def __init__(self, data, split: str, before: Checkpoint | None):
-        self.data, self.split, self.before, self.hashes = data, split, before, ""
-
-    def text(self) -> str:
-        """Computed once."""
-        if not self.hashes:
-            before = (self.before.progress, str(self.before.path)) if self.before else ()
-            self.hashes = seen_with(picture_paths(self.data, self.split), *before)
-        return self.hashes
+    def _log_losses(self, lr: float, scale: float, speed: float, bar: Bar):
+        text = self.step_log.write(self.done, lr, speed, scale if self.step.scaler is not None else None)
+        budget = 60 * self.config.train.minutes
+        bar.note(text + (f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""))
+        if self.train_data.turned and not self.turned_said:
+            self.turned_said = True
+            self.log(exif_warning(self.train_data))
 
 
 def _judged_by(config: Config) -> tuple:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindspore_coupalign.data.pickles import AllowList, Refused
 from mindspore_coupalign.errors import UserError
 
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C
@@ -41,10 +42,6 @@ def widen_bfloat16(data: bytes) -> np.ndarray:
     return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
 
 
-class _Refused(Exception):
-    """What the file asks for is not given; the text is for the user."""
-
-
 class _Storage:
     """A stretch of memory that the file holds: ``array`` is None until it has been read."""
 
@@ -53,7 +50,7 @@ class _Storage:
     def __init__(self, dtype: str, count: object):
         if type(count) is not int or not 0 <= count < _LARGEST:
             shown = repr(count[:20] if type(count) is str else count) if type(count) in (int, str) else "odd"
-            raise _Refused(f"a storage of {shown[:30]} elements")  # nested tuples double with every level when shown
+            raise Refused(f"a storage of {shown[:30]} elements")  # nested tuples double with every level when shown
         self.dtype, self.count = dtype, count
         self.array: np.ndarray | None = None
 
@@ -64,7 +61,7 @@ class _Storage:
 
     def fill(self, data: bytes):
         if len(data) != self.size:
-            raise _Refused(f"a storage of {len(data)} bytes where {self.size} are announced")
+            raise Refused(f"a storage of {len(data)} bytes where {self.size} are announced")
         if self.dtype == "bfloat16":
             self.array = widen_bfloat16(data)
         else:
@@ -80,17 +77,17 @@ class _Tensor:
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or len(shape) != len(strides) or len(shape) > 16 or any(
                 type(n) is not int or not 0 <= n < _LARGEST for n in numbers):
-            raise _Refused("a malformed tensor")
+            raise Refused("a malformed tensor")
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         size = math.prod(shape)
         if size and (last >= storage.count or size > storage.count):
-            raise _Refused(f"a tensor of shape {tuple(shape)} in a storage of {storage.count} elements")
+            raise Refused(f"a tensor of shape {tuple(shape)} in a storage of {storage.count} elements")
         self.storage, self.offset, self.shape, self.strides = storage, offset, tuple(shape), tuple(strides)
 
     def array(self) -> np.ndarray:
         flat = self.storage.array
         if flat is None:
-            raise _Refused("tensors without their storage")
+            raise Refused("tensors without their storage")
         if not math.prod(self.shape):
             return np.zeros(self.shape, flat.dtype)
         return np.lib.stride_tricks.as_strided(flat[self.offset:], self.shape,
@@ -100,7 +97,7 @@ class _Tensor:
 def _put(found, name, value):
     """Keys are what training scripts use: hashing nested tuples ends the process, chosen numbers take for ever."""
     if type(found) is not dict or not (type(name) is str or type(name) is int and 0 <= name < 2**32):
-        raise _Refused("a dict whose keys are neither names nor small numbers")
+        raise Refused("a dict whose keys are neither names nor small numbers")
     found[name] = value
 
 
@@ -122,34 +119,27 @@ def _rebuild_parameter(tensor, requires_grad=False, hooks=None):
     return tensor
 
 
-_CALLS = {("collections", "OrderedDict"): _new_dict, ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-          ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}
-
-
+_ALLOWED = {**{("torch", name): dtype for name, dtype in _STORAGES.items()},
+            ("collections", "OrderedDict"): _new_dict, ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}
 _INSTRUCTION_NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 
 
 class _Dispatch(dict):
     def __missing__(self, code: int):
-        raise _Refused(f"the pickle instruction {_INSTRUCTION_NAMES[chr(code)]}")  # KeyError: damaged
+        raise Refused(f"the pickle instruction {_INSTRUCTION_NAMES[chr(code)]}")  # KeyError: damaged
 
 
-class _Unpickler(pickle._Unpickler):
+class _Unpickler(AllowList, pickle._Unpickler):
     """The one in Python, not the one in C: that one takes memory for any memo index that a file announces."""
 
+    allowed = _ALLOWED
     stack: list  # this and pop_mark are pickle._Unpickler's own, which its published types leave out
     pop_mark: Callable[[], list]
 
     def __init__(self, file, storages: dict[str, _Storage]):
         super().__init__(file, encoding="utf-8")
         self.storages = storages
-
-    def find_class(self, module: str, name: str):
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        if (module, name) in _CALLS:
-            return _CALLS[module, name]
-        raise _Refused(repr(f"{module}.{name}"[:100]))
 
     def load_setitem(self):
         value, name = self.stack.pop(), self.stack.pop()
@@ -164,7 +154,7 @@ class _Unpickler(pickle._Unpickler):
         """PyTorch hangs the modules' versions on a state dict; a tensor's state would change it after its check."""
         self.stack.pop()
         if type(self.stack[-1]) is not dict:
-            raise _Refused("a state of anything but a dict")
+            raise Refused("a state of anything but a dict")
 
     dispatch = _Dispatch((code, pickle._Unpickler.dispatch[code]) for code in (
         getattr(pickle, name)[0] for name in _INSTRUCTIONS))
@@ -173,11 +163,11 @@ class _Unpickler(pickle._Unpickler):
     def persistent_load(self, pid):
         if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage" and pid[1] in _STORAGES.values()
                 and isinstance(pid[2], str) and (len(pid) == 5 or pid[5] is None)):
-            raise _Refused("an unknown kind of storage")
+            raise Refused("an unknown kind of storage")
         _, dtype, key, _, count = pid[:5]
         storage = self.storages.setdefault(key, _Storage(dtype, count))
         if (storage.dtype, storage.count) != (dtype, count):
-            raise _Refused(f"two different storages named {key[:40]!r}")
+            raise Refused(f"two different storages named {key[:40]!r}")
         return storage
 
 
@@ -199,7 +189,7 @@ def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
             return _state_dict(_read_zip(path) if is_zip else _read_stream(file))
     except OSError as exc:
         raise UserError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
-    except _Refused as exc:
+    except Refused as exc:
         raise UserError(f"{path}: refuses {exc}: only tensors and plain containers are read; use a file that holds "
                         "weights alone (a state dict), from its original source") from exc
     except Exception as exc:  # a damaged file raises nearly anything, and all of it means the same to the user
@@ -213,21 +203,21 @@ def _read_zip(path: Path):
         if sum(info.file_size for info in archive.infolist()) > path.stat().st_size or any(
                 info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size
                 for info in archive.infolist()):
-            raise _Refused("a zip archive that is compressed, or announces more than it holds")
+            raise Refused("a zip archive that is compressed, or announces more than it holds")
         index = next((name for name in infos if name.endswith("data.pkl") and name.count("/") == 1), None)
         if index is None or any("/code/" in name for name in infos):
-            raise _Refused("a zip archive without torch.save's data.pkl, or with code (TorchScript)")
+            raise Refused("a zip archive without torch.save's data.pkl, or with code (TorchScript)")
         prefix = index[:-len("data.pkl")]
         if f"{prefix}byteorder" in infos and archive.read(f"{prefix}byteorder") != b"little":
-            raise _Refused("a file in big-endian order")
+            raise Refused("a file in big-endian order")
         if infos[index].file_size > _LARGEST_PICKLE:
-            raise _Refused(f"a pickle of {infos[index].file_size} bytes beside the tensors")
+            raise Refused(f"a pickle of {infos[index].file_size} bytes beside the tensors")
         storages: dict[str, _Storage] = {}
         content = _Unpickler(io.BytesIO(archive.read(index)), storages).load()  # whole, for its checksum
         for key, storage in storages.items():
             name = f"{prefix}data/{key}"
             if name not in infos or infos[name].file_size != storage.size:
-                raise _Refused(f"a storage {key[:40]!r} whose size is not the announced {storage.size} bytes")
+                raise Refused(f"a storage {key[:40]!r} whose size is not the announced {storage.size} bytes")
             storage.fill(archive.read(name))
     return content
 
@@ -240,23 +230,23 @@ def _read_stream(file):
         return _Unpickler(pickles, storages).load()
 
     if load() != _STREAM_MAGIC or load() != _STREAM_PROTOCOL:
-        raise _Refused("a pickle that torch.save did not write")
+        raise Refused("a pickle that torch.save did not write")
     if load().get("little_endian") is not True:
-        raise _Refused("a file in big-endian order")
+        raise Refused("a file in big-endian order")
     content = load()
     keys = load()
     file.seek(pickles.tell())
     for key in keys:
         if type(key) is not str:  # see _put
-            raise _Refused("a storage without a name")
+            raise Refused("a storage without a name")
         storage = storages[key]
         (count,) = struct.unpack("<q", file.read(8))
         left = os.fstat(file.fileno()).st_size - file.tell()
         if count != storage.count or storage.size > left:
-            raise _Refused(f"a storage {key[:40]!r} of {storage.size} bytes where the file has {left} left")
+            raise Refused(f"a storage {key[:40]!r} of {storage.size} bytes where the file has {left} left")
         storage.fill(file.read(storage.size))
     if any(storage.array is None for storage in storages.values()):
-        raise _Refused("tensors without their storage")
+        raise Refused("tensors without their storage")
     return content
 
 
@@ -266,4 +256,4 @@ def _state_dict(content) -> dict:
     for found in (content, *nested):
         if isinstance(found, dict) and any(isinstance(value, _Tensor) for value in found.values()):
             return {str(name): value.array() for name, value in found.items() if isinstance(value, _Tensor)}
-    raise _Refused(f"a file without tensors by name, at its top or under {', '.join(_NESTED)}")
+    raise Refused(f"a file without tensors by name, at its top or under {', '.join(_NESTED)}")

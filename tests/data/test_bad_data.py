@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from fake_training import compute_nothing
-from refer_files import HEIGHT, OUTSIDE, WIDTH, refs_and_instances, with_exif, write_refer
-from test_images import cut_at
+from refer_files import HEIGHT, OUTSIDE, WIDTH, cut_at, refs_and_instances, with_exif, write_refer
 from tiny_network import TINY
 
 from mindspore_coupalign.__main__ import main
@@ -109,8 +108,8 @@ def test_a_photograph_whose_orientation_no_size_shows(run, tmp_path, capsys, mon
     assert f"{root / 'images' / 'tiny' / 'im1.jpg'}: 3\n" in out
     assert main([str(argument) for argument in run["evaluate"]]) == 0
     err = capsys.readouterr().err
-    assert err.count("EXIF") == 1 and "warning: 1 pictures read so far have an EXIF orientation (first: " in err
+    assert err.count("EXIF") == 1 and "warning: 1 images read so far have an EXIF orientation (first: " in err
     compute_nothing(monkeypatch, [0.5] * 9)
     assert main([*map(str, run["train"]), "train.epochs=3", "train.log_every=1"]) == 0
     out = capsys.readouterr().out
-    assert out.count("EXIF") == 1 and "warning: 1 pictures read so far have an EXIF orientation" in out
+    assert out.count("EXIF") == 1 and "warning: 1 images read so far have an EXIF orientation" in out

@@ -6,12 +6,11 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from refer_files import HEIGHT, WIDTH, refcoco_mini, refs_and_instances, with_exif, write_refer
+from refer_files import HEIGHT, WIDTH, cut_at, refcoco_mini, refs_and_instances, with_exif, write_refer
 
-from mindspore_coupalign.data.image_headers import read_jpeg_header
-from mindspore_coupalign.data.images import MissingImage, read_annotated, read_rgb
-from mindspore_coupalign.data.notices import turned_pictures
+from mindspore_coupalign.data.images import MissingImage, read_annotated, read_jpeg_header, read_rgb
 from mindspore_coupalign.data.refer import read_refer
+from mindspore_coupalign.data.warnings import exif_warning
 from mindspore_coupalign.errors import UserError
 
 
@@ -76,28 +75,22 @@ def test_pictures_that_exif_would_turn_are_remembered(tmp_path):
     path.write_bytes(with_exif(path.read_bytes(), 3))  # upside down: no size shows it
     for r in range(6):
         data.read_image(r)
-    assert data.turned == {1} and re.match(f"warning: 1 pictures read so far .*{path.name}", turned_pictures(data))
+    assert data.turned == {1} and re.match(f"warning: 1 images read so far .*{path.name}", exif_warning(data))
     stored = cv2.rotate(cv2.imread(str(path), cv2.IMREAD_IGNORE_ORIENTATION | 1), cv2.ROTATE_90_CLOCKWISE)
     sideways = cv2.imencode(".jpg", stored)[1].tobytes()
     for content, words in ((with_exif(sideways, 6), "stored on its side .EXIF orientation 6. .*-auto-orient"),
-                           (sideways, "use the pictures that were annotated"),
-                           (with_exif(sideways, 3), "use the pictures that were annotated")):
+                           (sideways, "use the images that were annotated"),
+                           (with_exif(sideways, 3), "use the images that were annotated")):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{path.name}: 40 x 60 pixels, not 60 x 40 as instances.json .*{words}"):
             data.read_image(2)
-
-
-def cut_at(jpeg: bytes, share: float) -> bytes:
-    """A JPEG whose compressed pixels end after a share of them, with an end marker all the same."""
-    scan = read_jpeg_header(jpeg).scan
-    return jpeg[:scan + 14 + int((len(jpeg) - scan - 16) * share)] + b"\xff\xd9"
 
 
 SHARES = (0.01, 0.3, 0.7, 0.9, 0.98)
 
 
 def test_jpegs_that_are_cut_and_closed_again_are_refused_and_no_whole_one(tmp_path):
-    """Random pictures, flat and rough, of every size, quality, sampling and restart interval."""
+    """Random images, flat and rough, of every size, quality, sampling and restart interval."""
     random, path = np.random.default_rng(0), tmp_path / "a.jpg"
     noise = cv2.GaussianBlur(random.integers(0, 256, (200, 200, 3), np.uint8), (5, 5), 1)
     samplings = (0x411111, 0x221111, 0x211111, 0x121111, 0x111111)
@@ -187,7 +180,7 @@ def test_backslashes_in_file_names(tmp_path):
         read_refer(root, "tiny", "unc").read_image(0)
     (root / "images" / "other").mkdir()
     (root / "images" / "tiny" / "im0.jpg").rename(root / "images" / "other" / "im0.jpg")
-    with pytest.raises(MissingImage, match="other/im0.jpg exists; instances.json puts its pictures into a folder tiny"):
+    with pytest.raises(MissingImage, match="other/im0.jpg exists; instances.json puts its images into a folder tiny"):
         read_refer(root, "tiny", "unc", str(root / "images" / "other")).read_image(0)
 
 

@@ -145,7 +145,7 @@ def test_every_global_is_refused(tmp_path, data):
 
 
 def test_persistent_ids_are_refused(tmp_path):
-    with pytest.raises(UserError, match="refuses to follow a persistent id"):
+    with pytest.raises(UserError, match="refuses to load a persistent id"):
         load_plain_pickle(write(tmp_path / "refs(x).p", b"Psecret\n."))
 
 

@@ -1,4 +1,4 @@
-"""Several data sets in one training (``data.sets``), pictures left out (``data.skip_images``), and pictures that a
+"""Several data sets in one training (``data.sets``), images left out (``data.skip_images``), and images that a
 training shares with a validation or test split."""
 
 import json
@@ -6,86 +6,37 @@ import shutil
 from collections import Counter
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 import yaml
 from fake_training import compute_nothing
-from refer_files import refs_and_instances, write_refer
+from several_sets import config_of, own, union_of, write_set, write_sets
 from tiny_network import TINY
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_from_dict, config_to_dict
-from mindspore_coupalign.config.paths import without_absolute_paths, without_paths
-from mindspore_coupalign.data import leaks
-from mindspore_coupalign.data.configured import open_data
+from mindspore_coupalign.data import leakage
+from mindspore_coupalign.data.leakage import image_paths, seen_images, seen_with, warnings_of
 from mindspore_coupalign.data.loader import TrainSource
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
-from mindspore_coupalign.data.seen import seen_images, seen_with, warnings_of
+from mindspore_coupalign.data.sets import open_data
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.data.union import open_union, picture_paths
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.training.dry_run import check_images
 from mindspore_coupalign.training.run_folder import check_resumable
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 
-def write_set(root, name, splits, pictures, change=None):
-    """A data set as refer_files', its refs in these splits (6), its pictures under these names (4) and of their own
-    content; image 0 has refs 0 and 1, image 2 refs 3 and 4."""
-    refs, instances = refs_and_instances()
-    for ref, split in zip(refs, splits, strict=True):
-        ref["split"] = split
-    old = [image["file_name"] for image in instances["images"]]
-    for image, file in zip(instances["images"], pictures, strict=True):
-        image["file_name"] = file
-    if change:
-        change(refs, instances)
-    write_refer(root, refs, instances, dataset=name)
-    for k, (before, file) in enumerate(zip(old, pictures, strict=True)):
-        path = root / "images" / name / before
-        pixels = cv2.imread(str(path))
-        path.unlink()
-        pixels[k, : len(name)] = (7 * sum(map(ord, name))) % 250
-        assert cv2.imwrite(str(root / "images" / name / file), pixels)
-
-
-def coco(*numbers):
-    return [f"COCO_train2014_{n:012d}.jpg" for n in numbers]
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """a and b share COCO's pictures 3 (b's train, a's val) and 12 (a's train, b's testA); own has none of COCO's."""
-    folder = tmp_path_factory.mktemp("sets")
-    write_set(folder, "a", ["train", "train", "train", "val", "val", "testA"], coco(1, 12, 3, 4))
-    write_set(folder, "b", ["train", "train", "train", "train", "train", "testA"],
-              ["COCO_train2014_000000000011.jpg", "COCO_train2014_000000000013.jpg", "000000000003.jpg",
-               "000000000012.jpg"])
-    write_set(folder, "own", ["train"] * 6, ["x.png", "y.png", "z.png", "w.png"])
-    return folder
-
-
-def config_of(root, *sets, **data):
-    values = {"data": {"root": str(root), "dataset": "a", "split_by": "unc",
-                       "sets": [{"dataset": s, "split_by": "unc"} if isinstance(s, str) else s for s in sets]} | data}
-    return config_from_dict(values, "test").data
-
-
-def union_of(root, *sets, **data):
-    names = config_of(root, *sets, **data)
-    return open_union(names, open_data(names))
-
-
-def own(**more):
-    return {"dataset": "own", "split_by": "unc", **more}
+    return write_sets(tmp_path_factory.mktemp("sets"))
 
 
 def test_the_union_holds_every_set_as_it_is(root):
-    """Sentences, masks, pictures and ids of each ref, but for the refs on pictures of another split."""
+    """Sentences, masks, images and ids of each ref, but for the refs on images of another split."""
     union = union_of(root, "a", "b", "own")
     expected = []
     for name, left_out in (("a", [2]), ("b", [3, 4]), ("own", [])):
@@ -102,12 +53,12 @@ def test_the_union_holds_every_set_as_it_is(root):
             assert [union.sentence(i, field) for i in mine] == [data.sentence(i, field) for i in theirs]
         assert union.sentence_ref[mine].tolist() == [r] * len(mine)
         np.testing.assert_array_equal(union.sentence_ids[mine], data.sentence_ids[theirs])
-    assert any("2 of 9 training pictures, with 3 refs, are kept out" in line for line in union.notes), union.notes
+    assert any("2 of 9 training images, with 3 refs, are kept out" in line for line in union.notes), union.notes
 
 
 def test_pictures_of_the_validation_set_are_kept_out_though_it_is_not_trained_on(root):
     union = union_of(root, "b")
-    assert len(union.ref_ids) == 3 and not {3, 12} & {leaks.coco_id(f) for f in union.image_files}
+    assert len(union.ref_ids) == 3 and not {3, 12} & {leakage.coco_id(f) for f in union.image_files}
 
 
 def test_the_same_file_under_another_name_is_kept_out(tmp_path, root):
@@ -124,12 +75,13 @@ def test_the_same_file_under_another_name_is_kept_out(tmp_path, root):
 
 def test_shared():
     """Names with numbers decide by themselves, whether the files are there or not."""
-    first, second = leaks.Path("p"), leaks.Path("q")
+    first, second = leakage.Path("p"), leakage.Path("q")
     names = ["COCO_train2014_000000000003.jpg", "x.jpg", "COCO_val2014_000000000009_2.jpg", "000000000004.png"]
     others = ["000000000003.jpg", "x.jpg", "COCO_train2014_000000000009.jpg", "COCO_train2014_000000000005.jpg"]
-    assert leaks.shared([first / n for n in names], [second / n for n in others]).tolist() == [True, False, True, False]
-    assert leaks.shared([first / "x.jpg"], [first / "x.jpg"]).tolist() == [True]
-    assert leaks.shared([], [first]).tolist() == [] and leaks.shared([first], []).tolist() == [False]
+    same = leakage.shared([first / n for n in names], [second / n for n in others])
+    assert same.tolist() == [True, False, True, False]
+    assert leakage.shared([first / "x.jpg"], [first / "x.jpg"]).tolist() == [True]
+    assert leakage.shared([], [first]).tolist() == [] and leakage.shared([first], []).tolist() == [False]
 
 
 def order(union, epochs, seed=0):
@@ -216,17 +168,17 @@ def test_a_missing_picture_is_named_with_its_folder(tmp_path, root):
     (["own", 5], r"data.sets\[1\] must be a section"), ([own(weight=[1])], r"data.sets\[0\].weight must be a number"),
     ([own(weight=0.01)], r"nothing of own \(unc\) is left"), (["nowhere"], "no such data set"),
     ([own(train_split="trian")], "no split 'trian'"), ([own(train_split="val")], "no split 'val'"),
-    ([own(skip_images=["x.jpg"])], r"x.jpg is no picture of a ref .*did you mean x.png")])
-def test_what_is_refused(root, sets, words):
+    ([own(skip_images=["x.jpg"])], r"x.jpg is no image of a ref .*did you mean x.png")])
+def test_impossible_sets_are_refused(root, sets, words):
     with pytest.raises(UserError, match=words):
         union_of(root, *sets)
 
 
 def test_paths_of_the_sets_stay_at_home(root):
-    values = {"data": {"sets": [own(root=str(root), images="pictures"), own(root="here", dataset="b")]}}
+    values = {"data": {"sets": [own(root=str(root), images="images"), own(root="here", dataset="b")]}}
     config = config_from_dict(values, "test")
     plain = without_absolute_paths(config).data.sets
-    assert [(entry.root, entry.images) for entry in plain] == [("", "pictures"), ("here", "")]
+    assert [(entry.root, entry.images) for entry in plain] == [("", "images"), ("here", "")]
     assert str(root) not in json.dumps(without_paths(config)) and "weight" in without_paths(config)["data"]["sets"][0]
     assert config_from_dict(config_to_dict(config), "again") == config
 
@@ -247,24 +199,24 @@ def test_a_resumed_run_may_move_its_sets_but_not_change_them(root, tmp_path):
 
 def test_hashes(root, tmp_path):
     paths = [root / "images/own" / f"{name}.png" for name in "xyz"]
-    assert len(leaks.picture_hashes(paths)) == 3
+    assert len(leakage.image_hashes(paths)) == 3
     moved = tmp_path / "renamed.png"
     shutil.copyfile(paths[0], moved)
-    assert leaks.picture_hashes([moved])[0] in leaks.picture_hashes(paths)
-    assert leaks.picture_hashes([tmp_path / "absent.png"]).size == 0
-    both = leaks.picture_hashes([tmp_path / n for n in ("COCO_train2014_000000000003.jpg", "000000000003.jpg")])
+    assert leakage.image_hashes([moved])[0] in leakage.image_hashes(paths)
+    assert leakage.image_hashes([tmp_path / "absent.png"]).size == 0
+    both = leakage.image_hashes([tmp_path / n for n in ("COCO_train2014_000000000003.jpg", "000000000003.jpg")])
     assert len(both) == 1
     many = np.sort(np.random.default_rng(0).integers(0, 2**64, 17_000, np.uint64))
-    text = leaks.hashes_to_text(many)
-    assert len(text) < 182_000 and (leaks.hashes_from_text(text, "") == many).all()
+    text = leakage.hashes_to_text(many)
+    assert len(text) < 182_000 and (leakage.hashes_from_text(text, "") == many).all()
     for damaged in (text[:-2], "§", 5):
         with pytest.raises(UserError, match="seen_images.* is damaged"):
-            leaks.hashes_from_text(damaged, "x.safetensors")
+            leakage.hashes_from_text(damaged, "x.safetensors")
 
 
 def test_seen_pictures_are_counted_by_split(root):
     data, other = (read_refer(root, name, "unc") for name in "ab")
-    progress = {"seen_images": seen_with(picture_paths(data, "train"))}
+    progress = {"seen_images": seen_with(image_paths(data, "train"))}
     assert seen_images(progress, "", data, ["val", "train"]) == {
         "val": {"seen": 0, "images": 1}, "train": {"seen": 2, "images": 2}}
     found = seen_images(progress, "", other, ["testA", "train"])
@@ -272,7 +224,7 @@ def test_seen_pictures_are_counted_by_split(root):
     assert len(warnings_of(found)) == 1 and "testA: the checkpoint was trained on 1 of this split's 1" in \
         warnings_of(found)[0]
     assert seen_images({"step": 3}, "", other, ["testA"]) is None and warnings_of(None) == []
-    more = {"seen_images": seen_with(picture_paths(other, "train"), progress)}
+    more = {"seen_images": seen_with(image_paths(other, "train"), progress)}
     assert seen_images(more, "", data, ["val", "train"])["val"]["seen"] == 1  # b's train has it
     assert seen_images(more, "", data, ["train"])["train"]["seen"] == 2
 
@@ -281,7 +233,7 @@ def test_seen_pictures_are_counted_by_split(root):
 
 @pytest.fixture(scope="module")
 def run(root, tmp_path_factory):
-    """RefShapes and a's pictures, trained for two steps, validated on b."""
+    """RefShapes and a's images, trained for two steps, validated on b."""
     folder = tmp_path_factory.mktemp("run")
     make_shapes(folder / "shapes", 1, train=4, val=1, testA=1, testB=1)
     values = json.loads(json.dumps(TINY))
@@ -303,7 +255,7 @@ def test_train_and_evaluate(run, root, command_line):
     assert done.code == 0, done.err
     assert "a + refshapes: 2 steps" in done.out
     assert "an epoch has 6 samples: a (unc, train) 2 refs, refshapes (shapes, train) 8 refs x 0.5" in done.out
-    assert "data.sets: 1 of 6 training pictures, with 1 refs, are kept out" in done.out
+    assert "data.sets: 1 of 6 training images, with 1 refs, are kept out" in done.out
     scores = run.folder / "scores.json"
     done = command_line("evaluate", "--checkpoint", run.output / "best.safetensors", "--split", "testA", "train",
                         "--output", scores, f"data.root={root}", "data.dataset=a")
@@ -329,12 +281,12 @@ def test_a_resumed_run_sees_the_same_samples(run, monkeypatch, capsys):
         "a (unc, train)", "refshapes (shapes, train)"}
     capsys.readouterr()
     best = load_checkpoint(run.folder / "stopped/best.safetensors")
-    assert len(leaks.hashes_from_text(best.progress["seen_images"], "")) == 1 + 4
+    assert len(leakage.hashes_from_text(best.progress["seen_images"], "")) == 1 + 4
     assert [entry.root for entry in best.config.data.sets] == ["", ""]
 
 
 def test_what_train_makes_of_its_sets(run, root, monkeypatch, capsys):
-    """Without a step: the epoch's length, the lines, the samples by set, and pictures of the run before."""
+    """Without a step: the epoch's length, the lines, the samples by set, and images of the run before."""
     made = []
     monkeypatch.setattr(train.Trainer, "train", lambda self: made.append(self))
     assert main(["train", "--config", str(run.config), "--output", str(run.folder / "none")]) == 0
@@ -344,9 +296,9 @@ def test_what_train_makes_of_its_sets(run, root, monkeypatch, capsys):
     assert set(found["sets"]) <= {"a (unc, train)", "refshapes (shapes, train)"} and len(found["sets"]) == 4
     for sample, name, ref in zip(found["samples"], found["sets"], found["refs"], strict=True):
         assert name.startswith("a") == (sample < 5) and (ref in (500, 501)) == (sample < 5)
-    trainer.seen_images.before = SimpleNamespace(path="x", progress={
-        "seen_images": seen_with(picture_paths(open_data(config_of(root, dataset="own")), "train"))})
-    assert len(leaks.hashes_from_text(trainer.seen_images.text(), "")) == 1 + 4 + 4
+    trainer.initial = SimpleNamespace(checkpoint=SimpleNamespace(path="x", progress={
+        "seen_images": seen_with(image_paths(open_data(config_of(root, dataset="own")), "train"))}))
+    assert len(leakage.hashes_from_text(trainer._seen_images(), "")) == 1 + 4 + 4
     assert main(["train", "--config", str(run.config), "--output", str(run.folder / "none"),
                  "data.sets=[{dataset: b, split_by: unc, skip_images: [x.jpg]}]"]) == 2
-    assert "x.jpg is no picture of a ref" in capsys.readouterr().err
+    assert "x.jpg is no image of a ref" in capsys.readouterr().err

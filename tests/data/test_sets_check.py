@@ -1,20 +1,23 @@
-"""Pictures left out (``data.skip_images``), and what check-data says of several sets."""
-
-# ruff: noqa: F811 - root is a fixture that another file defines
+"""Images left out (``data.skip_images``), and what check-data says of several sets."""
 
 import shutil
 
 import numpy as np
 import pytest
 import yaml
-from test_sets import coco, config_of, own, root, union_of, write_set  # noqa: F401
+from several_sets import coco, config_of, write_set, write_sets
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import check_data
-from mindspore_coupalign.data.configured import open_data
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.subsets import keep_refs
+from mindspore_coupalign.data.sets import keep_refs, open_data
 from mindspore_coupalign.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_sets(tmp_path_factory.mktemp("sets"))
+
 
 # data.skip_images
 
@@ -24,7 +27,7 @@ def test_pictures_are_left_out_with_their_refs(root):
     less = open_data(config_of(root, skip_images=[name]))
     assert less.ref_ids.tolist() == data.ref_ids[2:].tolist() and len(less.image_files) == 3
     assert [less.sentence(s) for s in range(len(less.sentence_ref))] == [data.sentence(s) for s in range(5, 11)]
-    assert "1 picture of" in less.notes[0] and "2 refs (train 2) and 5 sentences" in less.notes[0]
+    assert "1 image of" in less.notes[0] and "2 refs (train 2) and 5 sentences" in less.notes[0]
     for r in range(4):
         np.testing.assert_array_equal(less.mask(r), data.mask(r + 2))
         np.testing.assert_array_equal(less.read_image(r), data.read_image(r + 2))
@@ -62,16 +65,16 @@ def test_check_data_counts_leaks_across_sets(root, capsys, monkeypatch, tmp_path
     by_option = capsys.readouterr().out
     assert "Split test stands for testA here." in by_option
     assert "objects      6 annotations in instances.json, 0 of which no ref names" in by_option
-    lines = by_option[by_option.index("Pictures that a training split shares"):].splitlines()[1:]
-    assert [line.strip() for line in lines] == ["a (unc, train) has 1 picture of b (unc, testA)",
-                                                "b (unc, train) has 1 picture of a (unc, val)"]
+    lines = by_option[by_option.index("Images that a training split shares"):].splitlines()[1:]
+    assert [line.strip() for line in lines] == ["a (unc, train) has 1 image of b (unc, testA)",
+                                                "b (unc, train) has 1 image of a (unc, val)"]
     file = tmp_path / "sets.yaml"
     sets = [{"dataset": name, "split_by": "unc"} for name in ("a", "b", "own")]
     file.write_text(yaml.safe_dump({"data": {"root": "x", "dataset": "a", "split_by": "unc", "sets": sets}}))
     assert main(["check-data", "--config", str(file), f"data.root={root}"]) == 0
     assert capsys.readouterr().out == by_option
     assert main(["check-data", "--root", str(root), "--dataset", "a", "own", "--split-by", "unc", "unc"]) == 0
-    assert "no training split has a picture of another set's" in capsys.readouterr().out
+    assert "no training split has an image of another set's" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options, words", [

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shape_reader as reader
-from test_shapes import FEW, HELD_OUT, digest, load, mask_of
+from refshapes_files import FEW, HELD_OUT, digest, load, mask_of
 
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.config import load_config
@@ -58,7 +58,7 @@ def test_fits_are_what_the_noun_phrases_alone_name(made):
         assert found >= targets(ref)
 
 
-def test_mirrored_sentences_stay_true(made):
+def test_mirrored_general_sentences_stay_true(made):
     for _, ref, sentence in made.sentences:
         mirrored = [reader.mirror_annotation(a, 64) for a in made.scenes[ref["image_id"]]]
         text = reader.mirror_sentence(sentence["sent"])
@@ -210,7 +210,7 @@ def test_every_reason_why_nothing_is_meant_occurs(made):
 
 # -- the scores of guesses
 
-def test_references_are_what_the_masks_give(made):
+def test_general_references_are_what_the_masks_give(made):
     """From decoded masks, sentence by sentence, against the short cut over areas."""
     masks = {i: mask_of(a) for i, a in made.annotations.items()}
     nothing = np.zeros((64, 64), bool)
@@ -235,7 +235,7 @@ def test_references_are_what_the_masks_give(made):
             kind: (len(v), pytest.approx(100 * np.mean(v), abs=0.006)) for kind, v in kinds.items()}
 
 
-def test_guessing_does_not_pay(made):
+def test_guessing_does_not_pay_in_the_general_set(made):
     for split, reference in made.references["splits"].items():
         scores = reference["noun_phrase_scores"]
         assert scores["gIoU"] < 66 and scores["cIoU"] < 52 and scores["T_acc"] == 100, (split, scores)
@@ -258,7 +258,7 @@ def test_a_split_without_absent_sentences_has_no_score_for_them(tmp_path, capsys
 
 # -- vocabulary, configuration, files
 
-def test_the_shipped_vocabulary_is_exactly_the_words_in_use(made):
+def test_the_general_vocabulary_is_exactly_the_words_in_use(made):
     lines = (SHIPPED[NAME] / "vocab.txt").read_text().split()
     plain = (SHIPPED["refshapes"] / "vocab.txt").read_text().split()
     assert lines[:len(plain)] == plain and lines[5:] == vocabulary() and len(set(lines)) == len(lines)
@@ -276,7 +276,7 @@ def test_the_configuration_reads_every_sentence_whole(made):
         NAME).model.text.max_positions
 
 
-def test_bytes_depend_on_the_seed_alone(tmp_path):
+def test_general_files_depend_on_the_seed_alone(tmp_path):
     for name, seed, workers in (("one", 5, 1), ("two", 5, 2), ("other", 6, 1)):
         make_shapes(tmp_path / name, seed, **FEW, workers=workers, generalised=True)
     make_shapes(tmp_path / "plain", 5, **FEW)

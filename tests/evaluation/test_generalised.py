@@ -13,10 +13,10 @@ from tiny_network import eager, tiny_batch, tiny_config, tiny_model
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.config import DataConfig
-from mindspore_coupalign.data.notices import doubts, unanswerable
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.subsets import joined, keep_refs
+from mindspore_coupalign.data.sets import joined, keep_refs
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
+from mindspore_coupalign.data.warnings import data_warnings, no_target_warnings
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import protocols
 from mindspore_coupalign.evaluation.metrics import overlap, target_scores
@@ -79,10 +79,11 @@ def test_parts_and_unions_keep_what_each_ref_means(tmp_path, left_out):
 def test_only_what_should_have_a_mask_is_called_empty(tmp_path):
     data, tokenizer = general(tmp_path), SentenceTokenizer.from_name(str(write_vocabulary(tmp_path / "bert")), 20)
     val = data.split("val")
-    assert not any("empty" in line for line in doubts(data, {"val": val}, tokenizer, DataConfig()))
-    (line,) = unanswerable(data, val, has_head=False)
-    assert "2 of 3 sentences mean nothing" in line and "model.no_target=true" in line
-    assert unanswerable(data, val, has_head=True) == unanswerable(data, data.split("train"), has_head=False) == []
+    assert not any("empty" in line for line in data_warnings(data, {"val": val}, tokenizer, DataConfig()))
+    (line,) = no_target_warnings(data, val, has_head=False)
+    assert "2 of 3 sentences have no target" in line and "model.no_target=true" in line
+    assert no_target_warnings(data, val, has_head=True) == []
+    assert no_target_warnings(data, data.split("train"), has_head=False) == []
 
 
 def sigmoid(x):

@@ -115,7 +115,7 @@ def timm_swin(official: dict) -> dict:
 def openmmlab_swin(official: dict) -> dict:
     """The official names -> those of mmsegmentation, mmdetection and mmpretrain, with their order of merged patches.
 
-    That order is nn.Unfold's own: it is taken from what it makes of a picture whose values are their places.
+    That order is nn.Unfold's own: it is taken from what it makes of an image whose values are their places.
     """
     new = {}
     for name, array in official.items():

@@ -23,7 +23,7 @@ from mindspore_coupalign.data.masks import rle_to_mask, segmentation_to_rle
 
 @dataclass
 class Refer:
-    """The contents of refs(*).p and instances.json, and the folder of the pictures."""
+    """The contents of refs(*).p and instances.json, and the folder of the images."""
 
     refs: list
     instances: dict
@@ -36,7 +36,7 @@ class Refer:
         self.annotation = {record["id"]: record for record in self.instances["annotations"]}
 
     def mask(self, ref, segmentation=None) -> np.ndarray:
-        """The ref's mask, or that of another segmentation of its picture."""
+        """The ref's mask, or that of another segmentation of its image."""
         image = self.image[ref["image_id"]]
         size = image["height"], image["width"]
         segmentation = segmentation or self.annotation[ref["ann_id"]]["segmentation"]
@@ -69,7 +69,7 @@ def read_source(folder: Path, split_by: str, images: Path) -> Refer:
 
 
 def made_up(folder) -> Refer:
-    """Five pictures, seven objects in four splits: polygons of one and two parts, RLE; raw differs from sent."""
+    """Five images, seven objects in four splits: polygons of one and two parts, RLE; raw differs from sent."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     box = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -293,7 +293,7 @@ def polyformer(refer: Refer, folder: Path) -> Written:
 
 
 def labelme(refer: Refer, folder: Path) -> Written:
-    """labelme's ``mask`` shapes: the box's two corners and the mask inside it as PNG; a file per picture and split."""
+    """labelme's ``mask`` shapes: the box's two corners and the mask inside it as PNG; a file per image and split."""
     for split, refs in refer.splits().items():
         (folder / split).mkdir(parents=True)
         shapes = {}

@@ -10,15 +10,15 @@ from foreign_data import WRITERS, Refer, import_data, made_up, read_source
 from refer_files import SQUARE, TRIANGLE, refcoco_mini
 
 from mindspore_coupalign.__main__ import main
+from mindspore_coupalign.data.annotations import as_key
 from mindspore_coupalign.data.importers import FORMATS
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.refs_file import as_key
 
 PARQUET = ("hf-refer", "hf-eval")
 
 
 def content(data, field="sent") -> Counter:
-    """How often each (split, picture, sentence, mask) is there."""
+    """How often each (split, image, sentence, mask) is there."""
     masks = [data.mask(r).T.tobytes() for r in range(len(data.ref_ids))]
     return Counter((data.split_names[data.ref_split[r]], str(data.image_files[data.ref_image[r]]),
                     data.sentence(s, field), masks[r])
@@ -54,7 +54,7 @@ def written_names(form, output):
 def round_trip(capsys, tmp_path, refer, form):
     if form in PARQUET:
         pytest.importorskip("pyarrow")
-    if form == "phrasecut":  # its pictures have Visual Genome's names
+    if form == "phrasecut":  # its images have Visual Genome's names
         renamed = tmp_path / "VG"
         (renamed / "VG_100K").mkdir(parents=True)
         for image in refer.instances["images"]:
@@ -80,7 +80,7 @@ def round_trip(capsys, tmp_path, refer, form):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_round_trip_of_made_up_data(capsys, tmp_path, form):
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     data, out = round_trip(capsys, tmp_path, refer, form)
     if form in ("hf-refer", "rrsis-d", "grefcoco", "mdetr"):  # ids survive where the form has them
         assert sorted(data.ann_ids.tolist()) == [ref["ann_id"] for ref in refer.refs]
@@ -129,7 +129,7 @@ def test_what_is_exported_comes_back(capsys, tmp_path, form, more):
 
 
 def test_an_export_joins_ids_as_the_reader_does(tmp_path):
-    """Pictures' ids as numbers, the annotations' references to them as text: the reader takes both as one."""
+    """Images' ids as numbers, the annotations' references to them as text: the reader takes both as one."""
     refer = made_up(tmp_path / "root/images/train2014")
     for annotation in refer.instances["annotations"]:
         annotation["image_id"] = str(annotation["image_id"])
@@ -153,7 +153,7 @@ def test_ids_that_are_one(given, key):
 
 def several(tmp_path):
     """gRefCOCO: a sentence of two objects, one of none, one of a crowd and an object."""
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     source = WRITERS["grefcoco"](refer, tmp_path / "grefcoco").source
     refs = json.loads((source / "grefs(unc).json").read_text())
     refs[1].update(ann_id=[900, 901], category_id=[1, 2])
@@ -200,12 +200,12 @@ def test_objects_can_be_kept_in_grefcocos_form_which_is_read_and_exported(capsys
 
 
 def test_phrasecuts_instances_are_united(capsys, tmp_path):
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     for image in refer.instances["images"]:
         (refer.images / image["file_name"]).rename(refer.images / f"{image['id']}.jpg")
     task = {"task_id": "100__1_2", "image_id": 100, "ann_ids": [1, 2], "instance_boxes": [], "phrase": "things",
             "Polygons": [[np.reshape(p, (-1, 2)).tolist()] for p in (SQUARE, TRIANGLE)]}
-    (tmp_path / "refer_miniv.json").write_text(json.dumps([task]))  # without sizes: the picture is opened
+    (tmp_path / "refer_miniv.json").write_text(json.dumps([task]))  # without sizes: the image is opened
     code, _, err = import_data(capsys, "phrasecut", tmp_path, tmp_path / "out", images=refer.images)
     assert code == 0, err
     data = read_refer(tmp_path / "out", "phrasecut", "vg")
@@ -214,7 +214,7 @@ def test_phrasecuts_instances_are_united(capsys, tmp_path):
 
 
 def test_reasonsegs_shapes(capsys, tmp_path):
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     square = np.reshape(SQUARE, (-1, 2)).tolist()
     hole = [[15, 10], [25, 10], [25, 20], [15, 20]]
     (tmp_path / "val").mkdir()
@@ -235,7 +235,7 @@ def test_reasonsegs_shapes(capsys, tmp_path):
 def test_the_vocabulary_spells_every_sentence(capsys, tmp_path):
     from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     refer.refs[0]["sentences"][0]["sent"] = "Caf\u00e9-owner's \u732b, 3rd"
     refer.refs[3]["sentences"][0]["sent"] = "unheard words in val"
     written = WRITERS["jsonl"](refer, tmp_path / "own")
@@ -280,7 +280,7 @@ def test_the_reader_takes_json_beside_nothing_and_the_pickle_beside_json(tmp_pat
 def test_pictures_inside_a_form_can_be_left_for_the_originals(capsys, tmp_path, form):
     if form in PARQUET:
         pytest.importorskip("pyarrow")
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     written = WRITERS[form](refer, tmp_path / form)
     code, out, err = import_data(capsys, form, written.source, tmp_path / "a", *written.arguments, images=refer.images)
     assert code == 0 and "(a link)" in out, err
@@ -296,7 +296,7 @@ def test_pictures_inside_a_form_can_be_left_for_the_originals(capsys, tmp_path, 
 
 
 def test_a_line_may_mean_no_object(capsys, tmp_path):
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     name = refer.instances["images"][0]["file_name"]
     lines = [{"image": name, "sentence": "a unicorn", "no_target": True},
              {"image": name, "sentence": ["the thing", "it"], "mask": [SQUARE]}]

@@ -15,14 +15,14 @@ from PIL import Image
 from refer_files import SQUARE
 
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.data.importers.pictures import read_mask
+from mindspore_coupalign.data.importers.images import read_mask
 from mindspore_coupalign.data.importers.records import BadRecord
 from mindspore_coupalign.data.refer import read_refer
 
 
 def lines(tmp_path, *records, images=True):
-    """A jsonl file of records (or raw text) about drawn pictures; a key ``image`` is filled in."""
-    refer = made_up(tmp_path / "pictures")
+    """A jsonl file of records (or raw text) about drawn images; a key ``image`` is filled in."""
+    refer = made_up(tmp_path / "images")
     name = refer.instances["images"][0]["file_name"]
     text = [record if isinstance(record, str) else
             json.dumps({"image": name, "sentence": "the thing", "mask": [SQUARE], **record}) for record in records]
@@ -73,7 +73,7 @@ def test_painted_masks(tmp_path):
     for content in (saved(labels), saved(np.dstack([labels, labels * 3, labels])), saved(labels * 100)):
         with pytest.raises(BadRecord, match="which one is the object.*mask_value"):
             read_mask(content, "m")
-    with pytest.raises(BadRecord, match="not a complete picture"):
+    with pytest.raises(BadRecord, match="not a complete image"):
         read_mask(saved(object_)[:60], "m")
 
 
@@ -95,9 +95,9 @@ def test_painted_masks(tmp_path):
     ({"mask": {"size": [40, 60], "counts": "abc"}}, ("counts do not add up",)),
     ({"mask": {"size": [60, 40], "counts": [2400]}}, ("size [60, 40] is not the image's",)),
     ({"mask": "nowhere.png"}, ("nowhere.png", "cannot be read")),
-    ({"mask": "own.jsonl"}, ("not a complete picture",)),
+    ({"mask": "own.jsonl"}, ("not a complete image",)),
     ({"mask": [["a"]]}, ("numbers x0, y0",)),
-    ({"mask": True}, ("'mask' must be a mask picture's path",)),
+    ({"mask": True}, ("'mask' must be a mask image's path",)),
     ({"split": 3}, ("'split' must be text",)),
     ({"no_target": True}, ("give the object once",)),
     ('{"image": "a.jpg", "sent', ("not a complete JSON object",)),
@@ -167,7 +167,7 @@ DAMAGES = [  # form, file below the source, how its content changes, words of th
 
 @pytest.mark.parametrize("form, name, change, words", DAMAGES, ids=[f"{d[0]}-{i}" for i, d in enumerate(DAMAGES)])
 def test_typical_damages_get_one_line(capsys, tmp_path, form, name, change, words):
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     written = WRITERS[form](refer, tmp_path / form)
     if form == "phrasecut":
         for image in refer.instances["images"]:
@@ -195,7 +195,7 @@ def refuses(capsys, tmp_path, form, written, images, *words):
 
 
 def test_mdetrs_files_hold_several_sets_and_no_masks(capsys, tmp_path):
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     written = WRITERS["mdetr"](refer, tmp_path / "mdetr")
     coco = written.arguments[1]
     code, _, err = import_data(capsys, "mdetr", written.source, tmp_path / "out", "--instances", coco,
@@ -207,7 +207,7 @@ def test_mdetrs_files_hold_several_sets_and_no_masks(capsys, tmp_path):
 
 
 def test_damages_of_tsv(capsys, tmp_path):
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     written = WRITERS["polyformer"](refer, tmp_path / "polyformer")
     file = written.source / "refcoco_val.tsv"
     columns = file.read_text().split("\t")
@@ -225,7 +225,7 @@ def test_damages_of_parquet(capsys, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     written = WRITERS["hf-refer"](refer, tmp_path / "hf-refer")
     file = written.source / "data/validation-00000-of-00001-abc.parquet"
     table = pq.read_table(file)
@@ -251,7 +251,7 @@ def test_damages_of_parquet(capsys, tmp_path):
 def test_a_parquet_box_of_no_numbers_says_nothing(capsys, tmp_path):
     """It only tells whether an outline lacks parts: no reason to refuse its row."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    refer = made_up(tmp_path / "pictures")
+    refer = made_up(tmp_path / "images")
     written = WRITERS["hf-eval"](refer, tmp_path / "hf-eval")
     for file in written.source.rglob("*.parquet"):
         rows = [{**row, "bbox": [None] * 4} for row in pq.read_table(file).to_pylist()]
@@ -275,7 +275,7 @@ def test_without_pyarrow_the_command_to_install_it_is_named(capsys, tmp_path, mo
 def test_other_forms_are_recognised_where_refers_files_were_wanted(capsys, tmp_path, form):
     if form.startswith("hf"):
         pytest.importorskip("pyarrow")
-    source = WRITERS[form](made_up(tmp_path / "pictures"), tmp_path / form).source
+    source = WRITERS[form](made_up(tmp_path / "images"), tmp_path / form).source
     folder = source if source.is_dir() else source.parent
     (folder.parent / "images").mkdir(exist_ok=True)
     check = ["check-data", "--root", str(folder.parent), "--dataset", folder.name, "--split-by", "unc"]
@@ -344,7 +344,7 @@ def replaced(value, random):
 
 @pytest.mark.parametrize("form", ["seqtr", "uninext", "mdetr", "cris", "grefcoco", "phrasecut", "labelme", "coco"])
 def test_any_damage_gets_one_line_or_data_that_can_be_read(capsys, tmp_path, form):
-    refer, random = made_up(tmp_path / "pictures"), np.random.default_rng(0)
+    refer, random = made_up(tmp_path / "images"), np.random.default_rng(0)
     for image in refer.instances["images"]:
         (refer.images / f"{image['id']}.jpg").write_bytes((refer.images / image["file_name"]).read_bytes())
     written = WRITERS[form](refer, tmp_path / form)

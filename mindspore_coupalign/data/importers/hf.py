@@ -1,4 +1,4 @@
-"""Hugging Face copies as parquet: annotations alone (``hf-refer``, a row per ref) and with pictures (``hf-eval``).
+"""Hugging Face copies as parquet: annotations alone (``hf-refer``, a row per ref) and with images (``hf-eval``).
 
 ``hf-refer``: https://huggingface.co/datasets/jxu124/refcoco; masks are in ``raw_anns``, sizes in ``raw_image_info``
 (both JSON as text); its file ``test`` is REFER's testA.
@@ -9,27 +9,28 @@ flat list of numbers, so that of an object in several parts only one outline is 
 import json
 from pathlib import Path
 
-from mindspore_coupalign.data.importers.job import Import, bounds
+from mindspore_coupalign.data.importers.import_job import ImportJob, bounds
 from mindspore_coupalign.data.importers.records import (
     BadRecord,
     Ref,
     Sentence,
     Target,
+    files,
     is_number,
     polygons,
     sentences,
     shown,
     size_of,
+    split_of,
     take,
     texts,
 )
-from mindspore_coupalign.data.importers.sources import files, split_of
 from mindspore_coupalign.errors import UserError, one_line
 
 INSTALL = "pip install 'pyarrow==25.0.1'"  # as pyproject.toml and requirements-test.txt have it
 
 
-def read_refer_rows(job: Import) -> None:
+def read_refer_rows(job: ImportJob) -> None:
     if job.dataset in ("refcoco", "refcoco+"):
         job.renamed["test"] = "testA"
     for path, number, row in _rows(job.source, ("sentences", "raw_anns", "raw_image_info")):
@@ -46,7 +47,7 @@ def read_refer_rows(job: Import) -> None:
                 ref_id=take(row, "ref_id", int, None), image_id=take(row, "image_id", int, None)), "raw_anns")
 
 
-def read_eval_rows(job: Import) -> None:
+def read_eval_rows(job: ImportJob) -> None:
     incomplete = 0
     for path, number, row in _rows(job.source, ("answer", "segmentation", "image")):
         with job.record(path, "row", number):

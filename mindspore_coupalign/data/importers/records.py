@@ -1,13 +1,19 @@
-"""What every form of data is turned into before it is written: refs, each one thing that people described.
+"""What importers share: finding and opening source files, checking fields, and the refs that every record becomes.
 
-h, w picture size in pixels. Boxes are x, y, width, height; polygons flat lists x0, y0, x1, y1, ...
+h, w image size in pixels. Boxes are x, y, width, height; polygons flat lists x0, y0, x1, y1, ...
 """
 
+import base64
+import binascii
 import math
+import re
 import reprlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from mindspore_coupalign.data.annotations import as_key, read_json
 from mindspore_coupalign.data.masks import rle_area, segmentation_to_rle
+from mindspore_coupalign.errors import UserError
 
 MISSING = object()
 
@@ -34,8 +40,8 @@ class Target:
 
 @dataclass
 class Ref:
-    image: str  # the picture's file name below the image folder
-    size: tuple[int, int] | None  # h, w; None: the picture is opened
+    image: str  # the image's file name below the image folder
+    size: tuple[int, int] | None  # h, w; None: the image is opened
     targets: list[Target]  # more than one, or none at all, where the form allows it
     sentences: list[Sentence]
     split: str
@@ -146,7 +152,7 @@ def checked(segmentation, size: tuple[int, int], key: str) -> tuple[list | dict,
     """A segmentation without polygons of fewer than three points (which enclose nothing), and its compressed RLE.
 
     Raises:
-        BadRecord: it is none of a picture of this size, or covers no pixel.
+        BadRecord: it is none of an image of this size, or covers no pixel.
     """
     try:
         rle = segmentation_to_rle(segmentation, *size).union
@@ -155,7 +161,7 @@ def checked(segmentation, size: tuple[int, int], key: str) -> tuple[list | dict,
     if isinstance(segmentation, list):
         segmentation = [part for part in segmentation if not isinstance(part, list) or len(part) >= 6]
     if not rle_area(rle, *size):
-        raise BadRecord(f"field {key!r} is an empty mask: no pixel of the picture ({size[1]} x {size[0]}) is in it")
+        raise BadRecord(f"field {key!r} is an empty mask: no pixel of the image ({size[1]} x {size[0]}) is in it")
     return segmentation, rle
 
 
@@ -173,3 +179,72 @@ def _is_point(value) -> bool:
 
 
 _NAMES = {str: "text", list: "a list", dict: "a dict", bool: "true or false", bytes: "bytes", float: "a number"}
+
+
+SPLITS = ("train", "validation", "valid", "val", "testA", "testB", "testC", "test", "miniv", "minival", "dev")
+_SPLIT = re.compile(rf"(?<![A-Za-z])({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?![A-Za-z])")
+
+
+def files(source: Path, pattern: str) -> list[Path]:
+    """The source itself, or the files in it (or one folder deeper) that match the pattern, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
+    if source.is_file():
+        return [source]
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; check the path")
+    found = sorted(source.glob(pattern)) or sorted(source.glob(f"*/{pattern}"))
+    if not found:
+        raise UserError(f"{source}: holds no {pattern}; name the file, or the folder it lies in")
+    return found
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name tells, empty where it tells none."""
+    found = _SPLIT.findall(path.stem)
+    return found[-1] if found else ""
+
+
+def read_list(path: Path, what: str) -> list:
+    """A JSON file that holds a list. Raises UserError."""
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path}: expected a list of {what}, found {type(content).__name__}; is this the right file "
+                        "for this --format?")
+    return content
+
+
+def read_dict(path: Path, *keys: str) -> dict:
+    """A JSON file that holds a dict with lists under these keys. Raises UserError."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a dict, found {type(content).__name__}; is this the right file for this "
+                        "--format?")
+    for key in keys:
+        if not isinstance(content.get(key), list):
+            raise UserError(f"{path}: has no list {key!r}; is this the right file for this --format?")
+    return content
+
+
+def by_id(records: list, path: Path, name: str) -> dict:
+    """Records by their ``id``. Raises UserError for a record without one and for two that share one."""
+    found: dict[int | str, dict] = {}
+    for i, record in enumerate(records):
+        key = record.get("id") if isinstance(record, dict) else None
+        if type(key) not in (int, str):
+            raise UserError(f"{path}: {name} number {i}: field 'id' must be a number or text")
+        key = as_key(key)
+        if key in found and found[key] != record:
+            raise UserError(f"{path}: two {name} have the id {key}; give each its own")
+        found[key] = record
+    return found
+
+
+def from_base64(text: str, what: str) -> bytes:
+    """Raises BadRecord."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise BadRecord(f"{what} is not complete base64 ({exc}); is the file truncated?") from exc

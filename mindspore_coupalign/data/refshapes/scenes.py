@@ -1,8 +1,8 @@
-"""RefShapes scenes: which shapes stand where, and the picture of them.
+"""RefShapes scenes: which shapes stand where, and the image of them.
 
 A scene is a list of `Shape` on a 64×64 image. Lengths are pixels, x grows to the right and y downwards from the
 image's top left corner, so that pixel (row, column) covers [column, column + 1] × [row, row + 1]. The polygon of a
-shape is the ground truth: the picture is painted from it and the annotations carry it. Shapes keep 2 pixels between
+shape is the ground truth: the image is painted from it and the annotations carry it. Shapes keep 2 pixels between
 their bounding circles and 1 pixel to the image's border, so no two masks share a pixel.
 """
 

@@ -13,7 +13,7 @@ A sentence is a noun phrase, ``[colour] (kind | "object")``, and a cue. With F t
   the kind also stands there in another colour.
 
 Positions are centres of bounding boxes, in pixels. Every comparison has a margin, so that the answer does not depend on
-a pixel; and every one stays true when the picture is mirrored and the words left and right (leftmost and rightmost)
+a pixel; and every one stays true when the image is mirrored and the words left and right (leftmost and rightmost)
 change places. A sentence never names its target by the kind alone: the target's kind stands there at least twice.
 """
 

@@ -1,26 +1,50 @@
-"""Forms with REFER's two files: gRefCOCO (https://github.com/henghuiding/gRefCOCO) and RRSIS-D.
+"""Annotation files of public data sets.
+
+Forms with REFER's two files: gRefCOCO (https://github.com/henghuiding/gRefCOCO) and RRSIS-D.
 
 gRefCOCO's refs have lists of annotations, ``[-1]`` and ``no_target`` where a sentence means nothing; older records have
 a bare number. After its own loader (ReLA, grefcoco.py), annotations that are ``iscrowd`` are left out of a mask.
+
+PhraseCut's ``refer_<split>.json`` (https://github.com/ChenyunWu/PhraseCutDataset).
+
+A list of {task_id, image_id (Visual Genome's), ann_ids, instance_boxes, Polygons [instance][polygon][point x, y],
+phrase}. A phrase may mean several instances; PhraseCut scores one mask per phrase.
 """
 
-from mindspore_coupalign.data.importers.job import Import
-from mindspore_coupalign.data.importers.records import BadRecord, Ref, Target, sentences, shown, size_of, take, whole
-from mindspore_coupalign.data.importers.sources import by_id, files, read_dict
+import re
+from pathlib import Path
+
+from mindspore_coupalign.data.annotations import read_json
+from mindspore_coupalign.data.importers.import_job import ImportJob
+from mindspore_coupalign.data.importers.records import (
+    BadRecord,
+    Ref,
+    Sentence,
+    Target,
+    by_id,
+    files,
+    polygons,
+    read_dict,
+    read_list,
+    sentences,
+    shown,
+    size_of,
+    take,
+    whole,
+)
 from mindspore_coupalign.data.pickles import load_plain_pickle
-from mindspore_coupalign.data.refs_file import read_json
 from mindspore_coupalign.errors import UserError
 
 
-def read_grefcoco(job: Import) -> None:
+def read_grefcoco(job: ImportJob) -> None:
     _read(job, "grefs(*).*", several=True)
 
 
-def read_rrsisd(job: Import) -> None:
+def read_rrsisd(job: ImportJob) -> None:
     _read(job, "refs(*).*", several=False)
 
 
-def _read(job: Import, pattern: str, several: bool):
+def _read(job: ImportJob, pattern: str, several: bool):
     for path in files(job.source, pattern):
         if path.suffix not in (".p", ".pkl", ".pickle", ".json"):
             raise UserError(f"{path}: expected a list of refs as .p or .json")
@@ -38,7 +62,7 @@ def _read(job: Import, pattern: str, several: bool):
                 _add(job, ref, images, annotations, several)
 
 
-def _add(job: Import, ref: dict, images: dict, annotations: dict, several: bool):
+def _add(job: ImportJob, ref: dict, images: dict, annotations: dict, several: bool):
     image_id = take(ref, "image_id", int)
     image = images.get(image_id)
     if image is None:
@@ -75,3 +99,40 @@ def _ann_ids(ref: dict) -> list[int]:
     if none != (ids in ([], [-1])):
         raise BadRecord(f"fields 'no_target' ({none}) and 'ann_id' ({shown(value)}) contradict each other")
     return [] if none else ids
+
+
+_FILE = "image_data_split3000.json"  # sizes; without it the images are opened
+
+
+def read_phrasecut(job: ImportJob) -> None:
+    for path in files(job.source, "refer_*.json"):
+        sizes = _sizes(job, path.with_name(_FILE))
+        split = re.sub(r"^refer_", "", path.stem)
+        for i, task in enumerate(read_list(path, "tasks")):
+            with job.record(path, "task", task.get("task_id", i) if isinstance(task, dict) else i):
+                image_id = take(task, "image_id", int)
+                instances = take(task, "Polygons", list)
+                ann_ids = take(task, "ann_ids", list, [None] * len(instances))
+                if not instances or len(ann_ids) != len(instances):
+                    raise BadRecord(f"fields 'Polygons' ({len(instances)}) and 'ann_ids' ({len(ann_ids)}) must have "
+                                    "one entry per instance")
+                targets = [Target(_outlines(outlines), None if ann_id is None else whole(ann_id, "ann_ids"))
+                           for outlines, ann_id in zip(instances, ann_ids, strict=True)]
+                spoken = [Sentence(take(task, "phrase", str))]
+                job.add(Ref(f"{image_id}.jpg", sizes.get(image_id), targets, spoken, split, image_id=image_id),
+                        "Polygons")
+
+
+def _outlines(instance) -> list:
+    """An instance's polygons; those of fewer than three points, which enclose nothing, are left out."""
+    if not isinstance(instance, list):
+        raise BadRecord("field 'Polygons': an instance must be a list of polygons")
+    return polygons([points for points in instance if not isinstance(points, list) or len(points) > 2], "Polygons")
+
+
+def _sizes(job: ImportJob, file: Path) -> dict[int, tuple[int, int]]:
+    sizes = {}
+    for i, record in enumerate(read_list(file, "images") if file.is_file() else ()):
+        with job.record(file, "record", i):
+            sizes[take(record, "image_id", int)] = size_of(record)
+    return sizes

@@ -1,6 +1,6 @@
-"""Pictures of an import, found below the image folder or stored when the form has them inside; painted masks.
+"""Images of an import, found below the image folder or stored when the form has them inside; painted masks.
 
-h, w picture size in pixels, as stored in the file (an EXIF orientation is not applied, as everywhere in training).
+h, w image size in pixels, as stored in the file (an EXIF orientation is not applied, as everywhere in training).
 """
 
 import io
@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mindspore_coupalign.data.image_headers import exif_orientation
-from mindspore_coupalign.data.images import decode_rgb, read_bytes
+from mindspore_coupalign.data.images import decode_rgb, exif_orientation, read_bytes
 from mindspore_coupalign.data.importers.records import BadRecord, shown
 from mindspore_coupalign.errors import UserError
 
@@ -23,8 +22,8 @@ class Pictures:
     """The image folder.
 
     Args:
-        folder: None: the form has the pictures inside, and they are stored in ``store``.
-        deeper: take a picture from a folder one level deeper as well, where only one has it.
+        folder: None: the form has the images inside, and they are stored in ``store``.
+        deeper: take an image from a folder one level deeper as well, where only one has it.
     """
 
     def __init__(self, folder: Path | None, store: Path, deeper: bool = False):
@@ -33,10 +32,10 @@ class Pictures:
         self._deeper = deeper
         self._found: dict[str, str] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
-        self.orientation: dict[str, int] = {}  # EXIF's, 1 to 8, of the pictures that were opened
+        self.orientation: dict[str, int] = {}  # EXIF's, 1 to 8, of the images that were opened
 
     def find(self, name: str) -> str:
-        """The name below the folder of the picture that a record calls ``name``.
+        """The name below the folder of the image that a record calls ``name``.
 
         Backslashes, folders that are not there and REFER's annotation suffix are put right.
 
@@ -49,15 +48,15 @@ class Pictures:
 
     def _search(self, name: str) -> str:
         if not name.strip() or "\0" in name:
-            raise BadRecord(f"the picture's name is {shown(name)}")
+            raise BadRecord(f"the image's name is {shown(name)}")
         folder, plain = self.folder or self.store, name.replace("\\", "/")
         if Path(plain).is_absolute():
             try:
                 plain = Path(plain).resolve().relative_to(folder.resolve()).as_posix()
             except ValueError:
-                raise BadRecord(f"picture {name} lies outside --images {folder}; name a folder above it") from None
+                raise BadRecord(f"image {name} lies outside --images {folder}; name a folder above it") from None
         if ".." in PurePosixPath(plain).parts:
-            raise BadRecord(f"picture {shown(name)} leaves the image folder {folder}; name a folder above it with "
+            raise BadRecord(f"image {shown(name)} leaves the image folder {folder}; name a folder above it with "
                             "--images")
         last = PurePosixPath(plain).name
         bare = _ANNOTATION_SUFFIX.sub(r"\1\2", last)
@@ -67,11 +66,11 @@ class Pictures:
         deeper = [f"{below}/{bare}" for below in self._below if _is_file(folder / below / bare)]
         if self._deeper and len(deeper) == 1:
             return deeper[0]
-        hint = f"but {' and '.join(deeper)} does" if deeper else "is --images the pictures' folder?"
-        raise BadRecord(f"picture {folder / plain} does not exist; {hint}")
+        hint = f"but {' and '.join(deeper)} does" if deeper else "is --images the images' folder?"
+        raise BadRecord(f"image {folder / plain} does not exist; {hint}")
 
     def size(self, name: str) -> tuple[int, int]:
-        """(h, w) of a found picture, which is decoded for it. Raises BadRecord when it cannot be."""
+        """(h, w) of a found image, which is decoded for it. Raises BadRecord when it cannot be."""
         if name not in self._sizes:
             path = (self.folder or self.store) / name
             try:
@@ -84,22 +83,22 @@ class Pictures:
         return self._sizes[name]
 
     def compare(self, name: str, size: tuple[int, int], what: str):
-        """Raise BadRecord when ``size`` (h, w) of ``what`` is not the picture's."""
+        """Raise BadRecord when ``size`` (h, w) of ``what`` is not the image's."""
         h, w = self.size(name)
         if size != (h, w):
             turned = size == (w, h) and self.orientation[name] >= 5
-            why = ("the picture is stored on its side (EXIF orientation), and masks must lie on the stored pixels: "
+            why = ("the image is stored on its side (EXIF orientation), and masks must lie on the stored pixels: "
                    "store it upright, for example with `mogrify -auto-orient`" if turned else
                    "they must be of one size")
-            raise BadRecord(f"{what} is {size[1]} x {size[0]} pixels and picture {name} {w} x {h}; {why}")
+            raise BadRecord(f"{what} is {size[1]} x {size[0]} pixels and image {name} {w} x {h}; {why}")
 
     def keep(self, name: str, content: bytes) -> str:
-        """Store a picture's bytes under a name, once; returns the name. Only where there is no image folder."""
+        """Store an image's bytes under a name, once; returns the name. Only where there is no image folder."""
         if self.folder is not None:
             return self.find(name)
         name = _ANNOTATION_SUFFIX.sub(r"\1\2", PurePosixPath(name.replace("\\", "/")).name)
         if not name or name in (".", "..") or "\0" in name:
-            raise BadRecord(f"the picture's name is {shown(name)}")
+            raise BadRecord(f"the image's name is {shown(name)}")
         if name not in self._found:
             (self.store / name).write_bytes(content)
             try:
@@ -114,12 +113,12 @@ class Pictures:
 def read_mask(content: bytes, what: str, value=None) -> np.ndarray:
     """A painted mask, (h, w) uint8 0 or 1.
 
-    Grey and indexed pictures hold 0 and one other value, or dark and bright (from 128 on) with grey along the outline;
-    pictures with transparency hold the object where they are opaque; coloured ones black and one other colour.
+    Grey and indexed images hold 0 and one other value, or dark and bright (from 128 on) with grey along the outline;
+    images with transparency hold the object where they are opaque; coloured ones black and one other colour.
     ``value`` names the object's grey value, index or colour [r, g, b] where there are several.
 
     Raises:
-        BadRecord: no picture, or several values and no word which is the object's.
+        BadRecord: no image, or several values and no word which is the object's.
     """
     pixels, is_index = _pixels(content, what)
     if value is not None:
@@ -150,7 +149,7 @@ def read_mask(content: bytes, what: str, value=None) -> np.ndarray:
 def _pixels(content: bytes, what: str) -> tuple[np.ndarray, bool]:
     """(h, w) or (h, w, c) uint8, and whether they are indices into a palette.
 
-    Pillow and not OpenCV reads masks: OpenCV gives an indexed picture's colours, which may all be black.
+    Pillow and not OpenCV reads masks: OpenCV gives an indexed image's colours, which may all be black.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -161,7 +160,7 @@ def _pixels(content: bytes, what: str) -> tuple[np.ndarray, bool]:
             known = image.mode in ("1", "L", "P", "LA", "RGB", "RGBA")
             return np.asarray(image if known else image.convert("RGBA")).astype(np.uint8), image.mode == "P"
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as exc:
-        raise BadRecord(f"{what} is not a complete picture ({str(exc)[:80]}); save it again as PNG") from exc
+        raise BadRecord(f"{what} is not a complete image ({str(exc)[:80]}); save it again as PNG") from exc
 
 
 def _equals(pixels: np.ndarray, value, what: str) -> np.ndarray:

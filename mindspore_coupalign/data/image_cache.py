@@ -1,9 +1,9 @@
-"""``data.cache``: pictures at the network's input size, kept in a folder, so that they are decoded and resized once.
+"""``data.cache``: images at the network's input size, kept in a folder, so that they are decoded and resized once.
 
 S is the input's side. An entry is ``FOLDER/<S>/<key>``: a header, then (S, S, 3) uint8 RGB. Its key is a hash of the
-picture's path, size and time of change, of its annotated size and of the rule that resizes. A file gets its name when
+image's path, size and time of change, of its annotated size and of the rule that resizes. A file gets its name when
 it is complete, so that a run may be killed at any time and several may share a folder; one that a power cut has damaged
-is found by its sum and made again. At the bound nothing more is added: an order that passes through all pictures again
+is found by its sum and made again. At the bound nothing more is added: an order that passes through all images again
 and again gains nothing from giving up old ones for new ones.
 """
 
@@ -29,8 +29,8 @@ _FORGOTTEN = 3600  # seconds after which a temporary file is of a run that was k
 Picture = tuple[np.ndarray, int]
 
 
-class PictureCache:
-    """A folder of pictures at one size, bounded over all sizes in it.
+class ImageCache:
+    """A folder of images at one size, bounded over all sizes in it.
 
     Args:
         folder: made where it is missing.
@@ -58,17 +58,17 @@ class PictureCache:
         return _HEADER.size + 3 * size * size
 
     def note(self, pictures: int) -> str:
-        """A line for the user: how full the folder is, and whether so many pictures fit."""
+        """A line for the user: how full the folder is, and whether so many images fit."""
         room = max(0, self.limit - self.used) // self.entry_bytes(self.size)
         held = sum(1 for _ in os.scandir(self.folder))
         lacking = max(0, pictures - held - room)
-        line = (f"data.cache: {self.root} holds {self.used / 1e9:.1f} of {self.limit / 1e9:g} GB, {held:,} pictures at "
+        line = (f"data.cache: {self.root} holds {self.used / 1e9:.1f} of {self.limit / 1e9:g} GB, {held:,} images at "
                 f"{self.size} x {self.size}")
         return line + (f"; {lacking:,} of the {pictures:,} of this data will not fit: raise data.cache_gb, or delete "
                        "the folder if it holds other data" if lacking else "")
 
     def get(self, path: Path, shape: tuple[int, int], make: Callable[[], Picture]) -> Picture:
-        """A picture as (S, S, 3) uint8 RGB and its EXIF orientation, from the folder or else from ``make``, which
+        """An image as (S, S, 3) uint8 RGB and its EXIF orientation, from the folder or else from ``make``, which
         raises what is wrong with it; then it is added."""
         try:
             about = os.stat(path)

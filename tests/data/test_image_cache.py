@@ -15,13 +15,11 @@ from tiny_network import tiny_config
 
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_from_dict
-from mindspore_coupalign.config.paths import without_absolute_paths
-from mindspore_coupalign.data.configured import open_data, with_cache
+from mindspore_coupalign.data.image_cache import ImageCache
 from mindspore_coupalign.data.loader import EvalSource, Tokens, TrainSource, batches
-from mindspore_coupalign.data.picture_cache import PictureCache
+from mindspore_coupalign.data.sets import open_data, open_union, with_cache
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.data.union import open_union
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.training import dry_run
@@ -50,7 +48,7 @@ def entries(root):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The pictures that were read from their own files."""
+    """The images that were read from their own files."""
     from mindspore_coupalign.data import refer
 
     seen, real = [], refer.read_annotated
@@ -138,7 +136,7 @@ def test_it_stops_at_its_bound(root):
 
 
 def test_others_additions_count(root, monkeypatch):
-    monkeypatch.setattr("mindspore_coupalign.data.picture_cache._RECOUNTED", 1)
+    monkeypatch.setattr("mindspore_coupalign.data.image_cache._RECOUNTED", 1)
     one = 24 + 3 * 32 * 32
     first, second = (opened(root, cache_gb=2.5 * one / 1e9) for _ in range(2))
     for r in (0, 2):
@@ -166,10 +164,10 @@ def test_threads_share_it(root):
 
 
 def test_killed_while_it_writes(root):
-    """``kill -9`` just before the name is given: nothing that a later run takes for a picture; the rest is cleared."""
-    script = ("import os, signal\nfrom mindspore_coupalign.data.picture_cache import PictureCache\nimport numpy as np\n"
+    """``kill -9`` just before the name is given: nothing that a later run takes for an image; the rest is cleared."""
+    script = ("import os, signal\nfrom mindspore_coupalign.data.image_cache import ImageCache\nimport numpy as np\n"
               "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nfrom pathlib import Path\n"
-              f"cache = PictureCache({str(root / 'cache')!r}, 1, 32)\n"
+              f"cache = ImageCache({str(root / 'cache')!r}, 1, 32)\n"
               f"cache.get(Path({str(root / 'images/tiny/im0.jpg')!r}), (40, 60), "
               "lambda: (np.zeros((32, 32, 3), np.uint8), 1))")
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
@@ -193,7 +191,7 @@ def test_a_full_disk_ends_the_writing_alone(root, monkeypatch):
 def test_what_is_refused(root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="data.cache=.*file: cannot be used"):
-        PictureCache(tmp_path / "file", 1, 32)
+        ImageCache(tmp_path / "file", 1, 32)
     with pytest.raises(UserError, match="data.cache_gb must be positive"):
         names(root, cache_gb=0)
 
@@ -206,7 +204,7 @@ def test_a_union_shares_the_cache_and_a_checkpoint_does_not_name_it(root):
     assert sum("data.cache" in line for line in (*union.notes, *validation.notes)) == 1
     np.testing.assert_array_equal(union.resized_image(0, TRANSFORM), validation.resized_image(0, TRANSFORM))
     assert validation.cache.hits == 1
-    whole = config_from_dict({"data": {"cache": "pictures"}}, "test")
+    whole = config_from_dict({"data": {"cache": "images"}}, "test")
     assert without_absolute_paths(whole).data.cache == ""
 
 

@@ -1,4 +1,4 @@
-"""What is doubtful about a split's data, said in a line when a run starts; ``check-data`` lists every case.
+"""Data warnings: what is suspicious in a split, in one line when a run starts; ``check-data`` lists every case.
 
 S sentence indices of a ReferData (its names: refer.py).
 """
@@ -10,14 +10,14 @@ from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 
 
-def doubts(data: ReferData, splits: dict, tokenizer: SentenceTokenizer, names: DataConfig) -> list[str]:
+def data_warnings(data: ReferData, splits: dict, tokenizer: SentenceTokenizer, names: DataConfig) -> list[str]:
     """What reading left out, and a line for each split, name -> samples (S,), of which there is something to say: empty
     masks, blank and truncated sentences, refs of one id."""
-    texts = {name: _doubts(data, samples, tokenizer, names) for name, samples in splits.items()}
+    texts = {name: _split_warnings(data, samples, tokenizer, names) for name, samples in splits.items()}
     return [*data.notes, *(f"warning: {name}: {text}" for name, text in texts.items() if text)]
 
 
-def _doubts(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, names: DataConfig) -> str:
+def _split_warnings(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, names: DataConfig) -> str:
     refs = np.unique(data.sentence_ref[samples])
     texts = [data.sentence(int(s), names.sentence_field) for s in samples]
     meant = data.has_target
@@ -40,19 +40,20 @@ def _doubts(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, 
     return "; ".join(found)
 
 
-def unanswerable(data: ReferData, samples: np.ndarray, has_head: bool) -> list[str]:
-    """A line where sentences mean nothing and the network has no head that says so, or the reverse."""
-    count, said = int((~data.has_target[data.sentence_ref[samples]]).sum()), f"{len(samples):,} sentences mean nothing"
+def no_target_warnings(data: ReferData, samples: np.ndarray, has_head: bool) -> list[str]:
+    """A line where sentences have no target and the network has no head for it, or the reverse."""
+    count = int((~data.has_target[data.sentence_ref[samples]]).sum())
+    said = f"{len(samples):,} sentences have no target"
     if count and not has_head:
-        return [f"note: {count:,} of {said} (no_target), which this network can say by an empty mask alone; "
+        return [f"note: {count:,} of {said} (no_target), which this network shows as an empty mask; "
                 "model.no_target=true gives it a head for it"]
     if has_head and not count:
-        return [f"note: none of {said}, so that the head of model.no_target learns nothing"]
+        return [f"note: none of {said}, so the head of model.no_target learns nothing"]
     return []
 
 
-def turned_pictures(data: ReferData) -> str:
-    """Pictures read so far that EXIF would turn and whose size does not show it."""
+def exif_warning(data: ReferData) -> str:
+    """Images read so far that EXIF would turn and whose size does not show it."""
     first = data.image_dir / str(data.image_files[min(data.turned)])
-    return (f"warning: {len(data.turned):,} pictures read so far have an EXIF orientation (first: {first}); it is not "
+    return (f"warning: {len(data.turned):,} images read so far have an EXIF orientation (first: {first}); it is not "
             "applied: masks must lie on the pixels as stored (see check-data)")
