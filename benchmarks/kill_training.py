@@ -19,7 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = [
-    "model.fusion.name=pixel_word", "model.sentence_mask=false", "model.fusion.stages=[1,2,3,4]", "model.backbone.embed_dim=8", "model.backbone.depths=[1,1,1,1]",
+    "model.fusion.name=pixel_word", "model.sentence_mask=false", "model.fusion.stages=[1,2,3,4]",
+    "model.backbone.embed_dim=8", "model.backbone.depths=[1,1,1,1]",
     "model.backbone.heads=[1,1,2,2]", "model.backbone.window=4", "model.text.hidden=16", "model.text.groups=[1,0,0,0]",
     "model.text.ffn=16", "model.text.dropout=0.1", "model.fusion.heads=[1,1,2,2]", "model.decoder.dim=16",
     "model.query_heads=2", "loss.negatives=20", "loss.deep_supervision=0", "model.stage_heads=false",

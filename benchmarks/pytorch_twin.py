@@ -297,7 +297,8 @@ def main():
           + "".join(f"{f': {name}':>12}" for name in names[1:]))
     rows = []
     for model in options.models:
-        off = ["model.fusion.name=pixel_word", "model.sentence_mask=false", "model.fusion.stages=[1,2,3,4]", "loss.proposal_mask=0", "model.proposal_head=false"]
+        off = ["model.fusion.name=pixel_word", "model.sentence_mask=false",
+               "model.fusion.stages=[1,2,3,4]", "loss.proposal_mask=0", "model.proposal_head=false"]
         off = off if model == "lavt" else []
         config = config_to_dict(load_config(options.config, [*options.overrides, *off, f"train.amp={options.amp}"]))
         with tempfile.TemporaryDirectory() as folder:

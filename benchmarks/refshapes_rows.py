@@ -35,7 +35,8 @@ ROWS = {
                                               "model.proposal_head=false"]),
     "no-contrast": ("no contrast loss", [*WHOLE, "loss.contrast=0"]),
     "lavt": ("LAVT (no contrast loss, as in its paper)",
-             [*WHOLE, "model.fusion.name=pixel_word", "model.sentence_mask=false", "loss.contrast=0", "loss.proposal_mask=0", "model.proposal_head=false"]),
+             [*WHOLE, "model.fusion.name=pixel_word", "model.sentence_mask=false",
+              "loss.contrast=0", "loss.proposal_mask=0", "model.proposal_head=false"]),
 }
 WPA_ROWS = {f"wpa-{s}": (f"word-pixel alignment at stage {s}", [f"model.fusion.stages=[{s}]"]) for s in (1, 2, 3, 4)}
 SPLITS = ("val", "testA", "testB")

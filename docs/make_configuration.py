@@ -81,8 +81,8 @@ def part(name: str, part: str, default: str | None) -> list[str]:
     """The part's choices, each with its settings."""
     known = parts.known(part)
     if default is None:
-        return [f"\n## {name}[]\n", f"A list of {part} sections beside the terms above, each with its `name`, its `weight` "
-                "and its settings: [extending.md](extending.md)."]
+        return [f"\n## {name}[]\n", f"A list of {part} sections beside the terms above, each with its `name`, its "
+                "`weight` and its settings: [extending.md](extending.md)."]
     choices = ", ".join(f"`{choice}`" for choice in known)
     lines = [f"\n## {name}\n", f"`{name}.name` chooses the {part}: {choices} (default: `{default}`). To add one: "
              "[extending.md](extending.md)."]

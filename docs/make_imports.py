@@ -10,9 +10,9 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[1] / "mindspore_coupalign"
 PICTURE = Path(__file__).with_name("images") / "imports.svg"
 ROWS = (("cli",), ("device_check",), ("doctor", "web", "training"), ("evaluation",), ("inference",),
-        ("visualize", "portable"), ("build", "runtime"), ("weights", "distributed"), ("models", "data"),
-        ("config", "arrays", "mindspore_calls", "outputs", "child_process"),
-        ("interrupts", "cuda", "memory", "packages"))
+        ("visualize",), ("build", "runtime"), ("weights", "distributed"), ("models", "data"),
+        ("config", "mindspore_calls", "outputs"),
+        ("interrupts", "cuda", "memory"))
 WIDTH, HEIGHT, GAP_X, GAP_Y, SHIFT = 120, 34, 60, 52, 30
 
 

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and what its messages are made of."""
+"""Errors for users."""
 
 
 class UserError(Exception):

@@ -1,7 +1,7 @@
-"""Command ``convert-weights``: pretrained weights of other projects -> a safetensors file with our names.
+"""Command ``convert-weights``: pretrained weights of other projects -> a safetensors file under our names.
 
 The file holds name -> float32 array; metadata: ``format``, ``architecture``, ``title``, ``source``, and ``settings``
-that the arrays do not show. ``train`` reads it like the original file (``model.image_weights=…``,
+that the arrays do not show. ``train`` reads it like the foreign file itself (``model.backbone_weights=…``,
 ``model.text_weights=…``).
 """
 
@@ -19,7 +19,7 @@ from mindspore_coupalign.weights.load import load_backbone_weights, load_text_we
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--config", required=True, metavar="FILE", help="configuration of the network, for example "
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML that describes the network, for example "
                         "configs/refcoco_swin_b.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example model.backbone.window=7")
     which = parser.add_mutually_exclusive_group(required=True)
@@ -39,29 +39,28 @@ def run(args: argparse.Namespace) -> int:
     runtime.setup("CPU", config.train.seed)
     model, data = config.model, config.data
     if args.image:
-        size = (config.data.image_size, config.data.image_size)
-        architecture = config.model.image.name
-        weights = load_image_weights(build.build_vision(config.model.image, size), config.model.image, args.image)
+        architecture, settings = model.backbone.name, model.backbone.weights_settings()
+        backbone = build.build_backbone(model.backbone, (data.image_size, data.image_size))
+        loaded = load_backbone_weights(backbone, model.backbone, args.image)
     else:
-        architecture = "bert"
-        text = build.build_text(config, _vocabulary(args.text, config.model.text.hidden))
-        weights = load_text_weights(text, config.model.text, args.text)
-    print(weights.table())
+        architecture, settings = "bert", text_weights_settings(model.text)
+        text = build.build_text(config, _vocabulary(args.text, model.text.hidden))
+        loaded = load_text_weights(text, model.text, args.text)
+    print(loaded.table())
     if args.names:
-        for name, array in sorted(weights.arrays.items()):
+        for name, array in sorted(loaded.arrays.items()):
             print(f"    {name:<72}{'×'.join(map(str, array.shape))}")
-    settings = unseen(architecture, config.model.image if args.image else config.model.text)
-    write_arrays(output, weights.arrays, {"format": FORMAT, "architecture": architecture, "title": weights.title,
-                                        "source": weights.path.name, "settings": json.dumps(settings)})
+    write_arrays(output, loaded.arrays, {"format": FORMAT, "architecture": architecture, "title": loaded.title,
+                                        "source": loaded.path.name, "settings": json.dumps(settings)})
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB); train with model."
           f"{'backbone' if args.image else 'text'}_weights={output}")
     return 0
 
 
 def _vocabulary(path: str, hidden: int) -> int:
-    """Rows of the file's word embeddings, so that the tokenizer is not needed.
+    """Rows of the file's word embeddings: the tokenizer that they fit need not be on this machine.
 
-    2 where no array has the network's width: loading then fails with the reason, and little memory is used.
+    2 where they do not fit the network: loading then says so, and a false shape takes no memory.
     """
     arrays, _ = read_arrays(weight_file(path))
     return next((len(array) for name, array in arrays.items() if array.size and array.shape[1:] == (hidden,)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.leakage import seen_images, warnings_of
 from mindspore_coupalign.data.sets import open_data, with_cache
@@ -94,17 +95,12 @@ def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime
                                  *((f"{name}, shuffled", name, True) for name in args.shuffled)]:
         plans[label] = make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field,
                                  derange(data, splits[name]) if shuffle else None)
-    subject.check_prompts(list(plans.values()), resolved, data, config)
-    networks = subject.networks(config, runtime, list(plans.values()))
-    for line in data_warnings(data, splits, tokenizer, config.data) if runtime.rank == 0 else ():
-        print(line, file=sys.stderr)
-    if runtime.rank == 0 and not networks.has_head:
-        for line in no_target_warnings(data, np.concatenate([splits[name] for name in args.split]), has_head=False):
-            print(line, file=sys.stderr)
-    seen = seen_images(subject.origin, str(subject.path), data, args.split)
-    for line in warnings_of(seen) if runtime.rank == 0 else ():
-        print(line, file=sys.stderr)
-    if runtime.rank == 0:
+    model.check_prompts(list(plans.values()), resolved, data, config)
+    networks = model.networks(config, runtime, list(plans.values()))
+    first = runtime.rank == 0
+    seen = seen_images(model.origin, str(model.path), data, args.split)
+    if first:
+        _warn(args, data, splits, tokenizer, config, networks.has_head, seen)
         count = sum(len(plan.lengths) for plan in plans.values())
         print(f"scoring {'; '.join(plans)}: {count:,} sentences; compiling comes first (seconds for a small network, "
               "up to two minutes for the full recipe)", file=sys.stderr)
@@ -125,7 +121,7 @@ def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime
     if args.output:
         document = {model.kind: str(model.path), "dataset": config.data.dataset,
                     "split_by": config.data.split_by, "input_size": config.data.image_size,
-                    "threshold": config.eval.threshold, "exists_threshold": config.eval.exists_threshold,
+                    "threshold": config.eval.threshold, "exists_threshold": config.eval.target_threshold,
                     "min_pixels": config.eval.min_pixels, **networks.precision, "step": model.step,
                     "protocols": {p.name: protocols.conventions(p, config) for p in chosen},
                     "splits": {name: results[name] for name in args.split},
@@ -141,8 +137,8 @@ def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime
 
 def _warn(args: argparse.Namespace, data, splits: dict, tokenizer, config: Config, has_head: bool, seen):
     """Print data warnings to stderr."""
-    lines = list(doubts(data, splits, tokenizer, config.data))
+    lines = list(data_warnings(data, splits, tokenizer, config.data))
     if not has_head:
-        lines += unanswerable(data, np.concatenate([splits[name] for name in args.split]), has_head=False)
+        lines += no_target_warnings(data, np.concatenate([splits[name] for name in args.split]), has_head=False)
     for line in [*lines, *warnings_of(seen)]:
         print(line, file=sys.stderr)

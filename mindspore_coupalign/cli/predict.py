@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mindspore_coupalign.config import AMP_LEVELS, TARGETS
+from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.data.inputs import shorten, to_rgb
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference import inputs, loading
@@ -59,11 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--threshold", type=float, metavar="P",
                         help="probability above which a pixel is in the mask (default: the model's eval.threshold)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the checkpoint's configuration")
-    parser.add_argument("--device-target", choices=TARGETS, default="auto",
-                        help="where to run; auto: an Ascend NPU, else a GPU, else the CPU (default: auto)")
-    parser.add_argument("--amp", choices=AMP_LEVELS,
-                        help="precision to compute in, of a checkpoint: O0 is float32, O1 to O3 are mixed, auto is O0 "
-                             "on CPU and O1 elsewhere (default: the checkpoint's train.amp)")
+    add_device_argument(parser)
+    add_amp_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

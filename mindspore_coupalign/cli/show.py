@@ -9,6 +9,7 @@ import argparse
 import numpy as np
 
 from mindspore_coupalign import build
+from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.data.sets import open_data

@@ -11,7 +11,6 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Limits, Watch
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models.noise import check_device
 from mindspore_coupalign.runtime import setup
 from mindspore_coupalign.training import init_from
 from mindspore_coupalign.training.dry_run import dry_run

@@ -18,10 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser):
                         "examples.jsonl, a line {\"image\": …, \"sentence\": …} each (default: RefShapes' scenes)")
     parser.add_argument("--max-megabytes", type=int, default=20, help="largest upload (default: 20)")
     parser.add_argument("--max-megapixels", type=int, default=50, help="largest image (default: 50)")
-    parser.add_argument("--device-target", choices=TARGETS, default="auto",
-                        help="where to compute (default: auto, an Ascend NPU, else a GPU, else the CPU)")
-    parser.add_argument("--amp", choices=AMP_LEVELS, help="precision of a checkpoint (default: its training's)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example eval.exists_threshold=0.7")
+    add_device_argument(parser)
+    add_amp_argument(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example eval.target_threshold=0.7")
 
 
 def run(args: argparse.Namespace) -> int:

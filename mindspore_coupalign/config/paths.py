@@ -13,7 +13,7 @@ from mindspore_coupalign.config.files import config_to_dict, load_config
 from mindspore_coupalign.config.sections import Config
 from mindspore_coupalign.errors import UserError
 
-PATHS = {"data": ("root", "images", "tokenizer", "cache"), "model": ("image_weights", "text_weights")}
+PATHS = {"data": ("root", "images", "tokenizer", "cache"), "model": ("backbone_weights", "text_weights")}
 PATHS_OF_SET = ("root", "images")  # of each entry of data.sets
 
 

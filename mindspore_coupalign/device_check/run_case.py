@@ -20,7 +20,7 @@ from mindspore import nn
 from mindspore_coupalign import build, runtime
 from mindspore_coupalign.config import Config, config_from_dict, with_overrides
 from mindspore_coupalign.device_check.compare import WEIGHTS
-from mindspore_coupalign.models import noise
+from mindspore_coupalign.models import rng
 from mindspore_coupalign.models.coupalign import Outputs
 from mindspore_coupalign.models.precision import choose_precision, set_precision
 from mindspore_coupalign.training import setup
@@ -106,7 +106,7 @@ class Steps:
 
     def take(self) -> dict:
         """RESULTS of the next step; a non-finite one changes nothing and does not count."""
-        keys = noise.draw_keys(self.step.keys.size, SEED, 0, self.taken)
+        keys = rng.draw_keys(self.step.keys.size, SEED, 0, self.taken)
         image, ids, word_mask, mask = map(ms.Tensor, self.batch)
         values = self.step(image, ids, word_mask, mask, self.lr, keys).asnumpy()
         results = dict(zip(RESULTS, values.tolist(), strict=True))

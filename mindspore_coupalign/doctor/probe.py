@@ -53,7 +53,7 @@ def config(path: str, *overrides: str):
 
     settings = load_config(path, overrides)
     data, model = settings.data, settings.model
-    say(True, f"config: {path}, {model.name}, {data.dataset}")
+    say(True, f"config: {path}, {model.fusion.name}, {data.dataset}")
 
     def tokenizer():
         from mindspore_coupalign.data.tokenizer import SentenceTokenizer

@@ -28,7 +28,6 @@ from mindspore_coupalign.inference.loading import (
     open_onnx,
     overridden,
 )
-from mindspore_coupalign.portable import check_data_root, with_data_paths
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 

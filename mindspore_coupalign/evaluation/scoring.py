@@ -83,7 +83,7 @@ def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData,
     own = set(plan.refs[runtime.rank :: runtime.ranks].tolist())
     counts = {(p.name, size): np.zeros((len(plan.units[p.name]), 4), np.int64) for p in protocols for size in p.sizes}
     transform = ImageTransform(config.data.image_size, config.data.mean, config.data.std)
-    target_rule = TargetRule(config.eval.exists_threshold, config.eval.min_pixels)
+    target_rule = TargetRule(config.eval.target_threshold, config.eval.min_pixels)
     # what fits in data.max_tokens shares one compiled network; all else shares another
     limit = config.data.max_tokens
     mine = [(k, *prompt) for k, prompt in enumerate(plan.prompts) if prompt.ref in own]

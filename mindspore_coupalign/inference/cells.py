@@ -52,7 +52,7 @@ class Explainer:
                 return Details(pieces, maps, np.zeros((0, 1, 1), np.float32), np.zeros(0, np.float32))
             return Details(pieces, maps, _square(proposals[row].asnumpy().T), weights[row].asnumpy())
 
-        return _of_tensors((outputs.logits, outputs.exists)), details
+        return _of_tensors((outputs.logits, outputs.has_target)), details
 
 
 class WithOutputs(nn.Cell):

@@ -109,7 +109,7 @@ class Model:
             checkpoint = load_checkpoint(checkpoint)
         config = config or checkpoint.config
         cell, tokenizer = build.restore_model(checkpoint, config, amp)
-        explain = Explainer(WithOutputs(cell), config.model.wpa_stages) if details else None
+        explain = Explainer(WithOutputs(cell), config.model.fusion.stages) if details else None
         return cls._configured(CellNetwork(cell), tokenizer, config, explain)
 
     @classmethod
@@ -122,7 +122,7 @@ class Model:
         """
         from mindspore_coupalign.inference.cells import CellNetwork, Explainer
 
-        return cls._configured(CellNetwork(cell), tokenizer, config, Explainer(cell, config.model.wpa_stages))
+        return cls._configured(CellNetwork(cell), tokenizer, config, Explainer(cell, config.model.fusion.stages))
 
     @classmethod
     def from_mindir(cls: type[_Self], path: str | Path) -> _Self:
@@ -152,7 +152,7 @@ class Model:
 
         return cls(network, tokenizer, ImageTransform(config.data.image_size, config.data.mean, config.data.std),
                    config.eval.threshold, explain=explain, lock=LOCK,
-                   target_rule=TargetRule(config.eval.exists_threshold, config.eval.min_pixels))
+                   target_rule=TargetRule(config.eval.target_threshold, config.eval.min_pixels))
 
     @overload
     def predict(self, image, sentences: str, *, threshold: float | None = ..., strict: bool = ...) -> Prediction: ...

@@ -22,7 +22,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mindspore_coupalign.errors import UserError
 
@@ -30,7 +30,7 @@ KINDS = {"backbone": "backbones", "fusion": "fusion", "decoder": "decoders", "he
 VARIABLE = "COUPALIGN_PARTS"
 Rule = tuple[bool, str]  # (is it fulfilled, what to say if not)
 
-_registry: dict[str, dict] = {kind: {} for kind in KINDS}
+_registry: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
 
 
 def one_of(name: str, value, choices) -> Rule:
@@ -131,7 +131,7 @@ def register(kind: str, settings: type[Settings]):
     return enter
 
 
-def known(kind: str) -> dict[str, type]:
+def known(kind: str) -> dict[str, Any]:
     """The parts of a kind by name: the package's, then those of the modules in COUPALIGN_PARTS.
 
     Raises:
@@ -147,7 +147,7 @@ def known(kind: str) -> dict[str, type]:
     return _registry[kind]
 
 
-def find(kind: str, name: str, key: str = "") -> type:
+def find(kind: str, name: str, key: str = "") -> Any:
     """The part's cell class; its ``Settings`` is the dataclass of its settings.
 
     Args:

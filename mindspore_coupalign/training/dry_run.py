@@ -21,10 +21,11 @@ from typing import NamedTuple
 import mindspore as ms
 import numpy as np
 
+from mindspore_coupalign.config import Config, config_from_dict, config_to_dict, with_overrides
 from mindspore_coupalign.data.datasets import elsewhere
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.distributed import collectives as ranks
-from mindspore_coupalign.distributed.process import Runtime, environment_alone
+from mindspore_coupalign.distributed.process import Runtime, environment_alone, run_child
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.memory import host, peak, resident
 from mindspore_coupalign.mindspore_calls import device_memory

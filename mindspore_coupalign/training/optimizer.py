@@ -15,9 +15,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindspore_coupalign.arrays import check_arrays
 from mindspore_coupalign.mindspore_calls import assign, assign_add, assign_sub, slice_, unstack
 from mindspore_coupalign.training.muon import Muon, matrix_shape
+from mindspore_coupalign.weights.checkpoint import check_arrays
 
 
 class FlatParameters:

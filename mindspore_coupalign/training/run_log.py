@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mindspore_coupalign.data.loader import TrainSource
-from mindspore_coupalign.data.union import UnionData
+from mindspore_coupalign.data.sets import UnionData
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.outputs import silence
 from mindspore_coupalign.training.objective import LOSSES

@@ -129,8 +129,8 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
     objective = Objective(model, MaskLoss(loss.class_weights), PixelContrast(loss.temperature, loss.negatives),
                           LossWeights(loss.bce, loss.dice, loss.contrast, loss.deep_supervision, loss.proposal_mask,
                                       loss.no_target if config.model.no_target else 0),
-                          [find("loss", entry.name)(entry) for entry in loss.extra],
-                          [entry.weight for entry in loss.extra])
+                          tuple(find("loss", entry.name)(entry) for entry in loss.extra),
+                          tuple(entry.weight for entry in loss.extra))
     lr_mults = {"encoder.backbone.": train.backbone_lr_mult, "encoder.text.": train.text_lr_mult,
                 "": train.head_lr_mult}
     groups = parameter_groups(model, train.weight_decay, train.position_bias_lr_mult, train.muon_lr_mult,

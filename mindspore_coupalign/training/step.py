@@ -13,11 +13,11 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore.amp import all_finite
 
+from mindspore_coupalign.distributed.collectives import average
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.mindspore_calls import assign, assign_add
 from mindspore_coupalign.models.rng import bind
 from mindspore_coupalign.training.objective import LOSSES, Objective
-from mindspore_coupalign.training.update import GradientSum, Statistics, Update
 from mindspore_coupalign.weights.checkpoint import check_arrays
 
 

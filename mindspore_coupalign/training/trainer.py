@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mindspore_coupalign.config import Config
+from mindspore_coupalign.config.paths import without_absolute_paths
 from mindspore_coupalign.data.leakage import image_paths, seen_with
 from mindspore_coupalign.data.loader import TrainSource, batches
 from mindspore_coupalign.data.refer import ReferData
@@ -24,20 +25,13 @@ from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.scoring import validate
 from mindspore_coupalign.interrupts import StopRequest
-from mindspore_coupalign.mindspore_calls import assign
-from mindspore_coupalign.models.noise import draw_keys
+from mindspore_coupalign.models.rng import check_device
 from mindspore_coupalign.training import init_from, setup
 from mindspore_coupalign.training.pending import FinishedStep, PendingSteps, steps_ahead
 from mindspore_coupalign.training.run_folder import RunFolder
 from mindspore_coupalign.training.run_log import Console, SampleLookup, Speed, StepLog
 from mindspore_coupalign.training.schedule import Budget, learning_rate
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_parameters, named_arrays
-
-
-def score_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config,
-                  runtime: Runtime) -> dict:
-    """The report of a validation."""
-    return report(data, evaluate_samples(model, data, samples, tokenizer, config, runtime=runtime))
 
 
 class Trainer:
@@ -48,7 +42,7 @@ class Trainer:
         state: to resume.
         initial: weights to start from.
         step: a TrainStep; default: of the configuration.
-        score: scores a validation, as ``score_samples``.
+        score: scores a validation, as ``scoring.validate``.
         load: loads micro-batches, as ``loader.batches``.
         ahead: steps to launch before one is read; default: of the target.
         clock: seconds.
@@ -60,7 +54,7 @@ class Trainer:
     def __init__(self, config: Config, data: ReferData, tokenizer: SentenceTokenizer, output: Path,
                  runtime: Runtime, state: Checkpoint | None = None,
                  initial: init_from.InitialWeights | None = None, union: UnionData | None = None, *,
-                 step=None, score: Callable[..., dict] = score_samples, load: Callable = batches,
+                 step=None, score: Callable[..., dict] = validate, load: Callable = batches,
                  ahead: int | None = None, clock: Callable[[], float] = time.perf_counter):
         self.config, self.data, self.tokenizer, self.runtime, self.state = config, data, tokenizer, runtime, state
         self.train_data, self.train_split = (union, "train") if union else (data, config.data.train_split)
@@ -82,73 +76,31 @@ class Trainer:
         self.done = self.validated = 0  # steps: the last one that was read; the last one that was validated
         self.best, self.started = -1.0, clock()  # score; ``started``: as if earlier runs had ended just now
         if state is not None:
-            self._restore(state)
-        self.launched = self.done  # steps; the results of the first ``done`` of them are read
-        self.budget = Budget.of_run(config, state, math.ceil(len(self.val_samples) / train.batch_size), self.ahead)
-
-    def _find_samples(self):
-        """The refs of an epoch, the samples of a validation, and how many steps there are of either.
-
-        Raises:
-            UserError: nothing to train on.
-        """
-        train, names, data = self.config.train, self.config.data, self.data
-        self.refs = refs = self.train_data.epoch_size(self.train_split)
-        if refs == 0:
-            raise UserError(f"{data.source}: split '{names.train_split}' has no refs with sentences to train on")
-        self.total = train.steps or math.ceil(train.epochs * refs / train.batch_size)
-        self.val_every = train.val_every or math.ceil(refs / train.batch_size)
-        self.val_samples = data.split(names.val_split)
-        if train.val_samples:
-            self.val_samples = self.val_samples[:train.val_samples]
-        self.turned_said = False  # whether EXIF orientations were mentioned
-        if self.runtime.rank == 0:
-            splits = {} if self.train_data is not data else {names.train_split: data.split(names.train_split)}
-            lines = data_warnings(data, {**splits, names.val_split: self.val_samples}, self.tokenizer, names)
-            if isinstance(self.train_data, UnionData):
-                parts = {part.label: self.train_data.part_samples(part) for part in self.train_data.parts}
-                lines = data_warnings(self.train_data, parts, self.tokenizer, names) + lines
-            lines += no_target_warnings(self.train_data, self.train_data.split(self.train_split),
-                                        self.config.model.no_target)
-            for line in lines:
-                self.log(line)
-
-    def _build_model(self):
-        model = build.build_model(self.config, self.tokenizer.vocab_size)
-        if self.initial is not None:
-            self.initial.load(model, self.config)
-            for line in self.initial.lines:
-                self.log(line)
-        elif self.state is None:  # else every parameter comes from the checkpoint
-            for loaded in build.load_pretrained(model, self.config):
-                self.log(loaded.table())
-        return model
-
-    def _restore(self, state: Checkpoint):
-        source, progress = str(state.path), state.progress
-        load_parameters(self.model.get_parameters(), state.section("model"), source)
-        self.step.restore(state.section, progress, source)
-        self.done, self.best, self.spent = (progress[key] for key in ("step", "best", "seconds"))
-        self.validated = progress["validated"]
-        self.step_log.restore(progress)
-        if _judged_by(state.config) != _judged_by(self.config):
-            self.best = -1.0
-
-    def is_over(self) -> bool:
-        """Whether no step is to be launched any more."""
-        return self.launched >= self.total or self.budget.over
-
-    def _is_due(self) -> bool:
-        """Whether the validation of the step just done, with none on its way, is still to come."""
-        return self.validated < self.done and (self.is_over() or self.done % self.val_every == 0)
-
-    def _ends_with(self, step: int) -> bool:
-        """Whether the run saves, validates or ends after this step: the next one is not launched before."""
-        return step >= self.total or step % self.val_every == 0 or self._saves_after(step)
-
-    def _saves_after(self, step: int) -> bool:
-        save_every = self.config.train.save_every
-        return save_every > 0 and step % save_every == 0
+            load_parameters(self.model.get_parameters(), state.section("model"), str(state.path))
+            self.step.restore(state.section, state.progress, str(state.path))
+            self.done, self.validated = state.progress["step"], state.progress["validated"]
+            self.started -= state.progress["seconds"]
+            if _judged_by(state.config) == _judged_by(config):
+                self.best = state.progress["best"]
+        self.stopping, self.code = False, 0  # whether a rank was asked to stop; exit code
+        self.stop = StopRequest(patient=runtime.watch.folder is not None)
+        ahead = steps_ahead(runtime.target) if ahead is None else ahead
+        runtime.watch.ahead = ahead
+        self.pending = PendingSteps(self.step, train, runtime, self.stop, self.elapsed, self.done, ahead)
+        self.budget = Budget.of_run(config, state, math.ceil(len(self.validation.samples) / train.batch_size), ahead)
+        names = config.data
+        self.source = TrainSource(self.train_data, self.train_split, tokenizer,
+                                  ImageTransform(names.image_size, names.mean, names.std), train.seed, train.batch_size,
+                                  names.flip, (self.done, self.plan.total), runtime.rank, runtime.ranks,
+                                  names.sentence_field, names.overlap)
+        self.step_log = StepLog(self.folder, train.max_nonfinite_steps,
+                                SampleLookup(self.source, names.sentence_field),
+                                tuple(entry.name for entry in config.loss.extra))
+        if state is not None:
+            self.step_log.restore(state.progress)
+        origin = state or (initial.checkpoint if initial else None)
+        self.seen_images = SeenImages(self.train_data, self.train_split, origin)
+        self.turned_logged = False  # whether EXIF orientations were mentioned
 
     def train(self) -> dict | None:
         if self.is_over() and not self._validation_is_due():
@@ -247,7 +199,7 @@ class Trainer:
         self.console.note(text + (f", {max(0, minutes - self.elapsed() / 60):.1f} min left" if minutes else ""))
         if self.train_data.turned and not self.turned_logged:
             self.turned_logged = True
-            self.log(turned_pictures(self.train_data))
+            self.log(exif_warning(self.train_data))
 
     def _save(self):
         with self._pause():
@@ -284,101 +236,10 @@ class Trainer:
         started = self.clock()
         self.runtime.watch.enter("saving", self.done, compiles=validates)
         self.step.share_statistics(self.runtime)
-        self._save_state()  # before a validation, which may take long and may meet a damaged image
-        result = None
-        if validates:
-            result = self.validate()
-            self._save_state(again=True)
-            self.validations += 1
-        self.budget.pause(self._without_compiling(started) if validates and self.config.train.minutes else 0.0)
-        return result
-
-    def _without_compiling(self, started: float) -> float:
-        """Seconds of the saves and the validation since then, the mean over the ranks; the first batch counts as the
-        others do, since it may have compiled the network."""
-        ended, first = time.perf_counter(), self.runtime.watch.compiled_at
-        batches = math.ceil(len(self.val_samples) / self.runtime.ranks / self.config.eval.batch_size)
-        seconds = ended - started
-        if self.validations == 1 and first and batches > 1:
-            seconds -= max(0.0, first - self.validation_started - (ended - first) / (batches - 1))
-        total = ranks.all_reduce_sum(np.array([round(1000 * seconds)]), self.runtime)[0]
-        return float(total) / 1000 / self.runtime.ranks
-
-    def micro_batches(self):
-        """Endless from the next step on: image, ids, word_mask, mask, sample of this rank's share of a micro-batch."""
-        names, train = self.config.data, self.config.train
-        transform = ImageTransform(names.image_size, names.mean, names.std)
-        self.source = TrainSource(self.train_data, self.train_split, self.tokenizer, transform, train.seed,
-                                  train.batch_size, names.flip, (self.done, self.total), self.runtime.rank,
-                                  self.runtime.ranks, names.sentence_field, names.overlap)
-        return batches(self.source, self.source.local // train.accumulate, names.workers)
-
-    def one_step(self, stream, lr: float) -> dict:
-        """Take a step and wait for it, so that it can be timed."""
-        return self.results(self.launch(stream, lr))
-
-    def launch(self, stream, lr: float) -> Launched:
-        """One update from ``train.accumulate`` micro-batches, whose results are still to be read."""
-        train, outputs, watch, compiles = self.config.train, [], self.runtime.watch, not self.step.compiled
-        clock = self._seconds() / (60 * train.minutes) if train.minutes else 0.0
-        for micro in range(train.accumulate):
-            watch.enter("loading", self.launched)
-            arrays = next(stream)[:4]
-            image, ids, word_mask, mask = map(ms.Tensor.from_numpy, arrays)  # without a copy, unlike ms.Tensor
-            watch.enter("step", self.launched, compiles=not self.step.compiled)
-            keys = draw_keys(self.step.keys.size, train.seed, self.runtime.rank, self.launched, micro)
-            last = micro == train.accumulate - 1
-            if self.runtime.target == "CPU":  # elsewhere collectives wait for much longer
-                watch.barrier()
-            outputs.append(self.step(image, ids, word_mask, mask, ms.Tensor(np.float32(lr)), keys,
-                                     (self.stop.received > 0, clock), last))
-            if compiles:  # another rank may compile for longer; the watch is patient with who waits in such a step
-                outputs[micro].asnumpy()
-            elif micro >= self.ahead:  # wait: no more micro-batches than that may lie on the device
-                outputs[micro - self.ahead].asnumpy()
-        self.launched += 1
-        return Launched(self.launched, lr, outputs)
-
-    def results(self, step: Launched) -> dict:
-        """RESULTS of the first step that is not read yet, by name, losses as means over its micro-batches."""
-        results, minutes = step.read(), self.config.train.minutes
-        self.done = step.number
-        if self.launched > self.done:
-            self.runtime.watch.enter("step", self.launched - 1)  # the rest has its time from now on
-        self.budget.note(results["clock"] / self.runtime.ranks * 60 * minutes, self.done)
-        return results
-
-    def _samples_of_step(self) -> dict:
-        """The samples of the step just done, with their refs and sentences."""
-        batch, data = self.config.train.batch_size, self.train_data
-        samples = [self.source.sample_at((self.done - 1) * batch + i) for i in range(batch)]
-        refs = data.sentence_ref[samples]
-        found = {"samples": samples, "refs": data.ref_ids[refs].tolist(),
-                 "sentences": [data.sentence(s, self.config.data.sentence_field) for s in samples]}
-        return found | ({"sets": [data.part_of(r) for r in refs]} if isinstance(data, UnionData) else {})
-
-    def _seconds(self) -> float:
-        return self.spent + time.perf_counter() - self.started
-
-    def validate(self) -> dict | None:
-        """Score the validation samples with the averaged weights where there are any; keep the best."""
-        self.validated, self.validation_started = self.done, time.perf_counter()
-        with _Averaged(self.step):
-            result = None
-            if len(self.val_samples):
-                result = validate(self.model, self.data, self.val_samples, self.tokenizer, self.config,
-                                  runtime=self.runtime)
-                score = result["image"][self.config.train.best_by]
-                self.run.log({"step": self.done, "val": result})
-                named = (f"{name} {result['image'][name]:.2f}" for name in ("oIoU", "mIoU", "P@0.5", "N_acc", "T_acc")
-                         if name in result["image"])  # the last two where sentences mean nothing
-                self.log(f"step {self.done}: {self.config.data.val_split} {'  '.join(named)}  "
-                         f"({len(self.val_samples)} sentences, image's own size)")
-            if result is None or score > self.best:
-                self.best = score if result else self.best
-                self.run.save_best(named_arrays(self.model.get_parameters(), "model"),
-                                   without_absolute_paths(self.config), *self._about()[1:])
-        return result
+        yield
+        measured = self.validation.seconds_since(started) if validates and self.config.train.minutes else 0.0
+        self.budget.pause(measured)
+        self.speed.pause(self.clock() - started)
 
     def _save_state(self, again: bool = False):
         """``again``: in place of the newest state, which is of the same step."""
@@ -395,15 +256,7 @@ class Trainer:
         if self.config.train.minutes:
             progress |= {"decay_share": self.budget.share,
                          "finished_minutes": self.config.train.minutes if self.budget.over else 0.0}
-        return self.config, self.tokenizer.to_json(), progress | (counters or {})
-
-    def _seen_images(self) -> str:
-        """The hashes of the pictures that the weights have been trained on, an earlier run's included."""
-        if self.runtime.rank == 0 and not self.seen:
-            started = self.state or (self.initial.checkpoint if self.initial else None)
-            before = (started.progress, str(started.path)) if started else ()
-            self.seen = seen_with(image_paths(self.train_data, self.train_split), *before)
-        return self.seen
+        return progress
 
     def _open(self):
         self.folder.open(self.config, self.done, self.validated, self.state.path if self.state else None)
@@ -419,13 +272,90 @@ class Trainer:
                  f"{self.runtime.target}{shared}, {parameters / 1e6:.2f} M parameters, output {self.folder.path} "
                  "(the first step compiles the network)")
 
-    def _log_losses(self, lr: float, scale: float, speed: float, bar: Bar):
-        text = self.step_log.write(self.done, lr, speed, scale if self.step.scaler is not None else None)
-        budget = 60 * self.config.train.minutes
-        bar.note(text + (f", {max(0, budget - self._seconds()) / 60:.1f} min left" if budget else ""))
-        if self.train_data.turned and not self.turned_said:
-            self.turned_said = True
-            self.log(exif_warning(self.train_data))
+    def _data_warnings(self) -> list[str]:
+        names, data, trained = self.config.data, self.data, self.train_data
+        splits = {} if trained is not data else {names.train_split: data.split(names.train_split)}
+        lines = data_warnings(data, {**splits, names.val_split: self.validation.samples}, self.tokenizer, names)
+        if isinstance(trained, UnionData):
+            parts = {part.label: trained.part_samples(part) for part in trained.parts}
+            lines = data_warnings(trained, parts, self.tokenizer, names) + lines
+        return lines + no_target_warnings(trained, trained.split(self.train_split), self.config.model.no_target)
+
+
+class Plan(NamedTuple):
+    """How many steps a run has, and after which of them it validates and saves."""
+
+    refs: int  # of an epoch
+    total: int
+    val_every: int
+    save_every: int
+
+    @classmethod
+    def of(cls, config: Config, refs: int, source) -> "Plan":
+        """Raises UserError, which names the ``source``, when there is nothing to train on."""
+        train = config.train
+        if refs == 0:
+            raise UserError(f"{source}: split '{config.data.train_split}' has no refs with sentences to train on")
+        return cls(refs, train.steps or math.ceil(train.epochs * refs / train.batch_size),
+                   train.val_every or math.ceil(refs / train.batch_size), train.save_every)
+
+    def validates_after(self, step: int) -> bool:
+        return step >= self.total or step % self.val_every == 0
+
+    def saves_after(self, step: int) -> bool:
+        """Without a validation."""
+        return self.save_every > 0 and step % self.save_every == 0
+
+
+class Validation:
+    """The validation of a training run: its samples, its report, and how long it takes.
+
+    Args:
+        score: as ``scoring.validate``.
+    """
+
+    def __init__(self, data: ReferData, tokenizer: SentenceTokenizer, config: Config, runtime: Runtime,
+                 score: Callable[..., dict], clock: Callable[[], float]):
+        self.data, self.tokenizer, self.config, self.runtime = data, tokenizer, config, runtime
+        self.score, self.clock = score, clock
+        self.samples = data.split(config.data.val_split)[:config.train.val_samples or None]
+        self.count, self.started = 0, 0.0  # validations of this process; when the last one started
+
+    def run(self, model) -> dict | None:
+        """The report; None where there are no samples."""
+        self.started, self.count = self.clock(), self.count + 1
+        if not len(self.samples):
+            return None
+        return self.score(model, self.data, self.samples, self.tokenizer, self.config, runtime=self.runtime)
+
+    def seconds_since(self, started: float) -> float:
+        """Seconds of the validation and the saves around it, the mean over the ranks. Of this process's first
+        validation, the first batch counts as the others do, since it may have compiled the network."""
+        ended, first = self.clock(), self.runtime.watch.compiled_at  # the latter: end of the first batch
+        batches = math.ceil(len(self.samples) / self.runtime.ranks / self.config.eval.batch_size)
+        seconds = ended - started
+        if self.count == 1 and first and batches > 1:
+            seconds -= max(0.0, first - self.started - (ended - first) / (batches - 1))
+        total = ranks.all_reduce_sum(np.array([round(1000 * seconds)]), self.runtime)[0]
+        return float(total) / 1000 / self.runtime.ranks
+
+
+class SeenImages:
+    """The hashes of the images that the weights have been trained on, for checkpoints.
+
+    Args:
+        before: the checkpoint that the training started from, whose images count too.
+    """
+
+    def __init__(self, data, split: str, before: Checkpoint | None):
+        self.data, self.split, self.before, self.hashes = data, split, before, ""
+
+    def text(self) -> str:
+        """Computed once."""
+        if not self.hashes:
+            before = (self.before.progress, str(self.before.path)) if self.before else ()
+            self.hashes = seen_with(image_paths(self.data, self.split), *before)
+        return self.hashes
 
 
 def _judged_by(config: Config) -> tuple:

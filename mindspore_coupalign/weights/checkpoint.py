@@ -44,7 +44,7 @@ RENAMED = (  # parameters' names in earlier versions, as (pattern at the beginni
     (r"alignment\.w_g(?=\.|$)", "alignment.sentence_query"),
     (r"head\.(weight|bias)$", r"head.conv.\1"),
     (r"guided(?=\.|$)", "head.guided"),
-    (r"target_head(?=\.|$)", "target_head"),
+    (r"existence_head(?=\.|$)", "target_head"),
 )
 
 

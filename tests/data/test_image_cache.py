@@ -15,6 +15,7 @@ from tiny_network import tiny_config
 
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_from_dict
+from mindspore_coupalign.config.paths import without_absolute_paths
 from mindspore_coupalign.data.image_cache import ImageCache
 from mindspore_coupalign.data.loader import EvalSource, Tokens, TrainSource, batches
 from mindspore_coupalign.data.sets import open_data, open_union, with_cache
@@ -213,7 +214,7 @@ def test_a_dry_run_leaves_the_folder_alone(root, monkeypatch):
     opened_data = []
     monkeypatch.setattr(train, "Trainer", lambda config, data, *_: opened_data.append(data) or SimpleNamespace(
         train=lambda: None, code=0))
-    monkeypatch.setattr(train, "dry_run", lambda trainer: 0)
+    monkeypatch.setattr(dry_run, "dry_run", lambda trainer: 0)
     config = tiny_config(f"data.root={root}", "data.dataset=tiny", "data.split_by=unc", f"data.cache={root / 'cache'}")
     for dry in (True, False):
         assert train.start(config, None, root / "run", Runtime("CPU", 0, 1), dry) == 0

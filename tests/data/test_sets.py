@@ -16,6 +16,7 @@ from tiny_network import TINY
 from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import train
 from mindspore_coupalign.config import config_from_dict, config_to_dict
+from mindspore_coupalign.config.paths import without_absolute_paths, without_paths
 from mindspore_coupalign.data import leakage
 from mindspore_coupalign.data.leakage import image_paths, seen_images, seen_with, warnings_of
 from mindspore_coupalign.data.loader import TrainSource
@@ -296,9 +297,9 @@ def test_what_train_makes_of_its_sets(run, root, monkeypatch, capsys):
     assert set(found["sets"]) <= {"a (unc, train)", "refshapes (shapes, train)"} and len(found["sets"]) == 4
     for sample, name, ref in zip(found["samples"], found["sets"], found["refs"], strict=True):
         assert name.startswith("a") == (sample < 5) and (ref in (500, 501)) == (sample < 5)
-    trainer.initial = SimpleNamespace(checkpoint=SimpleNamespace(path="x", progress={
-        "seen_images": seen_with(image_paths(open_data(config_of(root, dataset="own")), "train"))}))
-    assert len(leakage.hashes_from_text(trainer._seen_images(), "")) == 1 + 4 + 4
+    trainer.seen_images.before = SimpleNamespace(path="x", progress={
+        "seen_images": seen_with(image_paths(open_data(config_of(root, dataset="own")), "train"))})
+    assert len(leakage.hashes_from_text(trainer.seen_images.text(), "")) == 1 + 4 + 4
     assert main(["train", "--config", str(run.config), "--output", str(run.folder / "none"),
                  "data.sets=[{dataset: b, split_by: unc, skip_images: [x.jpg]}]"]) == 2
     assert "x.jpg is no image of a ref" in capsys.readouterr().err

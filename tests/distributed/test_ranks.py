@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import ENDLESS, EQUAL, ROOT, assert_equal, environment, free_port
-from test_reliability import QUICK, hear_interrupts, running
-from test_train import log_of, run_command, write_config
+from ranks import EQUAL, assert_equal, environment, free_port
+from training_runs import ENDLESS, QUICK, ROOT, hear_interrupts, log_of, run_command, running, write_config
 
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed import launcher as job
@@ -137,7 +136,7 @@ def test_ctrl_c_saves_and_ends(stopped):
     """MindSpore makes a SIGTERM of it; the exit code has to tell them apart all the same."""
     run, code, out, err, step = stopped
     assert code == 130 and "Traceback" not in err
-    assert f"the state of step {step} is saved; go on with --resume" in out
+    assert f"the state of step {step} is saved; continue with --resume" in out
 
 
 def test_a_job_that_is_asked_to_stop_saves_first(quick, stopped, tmp_path):

@@ -7,9 +7,8 @@ import threading
 import time
 
 import pytest
-from ranks import ENDLESS, EQUAL, ROOT, assert_equal, environment
-from test_reliability import QUICK
-from test_train import run_command, write_config
+from ranks import EQUAL, assert_equal, environment
+from training_runs import ENDLESS, QUICK, ROOT, run_command, write_config
 from two_hosts import TwoHosts, possible
 
 from mindspore_coupalign.data.refshapes.dataset import make_shapes

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import ROOT, environment
-from test_train import write_config
+from ranks import environment
+from training_runs import ROOT, write_config
 
 from mindspore_coupalign import __main__ as command_line
 from mindspore_coupalign.config import Config, load_config

@@ -15,7 +15,7 @@ from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 # Noise is drawn by each rank for itself: none here, so that two ranks can equal one
-EQUAL = ["loss.negatives=300", "model.text.dropout=0", "model.image.name=swin", "model.sentence_mask=false",
+EQUAL = ["loss.negatives=300", "model.text.dropout=0", "model.backbone.name=swin", "model.sentence_mask=false",
          "loss.proposal_mask=0", "model.proposal_head=false", "train.ema=0.9", "data.flip=0.5", "train.clip_norm=0.5",
          "eval.threshold=0.35",
          "train.lr=3e-4"]

@@ -27,15 +27,13 @@ from mindspore_coupalign.data.transforms import ImageTransform  # noqa: E402
 from mindspore_coupalign.errors import UserError  # noqa: E402
 from mindspore_coupalign.inference import sidecar  # noqa: E402
 from mindspore_coupalign.inference.network import NetworkOutput  # noqa: E402
-from mindspore_coupalign.inference.onnx import export, heads, load_onnx, session  # noqa: E402
-from mindspore_coupalign.inference.onnx.builder import Graph  # noqa: E402
-from mindspore_coupalign.inference.onnx.layers import emit  # noqa: E402
+from mindspore_coupalign.inference.onnx import export, load_onnx, session  # noqa: E402
 from mindspore_coupalign.inference.onnx.session import TOLERANCE  # noqa: E402
 from mindspore_coupalign.weights.checkpoint import load_checkpoint  # noqa: E402
 
-RELU = ("model.image.activation=relu", "model.text.activation=relu", "model.image.absolute_position=true",
-        "model.wpa_stages=[1,3]", "model.query_stage=2")
-KINDS = {"swin": (), "relu": RELU, "guided": ("model.upsample=guided",), "padded": ("model.image.window=5",),
+RELU = ("model.backbone.activation=relu", "model.text.activation=relu", "model.backbone.absolute_position=true",
+        "model.fusion.stages=[1,3]", "model.query_stage=2")
+KINDS = {"swin": (), "relu": RELU, "guided": ("model.head.upsample=guided",), "padded": ("model.backbone.window=5",),
          "no_target": ("model.no_target=true",), **VARIANTS}
 
 
@@ -89,7 +87,7 @@ def test_a_fast_operator_takes_the_place_of_several(kind, tmp_path):
     assert not {"Erf", "Pow", "Dropout", "Neg", "Sigmoid", "Div", "If", "Loop"} & set(kinds)
     assert kinds["Gelu"] >= gelus and kinds["Shape"] <= 1 and kinds["LeakyRelu"] == (18 if kind == "darknet" else 0)
     stored = [init.name for init in model.graph.initializer]
-    assert len(stored) == len(set(stored)) and any(name.startswith("encoder.vision.") for name in stored)
+    assert len(stored) == len(set(stored)) and any(name.startswith("encoder.backbone.") for name in stored)
     used = {name for node in model.graph.node for name in node.input}
     assert set(stored) <= used
     # every linear layer has its bias; it sees each token once, although padded windows hold more

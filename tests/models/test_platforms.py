@@ -14,8 +14,8 @@ from pathlib import Path
 import mindspore
 import no_gpu
 import pytest
-from paper_rows import reduced
 from platforms import GRADIENT, STRUCTURE, TARGETS, platforms
+from test_paper_configs import reduced
 
 from mindspore_coupalign.config import Config, load_config, shipped_configs
 
@@ -65,7 +65,8 @@ def kind(config: Config) -> tuple:
     """What decides which primitives a configuration's step has; sizes and learning rates do not."""
     model, loss, train = config.model, config.loss, config.train
     return (model.fusion.name, model.backbone.name, getattr(model.backbone, "activation", ""),
-            getattr(model.backbone, "absolute_position", ""), model.text.activation, model.head.upsample, model.sentence_mask,
+            getattr(model.backbone, "absolute_position", ""), model.text.activation,
+            model.head.upsample, model.sentence_mask,
             model.no_target, loss.deep_supervision > 0, loss.proposal_mask > 0,
             loss.contrast > 0, train.ema > 0, train.muon_lr_mult > 0, train.clip_norm > 0, train.accumulate > 1)
 

@@ -29,9 +29,9 @@ def plain(config: Config) -> dict:
     """The fields by which rows may differ; ``method`` is the fusion's name, ``name`` the backbone's."""
     data, model = config.data, config.model
     found = {"dataset": data.dataset, "split_by": data.split_by, "mean": data.mean, "std": data.std,
-             "method": model.fusion.name, "wpa_stages": model.fusion.stages}
+             "method": model.fusion.name, "stages": model.fusion.stages}
     found |= {key: getattr(data, key) for key in ("image_size", "max_tokens", "sentence_field", "overlap")}
-    swin = {"window": None, "drop_path": None}  # None: a CNN has none
+    swin = {"window": None, "drop_path": None}
     return found | swin | {key: value for key, value in vars(model.backbone).items()
                            if key in ("name", "embed_dim", "depths", "freeze_batch_norm", "negative_slope", *swin)}
 
@@ -53,8 +53,8 @@ def test_a_row_differs_in_what_it_says_and_steps(row):
         replace(base.train, **other.get("train", {})), replace(base.loss, **other.get("loss", {})), base.eval,
         replace(base.model.text, **other.get("text", {})))
     small = reduced(config)
-    assert {key: plain(small)[key] for key in ("method", "name", "wpa_stages")} == {
-        key: plain(config)[key] for key in ("method", "name", "wpa_stages")}
+    assert {key: plain(small)[key] for key in ("method", "name", "stages")} == {
+        key: plain(config)[key] for key in ("method", "name", "stages")}
     if row.startswith("wpa/"):  # their stages are run in tests/models/test_model.py
         build.build_model(small, VOCABULARY)
     elif small.model not in _STEPPED:

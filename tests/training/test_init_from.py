@@ -7,7 +7,7 @@ import pytest
 from fake_training import compute_nothing, fails
 from numpy_layers import randomize
 from refer_files import write_vocabulary
-from tiny_network import eager, tiny_batch, tiny_config
+from tiny_network import LAVT, eager, tiny_batch, tiny_config
 from training_runs import log_of, write_config
 
 from mindspore_coupalign import build
@@ -96,7 +96,7 @@ def test_a_real_run_at_another_size_and_rate(place, tmp_path, capsys):
     """It compiles, learns and validates at 96 pixels."""
     output = tmp_path / "run"
     assert main(["train", "--config", str(place / "small.yaml"), "--output", str(output), "--init-from",
-                 str(place / "coupalign.safetensors"), "data.image_size=96", "model.image.window=6", "train.lr=1e-4",
+                 str(place / "coupalign.safetensors"), "data.image_size=96", "model.backbone.window=6", "train.lr=1e-4",
                  "train.steps=2", "train.val_samples=2", "loss.contrast=0"]) == 0
     assert "4 of them resampled" in capsys.readouterr().out
     last, start = load_checkpoint(output / "last.safetensors"), load_checkpoint(place / "coupalign.safetensors")

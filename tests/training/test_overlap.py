@@ -69,14 +69,8 @@ def run(config, tmp_path, monkeypatch):
     """``run(device, *overrides)``: train on it, the exit code; ``run.clock`` is the made-up time."""
     clock = SimpleNamespace(now=1000.0)
 
-    def run(device, *overrides, output="run", resume="", evaluate=full_marks):
-        def save(self, again=False):
-            device.note("save", self.done)
-            saved(self, again)
-
-        monkeypatch.setattr(Trainer, "_save_state", save)
-        monkeypatch.setattr(setup, "build_train_step", lambda *_: device)
-        monkeypatch.setattr(trainer, "validate", evaluate)
+    def run(device, *overrides, output="run", resume="", ahead=1, **arguments):
+        inject(monkeypatch, lambda: device, ahead=ahead, clock=lambda: clock.now, **arguments)
         resumed = ["--resume", str(tmp_path / resume)] if resume else []
         return main(["train", "--config", str(config), *resumed, "--output", str(tmp_path / output), *overrides])
 

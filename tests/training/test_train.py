@@ -23,8 +23,6 @@ from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.distributed import process
 from mindspore_coupalign.evaluation.prompts import derange
-from mindspore_coupalign.portable import without_absolute_paths
-from mindspore_coupalign.training.launched import AHEAD
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.run_folder import load_state
 from mindspore_coupalign.training.schedule import learning_rate
@@ -263,7 +261,7 @@ def test_resume_refuses(config, whole, tmp_path, capsys):
     line = refused(whole.output, *SHORT, "model.decoder.dim=24", "train.lr=0.5", "train.log_every=3")
     assert "model.decoder.dim was 16, now 24; train.lr was 0.001, now 0.5; set it back" in line
     # the tokenizer is the state's own: where its files lie now does not matter
-    assert "model.decoder.dim" in (line := refused(whole.output, *SHORT, "model.decoder.dim=24", "data.tokenizer=gone/"))
+    assert "decoder_dim" in (line := refused(whole.output, *SHORT, "model.decoder.dim=24", "data.tokenizer=gone/"))
     assert "tokenizer" not in line
     line = refused(whole.output / "best.safetensors", *SHORT)
     assert "best.safetensors: holds weights without a training state" in line

@@ -156,10 +156,11 @@ def _make(rng, kind, colour, x, y, radius):
     outline, most, after = _OUTLINES[kind]
     turn = rng.uniform(-most, most)
     c, s = math.cos(turn), math.sin(turn)
-    polygon = np.round(outline @ np.array([[c, s], [-s, c]]) * radius + (x, y), 2)
+    u, v = outline.T
+    polygon = np.round(np.stack([u * c - v * s, u * s + v * c], 1) * radius + (x, y), 2)
     (left, top), (right, bottom) = polygon.min(0).tolist(), polygon.max(0).tolist()
-    u, v = polygon.T
-    area = abs(float(u @ v[after] - v @ u[after])) / 2
+    u, v = np.rint(polygon * 100).astype(np.int64).T  # in whole hundredths the area is exact on every processor
+    area = abs(int((u * v[after] - v * u[after]).sum())) / 20000
     return Shape(kind, colour, round(radius, 2), polygon, (left + right) / 2, (top + bottom) / 2, area)
 
 

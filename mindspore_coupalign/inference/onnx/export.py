@@ -19,7 +19,15 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference import sidecar
 from mindspore_coupalign.inference.cells import CellNetwork
-from mindspore_coupalign.inference.mindir import NotEqual, difference, join, normalised, random_inputs
+from mindspore_coupalign.inference.mindir import (
+    FromPixels,
+    NotEqual,
+    difference,
+    join,
+    normalised,
+    random_inputs,
+    write_graph,
+)
 from mindspore_coupalign.inference.onnx import session
 from mindspore_coupalign.inference.onnx.session import BATCHES, OUTPUTS, TOLERANCE
 from mindspore_coupalign.outputs import scratch

@@ -45,7 +45,7 @@ def sides(model, config) -> tuple:
     return found, hooks
 
 
-def intermediates(model) -> tuple:
+def intermediates(model) -> tuple:  # noqa: C901 - a list of cells, each with its name
     """(found, hooks): the next forward pass in PyNative fills in every intermediate by the twin's name for it."""
     found, hooks = {}, []
 
