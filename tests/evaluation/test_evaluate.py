@@ -11,9 +11,8 @@ from tiny_network import eager, tiny_config
 
 from mindspore_coupalign import build
 from mindspore_coupalign.__main__ import main
-from mindspore_coupalign.data.leakage import seen_with
+from mindspore_coupalign.data.leakage import image_paths, seen_with
 from mindspore_coupalign.data.refer import read_refer
-from mindspore_coupalign.data.sets import image_paths
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.evaluation import protocols

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import log_of
+from training_runs import log_of
 
 from mindspore_coupalign.training.step import LOSSES
 from mindspore_coupalign.weights.checkpoint import load_checkpoint

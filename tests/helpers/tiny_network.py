@@ -38,6 +38,12 @@ ENCODERS = {
     "darknet": ("model.backbone.name=darknet", "model.backbone.freeze_batch_norm=false"),
     "lavt": LAVT,
 }
+CNN = ("model.backbone.depths=[1,2,1,1]", "model.fusion.stages=[2,4]", "model.text.groups=[1,0,0,1]")
+VARIANTS = {
+    "resnet": ("model.backbone.name=resnet", "model.backbone.freeze_batch_norm=false", *CNN),
+    "darknet": ("model.backbone.name=darknet", "model.backbone.freeze_batch_norm=true", *CNN),
+    "lavt": (*LAVT, "model.text.groups=[1,0,0,1]"),
+}
 
 
 def tiny_config(*overrides: str) -> Config:

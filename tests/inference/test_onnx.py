@@ -10,8 +10,7 @@ import pytest
 from conftest import ROOT, SENTENCES
 from numpy_layers import randomize
 from paper_rows import ROWS, reduced
-from test_variants import VARIANTS
-from tiny_network import VOCABULARY, eager, pynative, tiny_batch, tiny_config, tiny_model
+from tiny_network import VARIANTS, VOCABULARY, eager, pynative, tiny_batch, tiny_config, tiny_model
 from toy_parts import TOYS, Asks, Gathered, Unfolded
 
 onnx = pytest.importorskip("onnx", reason="needs requirements-test.txt")

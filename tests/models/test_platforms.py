@@ -14,8 +14,8 @@ from pathlib import Path
 import mindspore
 import no_gpu
 import pytest
+from paper_rows import reduced
 from platforms import GRADIENT, STRUCTURE, TARGETS, platforms
-from test_paper_configs import reduced
 
 from mindspore_coupalign.config import Config, load_config, shipped_configs
 

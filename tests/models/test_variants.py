@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from numpy_layers import linear, randomize, relu, softmax, weights
-from tiny_network import VOCABULARY, eager, pynative, tiny_batch, tiny_config, tiny_model
+from tiny_network import VARIANTS, VOCABULARY, eager, pynative, tiny_batch, tiny_config, tiny_model
 
 from mindspore_coupalign import build
 from mindspore_coupalign.models.backbones import cnn
@@ -13,12 +13,6 @@ from mindspore_coupalign.models.fusion.pixel_word import PixelWordAttention, Pix
 from mindspore_coupalign.models.fusion.word_pixel import Gate
 from mindspore_coupalign.training import setup
 
-CNN = ("model.backbone.depths=[1,2,1,1]", "model.fusion.stages=[2,4]", "model.text.groups=[1,0,0,1]")
-VARIANTS = {
-    "resnet": ("model.backbone.name=resnet", "model.backbone.freeze_batch_norm=false", *CNN),
-    "darknet": ("model.backbone.name=darknet", "model.backbone.freeze_batch_norm=true", *CNN),
-    "lavt": ("model.fusion.name=pixel_word", "model.sentence_mask=false", "model.text.groups=[1,0,0,1]"),
-}
 # What adds the same to all scores of a softmax, or to all positions before an instance norm, has no gradient
 WITHOUT_GRADIENT = ("attn.k.bias", "attention.k.bias", "alignment.mask_key.bias",
                     *(f"encoder.fusion.{i}.{w}.bias" for i in range(4)

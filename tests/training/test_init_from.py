@@ -16,7 +16,7 @@ from mindspore_coupalign.config import config_to_dict, load_config
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.training.init_from import UNSEEN, WORTH_SAYING, InitialWeights
+from mindspore_coupalign.training.init_from import COMPARED, PARTS, REPORTED, InitialWeights
 from mindspore_coupalign.weights.checkpoint import load_checkpoint, named_arrays, save_checkpoint
 from mindspore_coupalign.weights.load import resample_table
 
@@ -174,7 +174,7 @@ class FakeLoaded:
 
 def test_the_settings_that_are_compared_exist():
     values = config_to_dict(tiny_config())
-    for name in (*UNSEEN, *WORTH_SAYING):
+    for name in (*COMPARED, *REPORTED, *(f"model.{part}.name" for part in PARTS)):
         section, *keys, field = name.split(".")
         found = values[section]
         for key in keys:

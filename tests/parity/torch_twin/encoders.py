@@ -6,7 +6,7 @@ Shapes: image (B, 3, H, W); pixels of stage i (B, P_i, C_i), P_i = h_i · w_i; i
 import torch
 import transformers
 from torch import nn
-from transformers.models.backbones.swin.modeling_swin import SwinRelativePositionBias
+from transformers.models.swin.modeling_swin import SwinRelativePositionBias
 
 from torch_twin.layers import Rectifier, sine_positions
 
