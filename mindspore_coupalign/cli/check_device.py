@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     vocabulary, source = vocabulary_size(config.data.tokenizer, config.data.max_tokens)
     check_target(args.target)
     size, model = config.data.image_size, config.model
-    print(f"{args.config}: {model.backbone.name} and {model.fusion.name}, random weights, {args.batch} random images of "
-          f"{size} x {size}, vocabulary of {vocabulary} ({source}); "
+    print(f"{args.config}: {model.backbone.name} and {model.fusion.name}, random weights, {args.batch} random images "
+          f"of {size} x {size}, vocabulary of {vocabulary} ({source}); "
           "each line compiles the network anew", flush=True)
     results = []
     with scratch("coupalign-check-") as folder:

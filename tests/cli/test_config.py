@@ -239,7 +239,7 @@ def test_keys_of_an_earlier_version_go_on_working(old, new, value, tmp_path, cap
 def test_old_keys_are_refused_where_they_mean_two_things():
     twice = {"train": {"muon_rate": 0.4, "muon_lr_mult": 0.5}}
     assert "train.muon_lr_mult is there as well as train.muon_rate" in error(config_from_dict, twice, "f")
-    assert "model.backbone.norm must be one of frozen, batch" in error(config_from_dict, {"model": {"image": {
+    assert "model.image.norm must be one of frozen, batch" in error(config_from_dict, {"model": {"image": {
         "norm": "group"}}}, "f")
     assert "model.wpa_gate_zero=true is no longer known" in error(config_from_dict, {"model": {
         "wpa_gate_zero": True}}, "f")
