@@ -44,7 +44,7 @@ def page(tmp_path_factory):
     """(folder with my_parts.py and the runs, the process that went through the commands)"""
     folder = tmp_path_factory.mktemp("extending")
     text = PAGE.read_text(encoding="utf-8")
-    blocks = re.findall(r"<!-- example: my_parts.py -->\n```python\n(.*?)```", text, re.S)
+    blocks = re.findall(r"<!-- not run: my_parts.py of [^\n]*\n```python\n(.*?)```", text, re.S)
     assert len(blocks) == 2
     (folder / "my_parts.py").write_text("\n".join(blocks), encoding="utf-8")
     place = {"COUPALIGN_PARTS": "my_parts", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "GLOG_v": "3"}
