@@ -25,7 +25,7 @@ from mindspore_coupalign.config import Config, config_from_dict, config_to_dict,
 from mindspore_coupalign.data.datasets import elsewhere
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.distributed import collectives as ranks
-from mindspore_coupalign.distributed.process import Runtime, environment_alone, run_child
+from mindspore_coupalign.distributed.process import Runtime, run_child
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.memory import host, peak, resident
 from mindspore_coupalign.mindspore_calls import device_memory
@@ -285,7 +285,7 @@ def measure_step(config: Config, target: str, vocabulary: int, micro: int) -> Me
     """The memory of a step of ``micro`` samples on this rank's device, in a child process, which compiles the step."""
     command = [sys.executable, "-m", "mindspore_coupalign.training.dry_run", target, str(vocabulary), str(micro)]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    ended = run_child(command, json.dumps(config_to_dict(config)), env=environment_alone(), **pipes)
+    ended = run_child(command, json.dumps(config_to_dict(config)), **pipes)
     return outcome(ended.code, ended.out, ended.err)
 
 
