@@ -9,7 +9,7 @@ import re
 import shlex
 from pathlib import Path
 
-from mindspore_coupalign.data.datasets import MORE_PUBLISHED, PUBLISHED, count_table
+from mindspore_coupalign.data.datasets import PUBLISHED, count_table
 from mindspore_coupalign.data.importers import FORMATS, importer
 from mindspore_coupalign.data.importers.images import Pictures
 from mindspore_coupalign.data.importers.import_job import LISTED, ImportJob, check_store, publish, staging, write_layout
@@ -51,11 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import and print the report.
-
-    Raises:
-        UserError: a file that cannot be read, more records than allowed that cannot be placed, a place that is taken.
-    """
+    """Import and print the report."""
     _check(args)
     dataset, split_by = _names(args)
     root = args.output
@@ -64,14 +60,14 @@ def run(args: argparse.Namespace) -> int:
     with staging(root, dataset) as stage:
         if folder is None:
             check_store(root, dataset)
-        pictures = Pictures(folder, stage.pictures, deeper=not by_hand)
+        pictures = Pictures(folder, stage / "images", deeper=not by_hand)
         job = ImportJob(args.source, pictures, dataset, split_by, args.split, args.objects, args.instances, args.masks,
                      verify=by_hand)
         importer(args.format)(job)
         _refuse_bad(job, args.skip_bad)
         write_layout(job, stage)
         if args.vocabulary:
-            write_file(make_folder(stage.folder / "vocabulary") / "vocab.txt", _vocabulary(job).encode("utf-8"))
+            write_file(make_folder(stage / "annotations/vocabulary") / "vocab.txt", _vocabulary(job).encode("utf-8"))
         place = publish(job, stage)
     print(f"read         {args.source} as {args.format}")
     print(f"written      {root / dataset}/refs({split_by}).json and instances.json")
@@ -95,8 +91,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace):
-    if not args.source.exists():
-        raise UserError(f"{args.source}: no such file or folder; check the path")
     for name, value, good in (("images", args.images, Path.is_dir), ("masks", args.masks, Path.is_dir),
                               ("instances", args.instances, Path.is_file)):
         if value is not None and not good(value):
@@ -151,9 +145,8 @@ def _vocabulary(job: ImportJob) -> str:
 
 def _counts(job: ImportJob) -> str:
     """Refs, sentences and images per split beside the published counts."""
-    known = PUBLISHED.get((job.dataset, job.split_by)) or MORE_PUBLISHED.get((job.dataset, job.split_by), {})
     counts = {}
     for split in dict.fromkeys(ref.split for ref in job.refs):
         refs = [ref for ref in job.refs if ref.split == split]
         counts[split] = len(refs), sum(len(ref.sentences) for ref in refs), len({ref.image for ref in refs})
-    return count_table(counts, known)
+    return count_table(counts, PUBLISHED.get((job.dataset, job.split_by), {}))

@@ -166,7 +166,7 @@ def _jpeg_end(data: bytes) -> tuple[int, bool]:
     start of scan, whose compressed pixels follow. A progressive file has several scans, each for some coefficients.
     """
     header = _header(data)
-    if not isinstance(header, JpegImageFile):  # the decoder decides, if the file ends at all
+    if not isinstance(header, JpegImageFile) or header.fp is None:  # the decoder decides, if the file ends at all
         return data.find(_END), False
     pixels = header.fp.tell()  # where the first scan's begin
     end, scan = data.find(_END, pixels), data.rindex(_SCAN, 0, pixels)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, deserialize, safe_open
 
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, kind_of_file
 from mindspore_coupalign.weights.torch_files import read_torch_file, widen_bfloat16
 
 FORMAT = "coupalign-weights-1"  # in the metadata of a file that convert-weights wrote
@@ -41,15 +41,14 @@ def kind_of(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(64)
     except OSError as exc:
         raise UserError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
     if start[8:9] == b"{":
         return "safetensors"
     if start.startswith((b"PK\x03\x04", b"\x80\x02")):
         return "torch"
-    return "empty" if not start else "a web page" if start.lstrip()[:1] == b"<" else (
-        "a Git LFS pointer" if start.startswith(b"version https") else "of no known format")
+    return kind_of_file(start) or "of no known format"
 
 
 def read_arrays(path: Path) -> tuple[dict, dict]:

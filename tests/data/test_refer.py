@@ -69,8 +69,6 @@ def test_each_wording_stands_for_the_other_where_that_is_missing(tmp_path):
     assert [data.sentence(s, "raw") for s in range(9)] == ["A.", "b", "C!", "d", "e", "F", "", "É", "same"]
     assert data.sentence(9) == "the red square left of image number 1 0" == data.sentence(9, "raw").lower()
     assert data.raw.startswith(b"A.\xc3\x89THE RED")  # one copy of what is equal
-    with pytest.raises(ValueError, match="field must be"):
-        data.sentence(0, "tokens")
 
 
 def test_unknown_split_lists_the_splits(tiny):
@@ -151,8 +149,6 @@ def test_pixels_under_two_parts(tmp_path):
         np.testing.assert_array_equal(data.mask(r), summed > 0)
         assert data.mask_area(r, "single") == (summed == 1).sum() and data.mask_area(r) == (summed > 0).sum()
     assert data.mask_area(3, "single") == 0 and data.mask_area(3) == 400
-    with pytest.raises(ValueError, match="overlap must be"):
-        data.mask(0, "both")
 
 
 def test_random_rles_are_exact_compressed_and_not(tmp_path):
@@ -329,13 +325,13 @@ def test_refs_of_numpy_and_pandas(tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"<!DOCTYPE html><html>", "not valid JSON but a web page"),
-    (gzip.compress(b"{}", mtime=0), "not valid JSON but gzip-compressed: unpack it"),
-    (b"PK\x03\x04rest", "not valid JSON but a zip archive: unpack it"),
-    (b"version https://git-lfs.github.com/spec/v1", "not valid JSON but a Git LFS"),
-    (b"", "not valid JSON but an empty file"),
-    (b'{"images": [', "not valid JSON"), (b"[]", "expected a dict"),
-    (b"\xff\xfe\xff", "not valid JSON"), (b"[" * 100_000, "not valid JSON"),
+    (b"<!DOCTYPE html><html>", "not complete JSON but a web page"),
+    (gzip.compress(b"{}", mtime=0), "not complete JSON but gzip-compressed: unpack it"),
+    (b"PK\x03\x04rest", "not complete JSON but a zip archive: unpack it"),
+    (b"version https://git-lfs.github.com/spec/v1", "not complete JSON but a Git LFS"),
+    (b"", "not complete JSON but an empty file"),
+    (b'{"images": [', "not complete JSON"), (b"[]", "expected a dict"),
+    (b"\xff\xfe\xff", "not complete JSON"), (b"[" * 100_000, "not valid JSON"),
 ])
 def test_malformed_json(tmp_path, content, words):
     write_refer(tmp_path)

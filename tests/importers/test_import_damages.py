@@ -100,7 +100,7 @@ def test_painted_masks(tmp_path):
     ({"mask": True}, ("'mask' must be a mask image's path",)),
     ({"split": 3}, ("'split' must be text",)),
     ({"no_target": True}, ("give the object once",)),
-    ('{"image": "a.jpg", "sent', ("not a complete JSON object",)),
+    ('{"image": "a.jpg", "sent', ("not complete JSON",)),
     ("[1]", ("expected a dict",)),
 ])
 def test_a_bad_line_is_refused_by_its_number(capsys, tmp_path, record, words):
@@ -143,7 +143,7 @@ DAMAGES = [  # form, file below the source, how its content changes, words of th
     ("seqtr", "instances.json", lambda c: c["val"][0].update(width="x"), ("val record 0", "'width' must be a whole")),
     ("seqtr", "instances.json", lambda c: c["val"][0].update(image_id=7), ("000000000007.jpg", "does not exist")),
     ("seqtr", "instances.json", lambda c: c["train"][1].update(height=41), ("40 in an earlier record",)),
-    ("uninext", "instances_val.json", lambda c: c["images"].clear(), ("annotation number 0", "not among")),
+    ("uninext", "instances_val.json", lambda c: c["images"].clear(), ("annotation number 0", "its image")),
     ("uninext", "instances_val.json", lambda c: c.pop("images"), ("no list 'images'",)),
     ("uninext", "instances_val.json", lambda c: c["images"][0].update(file_name="a_².jpg"), ("does not exist",)),
     ("mdetr", "finetune_refcoco_val.json", lambda c: c["annotations"][0].update(original_id=5), ("image number 0",

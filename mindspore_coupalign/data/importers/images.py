@@ -82,7 +82,7 @@ class Pictures:
             self.orientation[name] = exif_orientation(content)
         return self._sizes[name]
 
-    def compare(self, name: str, size: tuple[int, int], what: str):
+    def compare(self, name: str, size: tuple[int, ...], what: str):
         """Raise BadRecord when ``size`` (h, w) of ``what`` is not the image's."""
         h, w = self.size(name)
         if size != (h, w):
@@ -108,6 +108,16 @@ class Pictures:
                 raise
             self._found[name] = name
         return name
+
+
+def read_mask_file(file: Path, value=None) -> np.ndarray:
+    """As ``read_mask``, also if the file cannot be read."""
+    try:
+        content = file.read_bytes()
+    except (OSError, ValueError) as exc:
+        raise BadRecord(f"mask image {file} cannot be read ({getattr(exc, 'strerror', None) or exc}); name the masks' "
+                        "folder with --masks") from exc
+    return read_mask(content, f"mask image {file}", value)
 
 
 def read_mask(content: bytes, what: str, value=None) -> np.ndarray:

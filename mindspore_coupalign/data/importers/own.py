@@ -30,8 +30,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mindspore_coupalign.data.annotations import as_key
-from mindspore_coupalign.data.importers.images import read_mask
+from mindspore_coupalign.data.annotations import as_key, read_dict
+from mindspore_coupalign.data.importers.images import read_mask, read_mask_file
 from mindspore_coupalign.data.importers.import_job import ImportJob, encode
 from mindspore_coupalign.data.importers.records import (
     SPLITS,
@@ -42,9 +42,10 @@ from mindspore_coupalign.data.importers.records import (
     box_polygon,
     by_id,
     files,
+    found,
     from_base64,
+    parse_json,
     polygons,
-    read_dict,
     shown,
     size_of,
     split_of,
@@ -79,14 +80,10 @@ def _lines(path: Path):
 
 
 def _read_line(job: ImportJob, path: Path, line: str):
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        raise BadRecord(f"not a complete JSON object ({str(exc)[:80]})") from exc
+    record = parse_json(line)
     image = take(record, "image", str)
     spoken = texts(record, "sentences" if "sentences" in record else "sentence")
-    blank = [text for text in spoken if not text.strip()]
-    if blank:
+    if not all(map(str.strip, spoken)):
         raise BadRecord("field 'sentence' is blank")
     given = [name for name in MASK_FIELDS if record.get(name) is not None]
     none = take(record, "no_target", bool, False)
@@ -98,8 +95,8 @@ def _read_line(job: ImportJob, path: Path, line: str):
     picture = job.pictures.find(image)
     ref_id, raw = take(record, "ref_id", int, None), take(record, "raw", str, "")
     key = (picture, split, ref_id, json.dumps([value, record.get("mask_value")]))
-    found = [Sentence(text.strip(), raw, take(record, "sent_id", int, None)) for text in spoken]
-    ref = Ref(picture, None, [], found, split, ref_id)
+    ref = Ref(picture, None, [], [Sentence(text.strip(), raw, take(record, "sent_id", int, None)) for text in spoken],
+              split, ref_id)
     if given and job.known(key) is None:
         ref.targets = [Target(_segmentation(job, path, given[0], value, record, picture))]
     job.add(ref, given[0] if given else "", key)
@@ -108,15 +105,8 @@ def _read_line(job: ImportJob, path: Path, line: str):
 def _segmentation(job: ImportJob, path: Path, name: str, value, record: dict, picture: str):
     if isinstance(value, str):
         file = (job.masks or path.parent) / value.replace("\\", "/")
-        try:
-            content = file.read_bytes()
-        except (OSError, ValueError) as exc:
-            why = getattr(exc, "strerror", None) or exc
-            raise BadRecord(f"field {name!r}: mask image {file} cannot be read ({why}); paths are relative to the "
-                            "file, or to --masks") from exc
-        mask = read_mask(content, f"mask image {file}", record.get("mask_value"))
-        height, width = mask.shape
-        job.pictures.compare(picture, (height, width), f"mask image {file}")
+        mask = read_mask_file(file, record.get("mask_value"))
+        job.pictures.compare(picture, mask.shape, f"mask image {file}")
         return encode(mask)
     if isinstance(value, dict):
         return value
@@ -169,9 +159,7 @@ def _sentences(annotation) -> list[Sentence]:
 
 def _add(job: ImportJob, annotation: dict, spoken: list[Sentence], images: dict, path):
     image_id = as_key(take(annotation, "image_id", (int, str)))
-    image = images.get(image_id)
-    if image is None:
-        raise BadRecord(f"its image {image_id} is not among the file's images")
+    image = found(images, image_id, "image")
     field = "segmentation" if annotation.get("segmentation") else "bbox"
     if field == "bbox":
         if annotation.get("bbox") is None:
@@ -219,10 +207,7 @@ def _read(path):
         text = content.decode(json.detect_encoding(content), "surrogatepass")
     except UnicodeDecodeError:
         text = content.decode("cp1252", "replace")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise BadRecord(f"not complete JSON ({str(exc)[:80]}); truncated?") from exc
+    return parse_json(text)
 
 
 def _reasoned(content: dict, shapes: list, size: tuple[int, int]):

@@ -14,7 +14,7 @@ phrase}. A phrase may mean several instances; PhraseCut scores one mask per phra
 import re
 from pathlib import Path
 
-from mindspore_coupalign.data.annotations import read_json
+from mindspore_coupalign.data.annotations import annotations_of, load_refs, read_dict
 from mindspore_coupalign.data.importers.import_job import ImportJob
 from mindspore_coupalign.data.importers.records import (
     BadRecord,
@@ -23,8 +23,8 @@ from mindspore_coupalign.data.importers.records import (
     Target,
     by_id,
     files,
+    found,
     polygons,
-    read_dict,
     read_list,
     sentences,
     shown,
@@ -32,7 +32,6 @@ from mindspore_coupalign.data.importers.records import (
     take,
     whole,
 )
-from mindspore_coupalign.data.pickles import load_plain_pickle
 from mindspore_coupalign.errors import UserError
 
 
@@ -49,9 +48,7 @@ def _read(job: ImportJob, pattern: str, several: bool):
         if path.suffix not in (".p", ".pkl", ".pickle", ".json"):
             raise UserError(f"{path}: expected a list of refs as .p or .json")
         instances = job.instances or path.with_name("instances.json")
-        refs = read_json(path) if path.suffix == ".json" else load_plain_pickle(path)
-        if not isinstance(refs, list):
-            raise UserError(f"{path}: expected a list of refs, found {type(refs).__name__}; is this the right file?")
+        refs = load_refs(path)
         content = read_dict(instances, "images", "annotations")
         images = by_id(content["images"], instances, "images")
         annotations = by_id(content["annotations"], instances, "annotations")
@@ -64,17 +61,13 @@ def _read(job: ImportJob, pattern: str, several: bool):
 
 def _add(job: ImportJob, ref: dict, images: dict, annotations: dict, several: bool):
     image_id = take(ref, "image_id", int)
-    image = images.get(image_id)
-    if image is None:
-        raise BadRecord(f"its image {image_id} is not in instances.json; do the two files belong together?")
+    image = found(images, image_id, "image")
     ann_ids = _ann_ids(ref)
     if not several and len(ann_ids) != 1:
         raise BadRecord(f"field 'ann_id' must be one number; found {shown(ref['ann_id'])}; is this gRefCOCO?")
     targets = []
     for ann_id in ann_ids:
-        annotation = annotations.get(ann_id)
-        if annotation is None:
-            raise BadRecord(f"its annotation {ann_id} is not in instances.json; do the two files belong together?")
+        annotation = found(annotations, ann_id, "annotation")
         if take(annotation, "image_id", int) != image_id:
             raise BadRecord(f"its annotation {ann_id} lies on image {annotation['image_id']}, not on {image_id}")
         if several and annotation.get("iscrowd"):
@@ -91,14 +84,13 @@ def _add(job: ImportJob, ref: dict, images: dict, annotations: dict, several: bo
 def _ann_ids(ref: dict) -> list[int]:
     """The annotations that a ref means; none where it says so."""
     value = take(ref, "ann_id", (int, str, list))
-    ids = [whole(one, "ann_id") for one in (value if isinstance(value, list) else [value])]
-    if len(set(ids)) != len(ids) or (len(ids) > 1 and -1 in ids):
-        what = "an annotation twice" if len(set(ids)) != len(ids) else "-1, which stands for no object, beside others"
-        raise BadRecord(f"field 'ann_id' has {what}: {shown(value)}")
-    none = take(ref, "no_target", bool, ids == [-1])
-    if none != (ids in ([], [-1])):
-        raise BadRecord(f"fields 'no_target' ({none}) and 'ann_id' ({shown(value)}) contradict each other")
-    return [] if none else ids
+    try:
+        ids = [whole(one, "ann_id") for one in annotations_of(ref)]
+    except ValueError as exc:
+        raise BadRecord(str(exc)) from exc
+    if len(set(ids)) != len(ids):
+        raise BadRecord(f"field 'ann_id' has an annotation twice: {shown(value)}")
+    return ids
 
 
 _FILE = "image_data_split3000.json"  # sizes; without it the images are opened

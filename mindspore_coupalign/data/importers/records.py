@@ -5,6 +5,7 @@ h, w image size in pixels. Boxes are x, y, width, height; polygons flat lists x0
 
 import base64
 import binascii
+import json
 import math
 import re
 import reprlib
@@ -41,13 +42,13 @@ class Target:
 @dataclass
 class Ref:
     image: str  # the image's file name below the image folder
-    size: tuple[int, int] | None  # h, w; None: the image is opened
+    size: tuple[int, ...] | None  # h, w; None: the image is opened
     targets: list[Target]  # more than one, or none at all, where the form allows it
     sentences: list[Sentence]
     split: str
     ref_id: int | None = None
     image_id: int | None = None
-    kept: dict = field(default_factory=dict)  # what the job finds out: "rles", one compressed RLE per target
+    rles: list[bytes] = field(default_factory=list)  # one per target, compressed; the job makes them
 
 
 def take(record, key: str, kind, default=MISSING):
@@ -211,20 +212,7 @@ def read_list(path: Path, what: str) -> list:
     """A JSON file that holds a list. Raises UserError."""
     content = read_json(path)
     if not isinstance(content, list):
-        raise UserError(f"{path}: expected a list of {what}, found {type(content).__name__}; is this the right file "
-                        "for this --format?")
-    return content
-
-
-def read_dict(path: Path, *keys: str) -> dict:
-    """A JSON file that holds a dict with lists under these keys. Raises UserError."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a dict, found {type(content).__name__}; is this the right file for this "
-                        "--format?")
-    for key in keys:
-        if not isinstance(content.get(key), list):
-            raise UserError(f"{path}: has no list {key!r}; is this the right file for this --format?")
+        raise UserError(f"{path}: expected a list of {what}, found {type(content).__name__}; is this the right file?")
     return content
 
 
@@ -240,6 +228,21 @@ def by_id(records: list, path: Path, name: str) -> dict:
             raise UserError(f"{path}: two {name} have the id {key}; give each its own")
         found[key] = record
     return found
+
+
+def found(records: dict, key: int | str, name: str) -> dict:
+    """The record of an id that another record names. Raises BadRecord."""
+    if key not in records:
+        raise BadRecord(f"its {name} {key} is in none of the files; do they belong together?")
+    return records[key]
+
+
+def parse_json(text: str):
+    """Raises BadRecord."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise BadRecord(f"not complete JSON ({str(exc)[:80]}); truncated?") from exc
 
 
 def from_base64(text: str, what: str) -> bytes:

@@ -29,8 +29,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from mindspore_coupalign.data.annotations import read_json
-from mindspore_coupalign.data.importers.images import read_mask
+from mindspore_coupalign.data.annotations import read_dict, read_json
+from mindspore_coupalign.data.importers.images import read_mask, read_mask_file
 from mindspore_coupalign.data.importers.import_job import ImportJob, encode
 from mindspore_coupalign.data.importers.records import (
     BadRecord,
@@ -39,8 +39,8 @@ from mindspore_coupalign.data.importers.records import (
     Target,
     by_id,
     files,
+    found,
     from_base64,
-    read_dict,
     read_list,
     sentences,
     shown,
@@ -60,17 +60,10 @@ def read_cris(job: ImportJob) -> None:
         for i, record in enumerate(read_list(path, "refs")):
             with job.record(path, "record", i):
                 ref_id = take(record, "segment_id", int)
-                file = masks / f"{ref_id}.png"
-                try:
-                    content = file.read_bytes()
-                except OSError as exc:
-                    raise BadRecord(f"mask {file} cannot be read ({exc.strerror}); name the folder with "
-                                    "--masks") from exc
-                mask = read_mask(content, f"mask {file}")
-                height, width = mask.shape
-                job.add(Ref(take(record, "img_name", str), (height, width),
+                mask = read_mask_file(masks / f"{ref_id}.png")
+                job.add(Ref(take(record, "img_name", str), mask.shape,
                             [Target(encode(mask), category_id=take(record, "cat", int, 0) + 1)],
-                            sentences(record), split_of(path), ref_id), f"mask {file.name}")
+                            sentences(record), split_of(path), ref_id), f"mask {ref_id}.png")
 
 
 def _annotations(job: ImportJob) -> Path:
@@ -79,10 +72,10 @@ def _annotations(job: ImportJob) -> Path:
     for folder in (source / "anns" / job.dataset, source / job.dataset):
         if folder.is_dir():
             return folder
-    found = sorted(path for path in source.glob("anns/*") if path.is_dir()) if source.is_dir() else []
-    if len(found) > 1:
-        raise UserError(f"{source}: holds {', '.join(path.name for path in found)}; choose one with --dataset")
-    return found[0] if found else source
+    folders = sorted(path for path in source.glob("anns/*") if path.is_dir())
+    if len(folders) > 1:
+        raise UserError(f"{source}: holds {', '.join(path.name for path in folders)}; choose one with --dataset")
+    return folders[0] if folders else source
 
 
 def _masks(annotations: Path) -> Path:
@@ -123,11 +116,11 @@ def _instances(job: ImportJob) -> Path:
     folder = job.source if job.source.is_dir() else job.source.parent
     usual = [folder / "instances_train2014.json", folder / "annotations/instances_train2014.json",
              folder / "instances.json"]
-    found = job.instances or next((path for path in usual if path.is_file()), None)
-    if found is None:
+    file = job.instances or next((path for path in usual if path.is_file()), None)
+    if file is None:
         raise UserError(f"{job.source}: MDETR's files have no masks; name COCO's instances_train2014.json (or REFER's "
                         "instances.json) with --instances")
-    return found
+    return file
 
 
 def _add_mdetr(job: ImportJob, image: dict, objects: list, masks: dict, split: str):
@@ -138,9 +131,7 @@ def _add_mdetr(job: ImportJob, image: dict, objects: list, masks: dict, split: s
         original = take(annotation, "original_id", int)
         if take(annotation, "empty", bool, original == -1):
             continue
-        if original not in masks:
-            raise BadRecord(f"its annotation {original} is not in the file of --instances; is that COCO's train2014?")
-        targets.append(Target(take(masks[original], "segmentation", (list, dict)), original,
+        targets.append(Target(take(found(masks, original, "annotation"), "segmentation", (list, dict)), original,
                               take(annotation, "category_id", int, None)))
     image_id = take(image, "original_id", int)
     ids = tuple(target.ann_id for target in targets)
@@ -178,8 +169,7 @@ def _read_line(job: ImportJob, columns: list[str], split: str):
         if job.pictures.folder is None:
             job.pictures.keep(ref.image, from_base64(picture, "column 6, the image,"))
         pixels = read_mask(from_base64(mask, "column 7, the mask,"), "column 7, the mask,")
-        height, width = pixels.shape
-        ref.size, ref.targets = (height, width), [Target(encode(pixels))]
+        ref.size, ref.targets = pixels.shape, [Target(encode(pixels))]
     job.add(ref, "mask (column 7)", key)
 
 
@@ -207,9 +197,7 @@ def read_uninext(job: ImportJob) -> None:
         images = by_id(content["images"], path, "images")
         for i, annotation in enumerate(content["annotations"]):
             with job.record(path, "annotation number", i):
-                image = images.get(take(annotation, "image_id", int))
-                if image is None:
-                    raise BadRecord(f"its image {annotation['image_id']} is not among the file's images")
+                image = found(images, take(annotation, "image_id", int), "image")
                 name = take(image, "file_name", str)
                 digits = name.rsplit(".", 1)[0].rsplit("_", 1)[-1]
                 image_id = int(digits) if _COCO_ID.fullmatch(digits) else None

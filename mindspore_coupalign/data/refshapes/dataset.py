@@ -258,10 +258,6 @@ def _number(records, variant):
                   "annotations": annotations, "categories": categories}
 
 
-GUESSES = ("all_objects", "random_object", "noun_phrase")
-GENERAL_SCORES = ("gIoU", "cIoU", "N_acc", "T_acc")
-
-
 def references(records: list, kinds: tuple, general: bool) -> dict:
     """Counts and scores of one split's records; masks share no pixel, so unions are sums of areas.
 
@@ -296,12 +292,13 @@ def table(splits: dict) -> str:
     """references.json's splits as a table: a category's score is the noun phrase's oIoU, or its gIoU where given."""
     rows = [("", *splits)]
     rows += [(name, *(splits[s][name] for s in splits)) for name in ("scenes", "refs", "sentences")]
-    rows += [(f"oIoU of {name}", *(f"{splits[s][name]:.1f}" for s in splits)) for name in GUESSES]
+    rows += [(f"oIoU of {name}", *(f"{splits[s][name]:.1f}" for s in splits))
+             for name in ("all_objects", "random_object", "noun_phrase")]
     first = next(iter(splits.values()))
     score, general = ("gIoU", True) if "noun_phrase_scores" in first else ("noun_phrase", False)
     if general:
         rows += [(f"{name} of noun_phrase", *(_cell(splits[s]["noun_phrase_scores"][name]) for s in splits))
-                 for name in GENERAL_SCORES]
+                 for name in ("gIoU", "cIoU", "N_acc", "T_acc")]
     for kind in dict.fromkeys(kind for split in splits.values() for kind in split["kinds"]):
         cells = [splits[s]["kinds"].get(kind) for s in splits]
         rows.append((f"{kind}: sentences, {score}",

@@ -184,17 +184,6 @@ def _plural_template(cue, rng):
     return quantifier
 
 
-def vocabulary() -> list[str]:
-    """Every word that a sentence can hold: the singular ones' first, each part sorted."""
-    templates = [*_QUANTIFIERS, *(text for texts in _COUNT_WORDS.values() for text in texts)]
-    for group in (_HALF_WORDS, _MOST_WORDS):
-        templates += [text for texts in group.values() for text in texts]
-    words = {text for template in templates for text in template.split() if not text.startswith("{")}
-    words |= {"and", *NUMBERS.values(), *_ANY_WORDS, *(plural(noun) for noun in (*KINDS, *_ANY_WORDS))}
-    known = singular.vocabulary()
-    return known + sorted(words - set(known))
-
-
 _REASONS = {  # how often each, by form; the other forms have "phrase" alone
     "ordinal": {"phrase": 1, "few": 9}, "corner": {"phrase": 1, "place": 9}, "half": {"phrase": 1, "place": 9},
     "relation": {"phrase": 1, "place": 4, "anchor": 4}, "beside": {"phrase": 1, "place": 4, "anchor": 4}}
@@ -220,16 +209,8 @@ class Room(NamedTuple):
     """A scene as the sentences about nothing see it."""
 
     shapes: list
-    pairs: dict  # (colour, kind) -> indices
     nouns: tuple  # of singular forms
     plural_nouns: tuple
-
-
-def look(shapes: list[Shape], nouns: tuple, plural_nouns: tuple) -> Room:
-    pairs: dict[tuple, tuple] = {}
-    for i, shape in enumerate(shapes):
-        pairs[shape.colour, shape.kind] = (*pairs.get((shape.colour, shape.kind), ()), i)
-    return Room(shapes, pairs, nouns, plural_nouns)
 
 
 def draw_absent(rng: np.random.Generator, room: Room, form: str, allowed: Callable) -> Meaning | None:
@@ -303,8 +284,9 @@ def _missing_phrase(rng, room, phrase_type):
 
 def _missing_pair(rng, room):
     """(colour, kind) that no shape has, mostly with both there apart."""
-    colours, kinds = {shape.colour for shape in room.shapes}, {shape.kind for shape in room.shapes}
-    missing = [(colour, kind) for colour in COLOURS for kind in KINDS if (colour, kind) not in room.pairs]
+    pairs = {(shape.colour, shape.kind) for shape in room.shapes}
+    colours, kinds = zip(*pairs, strict=True)
+    missing = [(colour, kind) for colour in COLOURS for kind in KINDS if (colour, kind) not in pairs]
     hard = [pair for pair in missing if pair[0] in colours and pair[1] in kinds]
     easy = [pair for pair in missing if pair not in hard]
     options = hard if hard and rng.random() < _HARD else easy or hard
@@ -360,7 +342,7 @@ def _false_cue(rng, room, form, reason, fits):
         return cue if _far_from_corner(room.shapes, fits, *cue[1:]) else None
     if form == "half":
         return cue if in_half(room.shapes, fits, cue[1]) == [] else None
-    (anchor,) = room.pairs[cue[2:]]
+    anchor = next(i for i, shape in enumerate(room.shapes) if (shape.colour, shape.kind) == cue[2:])
     return cue if beside(room.shapes, fits, anchor, cue[1]) == [] else None
 
 
