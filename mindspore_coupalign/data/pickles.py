@@ -136,10 +136,8 @@ def load_plain_pickle(path: str | Path):
 
 
 def _neighbours(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; the folder {path.parent} does not exist either"
     found = sorted(p.name for p in path.parent.glob("refs(*).p"))
-    return f"; found beside it: {', '.join(found)}" if found else f"; {path.parent} holds no refs(*).p at all"
+    return f"; found beside it: {', '.join(found) or 'no refs(*).p at all'}"
 
 
 def _diagnosis(path: Path, start: bytes, size: int) -> str:

@@ -24,9 +24,6 @@ from mindspore_coupalign.errors import UserError
 
 def open_data(names: DataConfig) -> ReferData:
     """``data.root``, ``dataset``, ``split_by`` and ``images``, without the images of ``skip_images``.
-
-    Raises:
-        UserError: as ``read_refer`` and ``without_images``.
     """
     data, line = without_images(read_refer(names.root, names.dataset, names.split_by, names.images), names.skip_images)
     return dataclasses.replace(data, notes=(*data.notes, line)) if line else data
@@ -34,9 +31,6 @@ def open_data(names: DataConfig) -> ReferData:
 
 def with_cache(data: ReferData, names: DataConfig) -> ReferData:
     """The data with the folder ``data.cache`` where one is named.
-
-    Raises:
-        UserError: it cannot be used.
     """
     if not names.cache:
         return data

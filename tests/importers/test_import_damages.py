@@ -238,7 +238,7 @@ def test_damages_of_parquet(capsys, tmp_path):
     for columns, words in (({"raw_anns": "{"}, ("row 0", "'raw_anns' is not complete JSON")),
                            ({"raw_anns": None}, ("'raw_anns' is missing",)),
                            ({"ann_id": 4}, ("'ann_id' is 4",)), ({"sentences": []}, ("no sentence",)),
-                           ({"raw_anns": '{"id": 903, "segmentation": []}'}, ("list of polygons is empty",))):
+                           ({"raw_anns": '{"id": 903, "segmentation": []}'}, ("holds no polygon",))):
         rewrite(**columns)
         refuses(capsys, tmp_path, "hf-refer", written, refer.images, file.name, *words)
     pq.write_table(table.drop_columns(["sentences"]), file)
