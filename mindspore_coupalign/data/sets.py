@@ -23,15 +23,13 @@ from mindspore_coupalign.errors import UserError
 
 
 def open_data(names: DataConfig) -> ReferData:
-    """``data.root``, ``dataset``, ``split_by`` and ``images``, without the images of ``skip_images``.
-    """
+    """``data.root``, ``dataset``, ``split_by`` and ``images``, without the images of ``skip_images``."""
     data, line = without_images(read_refer(names.root, names.dataset, names.split_by, names.images), names.skip_images)
     return dataclasses.replace(data, notes=(*data.notes, line)) if line else data
 
 
 def with_cache(data: ReferData, names: DataConfig) -> ReferData:
-    """The data with the folder ``data.cache`` where one is named.
-    """
+    """The data with the folder ``data.cache`` where one is named."""
     if not names.cache:
         return data
     cache = ImageCache(names.cache, names.cache_gb, names.image_size)

@@ -16,11 +16,7 @@ _LONGEST_NAME = 250  # characters
 
 
 def weight_file(path: str | Path) -> Path:
-    """The file itself; of a Hugging Face folder, the one that holds the weights.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The file itself; of a Hugging Face folder, the one that holds the weights. Raises UserError: there is none."""
     path = Path(os.path.expanduser(path))  # os.path's answers to a name that cannot be are no exceptions
     if os.path.isdir(path):
         found = next((path / name for name in _IN_FOLDER if os.path.isfile(path / name)), None)
@@ -34,11 +30,7 @@ def weight_file(path: str | Path) -> Path:
 
 
 def kind_of(path: Path) -> str:
-    """"safetensors", "torch", or what else the file is, by its first bytes.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """"safetensors", "torch", or what else the file is, by its first bytes. Raises UserError: it cannot be read."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
