@@ -117,14 +117,14 @@ class ReferData:
     def epoch_samples(self, split: str, seed: int, epoch: int) -> np.ndarray:
         """The samples of one training epoch: one random sentence per ref, shuffled; (n,) int64 sentence indices.
 
-        Depends on nothing but the arguments, so that every rank and a resumed run draw the same. A ref without
-        sentences is left out.
+        Depends on nothing but the arguments, so that every rank and a resumed run draw the same.
         """
-        refs = self.refs_to_train(split)
+        return self.one_sentence_each(self.refs_to_train(split), seed, epoch)
+
+    def one_sentence_each(self, refs: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         first = self.ref_sentences[refs]
-        count = self.ref_sentences[refs + 1] - first
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
-        return random.permutation(first + random.integers(0, count))
+        return random.permutation(first + random.integers(0, self.ref_sentences[refs + 1] - first))
 
     def mask(self, r: int, overlap: str = "union") -> np.ndarray:
         """(h, w) uint8, 1 on ref r's target.

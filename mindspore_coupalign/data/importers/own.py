@@ -1,23 +1,15 @@
 """Formats that people write for their own data.
 
-One's own data: a JSON object per line and sentence (``jsonl``).
+``jsonl``, a JSON object per line and sentence (docs/own-data.md): ``mask`` is the path of a painted image (relative to
+the file, or to --masks), a COCO RLE dict, polygons, or a box [x, y, width, height] in pixels. Lines of the same image
+and mask make one object with several sentences. ``raw``, ``ref_id`` and ``sent_id`` are kept where they are given.
 
-``{"image": "a.jpg", "sentence": "the red cup", "mask": "a_cup.png", "split": "train"}``. ``mask`` is the path of a
-painted image (relative to the file, or to --masks), a COCO RLE dict, polygons, or a box [x, y, width, height] in
-pixels; it may stand under ``polygons``, ``segmentation``, ``rle`` or ``box`` as well. ``sentence`` may be a list
-(``sentences`` too). Lines of the same image and mask make one object with several sentences. ``raw`` (the sentence as
-it was typed), ``ref_id`` and ``sent_id`` are kept where they are given.
+COCO files whose annotations carry a sentence, there or among their ``attributes`` (as CVAT exports them). The split is
+the annotation's or the image's ``split``, else the one that the file's name tells, else --split. Annotations of one
+mask are one object with several sentences.
 
-COCO files whose annotations carry a sentence, as labelling tools write them and ``export-data --format coco`` does.
-
-The sentence of an annotation is its ``sentences``, ``sentence``, ``expressions``, ``expression``, ``captions``,
-``caption``, ``referring_expression``, ``phrase`` or ``text``, there or among its ``attributes`` (as CVAT exports them).
-Its split is the annotation's or the image's ``split``, else the one that the file's name tells, else --split.
-Annotations of one mask are one object with several sentences.
-
-A JSON file per image, as labelme writes it (https://github.com/wkentaro/labelme), and ReasonSeg's variant of it.
-
-With a top-level ``text`` (a sentence or a list: ReasonSeg), the shapes labelled ``target`` are the object; ``ignore``
+A JSON file per image, as labelme writes it (https://github.com/wkentaro/labelme), and ReasonSeg's variant of it. With
+a top-level ``text`` (a sentence or a list: ReasonSeg), the shapes labelled ``target`` are the object; ``ignore``
 shapes are cut out, larger shapes under smaller ones, as LISA paints them. Without it, every shape is an object whose
 sentence is its ``description`` or else its ``label``; shapes of the same sentence and ``group_id`` are one object, and
 shapes of the same outline one object with several sentences. The split is the name of the folder where that is a
