@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 from mindspore_coupalign.data.datasets import PUBLISHED, count_table
-from mindspore_coupalign.data.importers import FORMATS, importer
+from mindspore_coupalign.data.importers import FORMATS
 from mindspore_coupalign.data.importers.images import Pictures
 from mindspore_coupalign.data.importers.import_job import LISTED, ImportJob, check_store, publish, staging, write_layout
 from mindspore_coupalign.data.tokenizer import build_vocabulary
@@ -28,7 +28,7 @@ _BY_HAND = ("jsonl", "labelme", "coco")  # every image is opened; without --imag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "\n".join(["formats:", *(f"  {name:<11} {what}" for name, (_, _, what) in FORMATS.items()), "",
+    parser.epilog = "\n".join(["formats:", *(f"  {name:<11} {what}" for name, (_, what) in FORMATS.items()), "",
                                *filter(None, [parser.epilog])])
     parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder to read")
     parser.add_argument("--format", required=True, choices=FORMATS, metavar="NAME", help="one of those listed below")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         pictures = Pictures(folder, stage / "images", deeper=not by_hand)
         job = ImportJob(args.source, pictures, dataset, split_by, args.split, args.objects, args.instances, args.masks,
                      verify=by_hand)
-        importer(args.format)(job)
+        FORMATS[args.format][0](job)
         _refuse_bad(job, args.skip_bad)
         write_layout(job, stage)
         if args.vocabulary:

@@ -41,7 +41,7 @@ def segmentation_to_rle(segmentation, h: int, w: int) -> Region:
     if segmentation and all(isinstance(part, dict) for part in segmentation):
         parts = [{"size": [h, w], "counts": _checked_rle(part, h, w)} for part in segmentation]
         return Region(*_joined(parts))
-    points = [_polygon(part) for part in segmentation]
+    points = [polygon_points(part) for part in segmentation]
     polygons = [polygon for polygon in points if len(polygon) >= 3]
     if not polygons:
         raise ValueError(f"{reprlib.repr(segmentation):.60} holds no polygon of at least three points; a polygon is "
@@ -90,7 +90,7 @@ def rle_area(counts: bytes, h: int, w: int) -> int:
     return int(coco.area({"size": [h, w], "counts": counts}))
 
 
-def _polygon(part) -> np.ndarray:
+def polygon_points(part) -> np.ndarray:
     """(n, 2) float64 points x, y."""
     try:
         points = np.asarray(part, np.float64)

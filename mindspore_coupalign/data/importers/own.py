@@ -45,7 +45,7 @@ from mindspore_coupalign.data.importers.records import (
     texts,
 )
 from mindspore_coupalign.data.importers.records import sentences as refer_sentences
-from mindspore_coupalign.data.masks import MAX_COORDINATE
+from mindspore_coupalign.data.masks import polygon_points
 from mindspore_coupalign.errors import UserError
 
 MASK_FIELDS = ("mask", "polygons", "segmentation", "rle", "box")
@@ -252,11 +252,7 @@ def _shape_mask(shape, size: tuple[int, int]) -> np.ndarray:
 
 def _points(shape) -> np.ndarray:
     """(n, 2) float64 x, y."""
-    value = take(shape, "points", list)
     try:
-        points = np.asarray(value, np.float64).reshape(len(value), 2)
-    except (TypeError, ValueError):
-        raise BadRecord(f"field 'points' must be points [x, y]; found {shown(value)}") from None
-    if not (np.abs(points) <= MAX_COORDINATE).all():
-        raise BadRecord(f"field 'points' has a coordinate that is no pixel position: {shown(value)}")
-    return points
+        return polygon_points(take(shape, "points", list))
+    except ValueError as exc:
+        raise BadRecord(f"field 'points': {exc}") from exc

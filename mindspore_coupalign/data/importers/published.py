@@ -231,15 +231,7 @@ def _file_name(record: dict, image_id: int, dataset: str) -> str:
     return f"COCO_train2014_{image_id:012d}.jpg" if "coco" in source else f"{image_id}.jpg"
 
 
-def read_grefcoco(job: ImportJob) -> None:
-    _read_refer(job, "grefs(*).*", several=True)
-
-
-def read_rrsisd(job: ImportJob) -> None:
-    _read_refer(job, "refs(*).*", several=False)
-
-
-def _read_refer(job: ImportJob, pattern: str, several: bool):
+def read_refer_files(job: ImportJob, pattern: str, several: bool) -> None:
     for path in files(job.source, pattern):
         if path.suffix not in (".p", ".pkl", ".pickle", ".json"):
             raise UserError(f"{path}: expected a list of refs as .p or .json")
@@ -304,18 +296,11 @@ def read_phrasecut(job: ImportJob) -> None:
                 if not instances or len(ann_ids) != len(instances):
                     raise BadRecord(f"fields 'Polygons' ({len(instances)}) and 'ann_ids' ({len(ann_ids)}) must have "
                                     "one entry per instance")
-                targets = [Target(_outlines(outlines), None if ann_id is None else whole(ann_id, "ann_ids"))
+                targets = [Target(polygons(outlines, "Polygons"), None if ann_id is None else whole(ann_id, "ann_ids"))
                            for outlines, ann_id in zip(instances, ann_ids, strict=True)]
                 spoken = [Sentence(take(task, "phrase", str))]
                 job.add(Ref(f"{image_id}.jpg", sizes.get(image_id), targets, spoken, split, image_id=image_id),
                         "Polygons")
-
-
-def _outlines(instance) -> list:
-    """An instance's polygons; those of fewer than three points, which enclose nothing, are left out."""
-    if not isinstance(instance, list):
-        raise BadRecord("field 'Polygons': an instance must be a list of polygons")
-    return polygons([points for points in instance if not isinstance(points, list) or len(points) > 2], "Polygons")
 
 
 def _phrasecut_sizes(job: ImportJob, file: Path) -> dict[int, tuple[int, int]]:

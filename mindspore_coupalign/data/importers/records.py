@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mindspore_coupalign.data.annotations import as_key, read_json
-from mindspore_coupalign.data.masks import rle_area, segmentation_to_rle
+from mindspore_coupalign.data.masks import polygon_points, rle_area, segmentation_to_rle
 from mindspore_coupalign.errors import UserError
 
 MISSING = object()
@@ -124,29 +124,14 @@ def box_polygon(box, key: str) -> list:
 
 
 def polygons(value, key: str) -> list:
-    """Polygons in any of the usual nestings, as lists of numbers.
-
-    One polygon as numbers or as points [x, y], or a list of such polygons.
-
-    Raises:
-        BadRecord: anything else, an odd count of numbers, fewer than three points.
-    """
+    """One polygon as numbers or as points [x, y], or a list of such polygons -> lists of numbers, which ``checked``
+    will check."""
     if not isinstance(value, list) or not value:
         raise BadRecord(f"field {key!r} must be polygons; found {shown(value)}")
     if all(map(is_number, value)) or all(map(_is_point, value)):
         value = [value]
-    found = []
-    for polygon in value:
-        if isinstance(polygon, list) and polygon and all(map(_is_point, polygon)):
-            polygon = [number for point in polygon for number in point]
-        if not isinstance(polygon, list) or not all(map(is_number, polygon)):
-            raise BadRecord(f"field {key!r}: a polygon must be numbers x0, y0, x1, y1, ... or points [x, y]; found "
-                            f"{shown(polygon)}")
-        if len(polygon) % 2 or len(polygon) < 6:
-            raise BadRecord(f"field {key!r}: a polygon needs three points or more, each two numbers; found "
-                            f"{len(polygon)} numbers")
-        found.append(polygon)
-    return found
+    return [[number for point in polygon for number in point]
+            if isinstance(polygon, list) and all(map(_is_point, polygon)) else polygon for polygon in value]
 
 
 def checked(segmentation, size: tuple[int, int], key: str) -> tuple[list | dict, bytes]:
@@ -160,7 +145,7 @@ def checked(segmentation, size: tuple[int, int], key: str) -> tuple[list | dict,
     except ValueError as exc:
         raise BadRecord(f"field {key!r}: {exc}") from exc
     if isinstance(segmentation, list):
-        segmentation = [part for part in segmentation if not isinstance(part, list) or len(part) >= 6]
+        segmentation = [part for part in segmentation if isinstance(part, dict) or len(polygon_points(part)) >= 3]
     if not rle_area(rle, *size):
         raise BadRecord(f"field {key!r} is an empty mask: no pixel of the image ({size[1]} x {size[0]}) is in it")
     return segmentation, rle
