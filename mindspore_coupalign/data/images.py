@@ -231,7 +231,7 @@ def _alpha(stored: np.ndarray | None, data: bytes, key) -> np.ndarray | None:
 def _why_not_decoded(data: bytes) -> str:
     """What the undecodable file is, and the remedy."""
     for magic, at, kind, remedy in _UNSUPPORTED:
-        if data[at:].startswith(magic) if at == 0 else data[at : at + len(magic)] == magic:
+        if data.startswith(magic, at):
             return f"{kind}; {remedy}"
     if data.startswith(_PNG):
         w, h = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))

@@ -99,11 +99,9 @@ def _rows(source: Path, wanted: tuple):
                 if absent:
                     raise UserError(f"{path}: has no column {', '.join(absent)}; it has "
                                     f"{', '.join(file.schema_arrow.names)}; is this the right --format?")
-                number = 0
-                for batch in file.iter_batches(batch_size=64):
-                    for row in batch.to_pylist():
-                        yield path, number, row
-                        number += 1
+                rows = (row for batch in file.iter_batches(batch_size=64) for row in batch.to_pylist())
+                for number, row in enumerate(rows):
+                    yield path, number, row
         except (pyarrow.ArrowException, OSError) as exc:
             raise UserError(f"{path}: not a complete parquet file ({one_line(exc, 100)}); download it "
                             "again") from exc

@@ -122,8 +122,8 @@ class ImportJob:
                 self.categories[entry["id"]] = str(entry.get("name", "object"))
 
     def check_sentences(self, found: list[Sentence]):
-        if not found or not any(sentence.sent.strip() for sentence in found):
-            raise BadRecord("it has no sentence" if not found else "its sentence is blank")
+        if not any(sentence.sent.strip() for sentence in found):
+            raise BadRecord("it has no sentence, or a blank one")
         for sentence in found:
             try:
                 (sentence.sent + sentence.raw).encode("utf-8")

@@ -206,34 +206,34 @@ _MOST = {**dict.fromkeys(SIDE_AXES, 21), "big": 8, "small": 8}
 
 
 class Room(NamedTuple):
-    """A scene as the sentences about nothing see it."""
+    """A scene and what may be said of it."""
 
     shapes: list
     nouns: tuple  # of singular forms
     plural_nouns: tuple
+    singles: list  # of Claim that the split admits
+    singulars: dict  # index -> the Claims without anchor about that shape, admitted or not: halves of pairs
+    plurals: list  # of Meaning that the split admits
+    allowed: Callable  # whether the split admits a sentence, by the (colour, kind) pairs that it names
 
 
-def draw_absent(rng: np.random.Generator, room: Room, form: str, allowed: Callable) -> Meaning | None:
-    """A sentence of the form that means nothing in the scene; None when none was found in some draws.
-
-    Args:
-        allowed: of the (colour, kind) pairs that a sentence names, whether it may.
-    """
+def draw_absent(rng: np.random.Generator, room: Room, form: str) -> Meaning | None:
+    """A sentence of the form that means nothing in the scene; None when none was found in some draws."""
     if form == "pair":
-        return _draw_absent_pair(rng, room, allowed)
+        return _draw_absent_pair(rng, room)
     reason = weighted(rng, _REASONS.get(form, {"phrase": 1}))
     phrase_type = _phrase_type(rng, room, form, _COLOURED)
     same_kind = rng.random() < _SAME_KIND.get(form, 0)
     for _ in range(_TRIES):
         meaning = _draw_once(rng, room, form, reason, phrase_type)
-        if meaning and allowed(meaning.pairs()):
+        if meaning and room.allowed(meaning.pairs()):
             (claim,) = meaning.says
             if form not in _SAME_KIND or reason == "phrase" or (claim.noun == claim.cue[-1]) == same_kind:
                 return meaning
     return None
 
 
-def _draw_absent_pair(rng, room, allowed):
+def _draw_absent_pair(rng, room):
     forms = [weighted(rng, _HALF) for _ in range(2)]
     same_kind = rng.random() < _SAME_KIND_PAIR
     for _ in range(2 * _TRIES):
@@ -243,7 +243,7 @@ def _draw_absent_pair(rng, room, allowed):
             first, second = (half.says[0] for half in halves)
             meaning = joined("absent", first, second)
             differ = first[3:] != second[3:]  # in colour, noun or cue
-            if differ and (first.noun == second.noun) == same_kind and allowed(meaning.pairs()):
+            if differ and (first.noun == second.noun) == same_kind and room.allowed(meaning.pairs()):
                 return meaning
     return None
 

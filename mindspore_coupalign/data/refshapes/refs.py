@@ -15,7 +15,6 @@ names one, not even as absent; a shape of such a pair may be the target of a sen
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -134,23 +133,13 @@ _NONE = {"attribute": 1.6, "side": 2.1, "ordinal": 2.3, "corner": 3.0, "size": 1
 _TRIES = 20  # draws of a pair, before it is given up for this scene
 
 
-class Open(NamedTuple):
-    """What may be said of a scene."""
-
-    singles: list  # of Claim that the split admits
-    singulars: dict  # index -> the Claims without anchor about that shape, admitted or not: halves of pairs
-    plurals: list  # of Meaning that the split admits
-    room: Room
-    allowed: Callable  # whether the split admits a sentence, by the (colour, kind) pairs that it names
-
-
 def compose_general(rng: np.random.Generator, split: str, index: int) -> tuple[list[Shape], list]:
     """Draw scenes until one bears two refs; returns what ``compose_plain`` does."""
     leading = _draw_leading(rng, names_held_out(split, index))
     least = least_sentences(split)
     while True:
         shapes = draw_shapes(rng, split, index)
-        said = _open(rng, shapes, names_held_out(split, index))
+        said = _look(rng, shapes, names_held_out(split, index))
         refs: dict[tuple, list[Meaning]] = {}
         for meant, first in leading:
             if meant == "one":
@@ -180,7 +169,7 @@ def _draw_leading(rng, novel):
     return [(what, first[what]()) for what in meant]
 
 
-def _open(rng, shapes, novel):
+def _look(rng, shapes, novel):
     nouns, plural_nouns = draw_nouns(rng), draw_nouns(rng, _PLURAL_SHARE)
     every, allowed = claims(shapes, nouns), partial(fits_split, novel=novel)
     singulars: dict[int, list[Claim]] = {}
@@ -191,9 +180,8 @@ def _open(rng, shapes, novel):
         colour, kind = shapes[i].colour, shapes[i].kind
         if all(shape.kind != kind for shape in shapes[:i] + shapes[i + 1:]):
             singulars.setdefault(i, []).append(Claim("attribute", i, (i,), colour, kind, ("attribute",)))
-    return Open([claim for claim in every if allowed(claim.pairs())], singulars,
-                [meaning for meaning in plurals(shapes, plural_nouns) if allowed(meaning.pairs())],
-                Room(shapes, nouns, plural_nouns), allowed)
+    return Room(shapes, nouns, plural_nouns, [claim for claim in every if allowed(claim.pairs())], singulars,
+                [meaning for meaning in plurals(shapes, plural_nouns) if allowed(meaning.pairs())], allowed)
 
 
 def _choose_several(rng, said, leading, taken, further):
@@ -222,14 +210,14 @@ def _choose_several(rng, said, leading, taken, further):
 
 def _choose_none(rng, said, leading, further):
     """Sentences about nothing, of different forms: one of the form ``leading``, then others."""
-    first = draw_absent(rng, said.room, leading, said.allowed)
+    first = draw_absent(rng, said, leading)
     if first is None:
         return []
     chosen = [first]
     for _ in range(further):
         used = {meaning.form for meaning in chosen}
         form = weighted(rng, {form: weight for form, weight in _NONE.items() if form not in used})
-        more = draw_absent(rng, said.room, form, said.allowed)
+        more = draw_absent(rng, said, form)
         chosen += [more] if more else []
     return chosen
 
