@@ -19,7 +19,7 @@ from mindspore_coupalign.data.images import MissingImage, WrongSize
 from mindspore_coupalign.data.leakage import image_paths, shared
 from mindspore_coupalign.data.refer import OVERLAPS, ReferData
 from mindspore_coupalign.data.sets import label_of, open_data, set_config
-from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer
+from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer, local_folder
 from mindspore_coupalign.errors import UserError
 
 _DEFAULT_TOKENIZER = "bert-base-uncased"
@@ -87,7 +87,9 @@ def _sets(args: argparse.Namespace) -> list[DataConfig]:
             raise UserError("check-data: --config names the data; change its keys as data.root=FOLDER, without --root, "
                             "--dataset, --split-by, --images and --skip-images")
         names = load_config(args.config, args.overrides).data
-        args.max_tokens, args.tokenizer = names.max_tokens, args.tokenizer or _local(names.tokenizer)
+        args.max_tokens = names.max_tokens
+        if not args.tokenizer and local_folder(names.tokenizer).is_dir():  # the hub is not asked for a name
+            args.tokenizer = names.tokenizer
         sets = [replace(names, sets=()), *(set_config(names, entry) for entry in names.sets)]
         return list({(entry.root, entry.dataset, entry.split_by): entry for entry in sets}.values())
     if args.overrides:
@@ -254,11 +256,6 @@ def _ref(data: ReferData, r: int) -> str:
     objects = data.objects_of(r)
     names = f"annotation {', '.join(map(str, objects))}" if objects else "no target"
     return f"ref {data.ref_ids[r]} ({names}, split {data.split_names[data.ref_split[r]]})"
-
-
-def _local(tokenizer: str) -> str:
-    """A configuration's tokenizer where it is a folder or shipped; one of the hub's names is not asked for there."""
-    return tokenizer if tokenizer in SHIPPED or os.path.isdir(tokenizer) else ""
 
 
 def _tokenizer(args: argparse.Namespace, dataset: str) -> tuple[SentenceTokenizer | None, str]:

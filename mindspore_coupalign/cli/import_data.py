@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     dataset, split_by = _names(args)
     root = args.output
     by_hand = args.format in _BY_HAND
-    folder = args.images or (None if args.format in _PIXELS_INSIDE else _beside(args))
+    beside = args.source if args.source.is_dir() else args.source.parent
+    folder = args.images or (None if args.format in _PIXELS_INSIDE else beside)
     with staging(root, dataset) as stage:
         if folder is None:
             check_store(root, dataset)
@@ -103,10 +104,6 @@ def _check(args: argparse.Namespace):
         raise UserError(f"--skip-bad must be 0 or more, found {args.skip_bad}")
     if args.images is None and args.format not in (*_PIXELS_INSIDE, *_BY_HAND):
         raise UserError(f"--format {args.format} needs --images: the folder of the images")
-
-
-def _beside(args: argparse.Namespace) -> Path:
-    return args.source if args.source.is_dir() else args.source.parent
 
 
 def _names(args: argparse.Namespace) -> tuple[str, str]:

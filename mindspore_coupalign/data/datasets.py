@@ -66,10 +66,7 @@ def find_images(root: Path, dataset: str, images: str) -> Path:
     Raises:
         UserError: there is none; names every folder tried.
     """
-    if images:
-        tried = [Path(images)] if Path(images).is_absolute() else [Path(images), root / images]
-    else:
-        tried = image_places(root, dataset)
+    tried = dict.fromkeys([Path(images), root / images]) if images else image_places(root, dataset)
     for folder in tried:
         if folder.is_dir():
             return folder
@@ -78,9 +75,12 @@ def find_images(root: Path, dataset: str, images: str) -> Path:
 
 def elsewhere(image_dir: Path, name: str) -> str:
     """Where an image lies that is not at ``image_dir / name``, with the remedy: the end of an error message."""
-    for folder in (image_dir.parent, image_dir.parent.parent, *_subfolders(image_dir)):
-        if os.path.isfile(folder / name):
-            return f", but {folder / name} exists; give {folder} as data.images (check-data: --images)"
+    folders = [image_dir.parent, image_dir.parent.parent, *_subfolders(image_dir)]
+    found = [folder for folder in folders if os.path.isfile(folder / name)]
+    if len(found) == 1:
+        return f", but {found[0] / name} exists; give {found[0]} as data.images (check-data: --images)"
+    if found:
+        return f"; {len(found)} other folders hold one ({', '.join(map(str, found[:3]))}); name one in data.images"
     bare = PurePosixPath(name).name
     if bare != name and os.path.isfile(image_dir / bare):
         return (f", but {image_dir / bare} exists; instances.json puts its images into a folder "
