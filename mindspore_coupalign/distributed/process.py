@@ -1,6 +1,7 @@
 """This process (where it computes, which of a job's ranks it is), and child processes that are no ranks."""
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import NamedTuple
 
 from mindspore_coupalign.distributed.watchdog import Watch
 from mindspore_coupalign.interrupts import descendants, kill
+
+ERROR = re.compile(r"error: |(\w+\.)*\w*(Error|Exception|Interrupt)\b")  # how this package ends, and Python
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,14 @@ class Ended(NamedTuple):
     out: str
     err: str
     late: bool = False
+
+
+def reason(code: int, output: str) -> str:
+    """How a process ended, in a line: its signal or exit code, and the last error in its output."""
+    ended = f"its process ended by {f'signal {-code}' if code < 0 else f'exit code {code}'}"
+    lines = [line.strip() for line in output.splitlines() if line.strip(" -\t")]
+    last = max((i for i, line in enumerate(lines) if ERROR.match(line)), default=len(lines) - 1)
+    return f"{ended}: {' '.join(lines[last:last + 3])[:400]}" if lines else ended
 
 
 def run_child(command: list, given: str | None = None, limit: float | None = None, **options) -> Ended:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindspore_coupalign import cuda
-from mindspore_coupalign.distributed.process import run_child
+from mindspore_coupalign.distributed.process import reason, run_child
 from mindspore_coupalign.doctor.machine import ABSENT, BAD, NOTE, OK, Item, mindspore_folder
 
 NPUS = "/dev/davinci[0-9]*"
@@ -169,9 +169,7 @@ def probe(*arguments: str, timeout: float) -> list[tuple[bool, str]]:
     if ended.late:
         findings.append((False, f"{subject}no answer within {timeout} s; --timeout waits for longer"))
     elif ended.code:
-        how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
-        last = next((line for line in reversed(ended.err.splitlines()) if line.strip()), "")
-        findings.append((False, f"{subject}its process ended by {how}: {last.strip()[:300]}"))
+        findings.append((False, f"{subject}{reason(ended.code, ended.err)}"))
     return findings or [(False, f"{subject}its process printed nothing")]
 
 
