@@ -66,8 +66,8 @@ def draw(config: Config) -> str:
     for i in range(4):
         x = 150 + 190 * i
         rows, columns = vision.sizes[i]
-        stage = sheet.box(x, 50, 150, 80, VISION, f"{names.image.name.capitalize()} stage {i + 1}",
-                          f"{names.image.depths[i]} blocks, stride {2 ** (i + 2)}", f"{vision.channels[i]} channels")
+        stage = sheet.box(x, 50, 150, 80, VISION, f"{names.backbone.name.capitalize()} stage {i + 1}",
+                          f"{names.backbone.depths[i]} blocks, stride {2 ** (i + 2)}", f"{vision.channels[i]} channels")
         layers = sheet.box(x, 290, 150, 80, TEXT, f"BERT group {i + 1}", f"{names.text.groups[i]} layers",
                            f"T × {hidden}")
         sheet.right(pixels, stage)
@@ -93,7 +93,8 @@ def draw(config: Config) -> str:
                           f"Ỹ: {side // 4} × {side // 4} × {names.decoder.dim}")
     sheet.right(texts, alignment)
     sheet.down(generator, alignment)
-    head = sheet.box(600, 430, 240, 70, HEAD, "1 × 1 convolution of [Y, Ỹ]", f"{names.upsample} to {side} × {side}")
+    upsampling = f"{names.head.upsample} to {side} × {side}"
+    head = sheet.box(600, 430, 240, 70, HEAD, "1 × 1 convolution of [Y, Ỹ]", upsampling)
     mask = sheet.box(920, 435, 240, 60, PLAIN, "mask logits", f"1 × {side} × {side}")
     sheet.right(decoder, head)
     sheet.line(490, 445, 545, 445, 545, 400, 985, 400, 985, 370)  # Y to the alignment

@@ -10,8 +10,8 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[1] / "mindspore_coupalign"
 PICTURE = Path(__file__).with_name("images") / "imports.svg"
 ROWS = (("cli",), ("device_check",), ("doctor", "web", "training"), ("evaluation",), ("inference",),
-        ("visualize",), ("build", "runtime"), ("weights", "distributed"), ("models", "data"),
-        ("config", "mindspore_calls", "outputs"),
+        ("visualize",), ("build", "runtime"), ("weights",), ("data",), ("config",), ("models",),
+        ("distributed", "outputs"), ("mindspore_calls",),
         ("interrupts", "cuda", "memory"))
 WIDTH, HEIGHT, GAP_X, GAP_Y, SHIFT = 120, 34, 60, 52, 30
 

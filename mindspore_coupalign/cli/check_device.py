@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"train.amp_dtype=bfloat16: MindSpore has no such kernels for the {args.target}; leave it out")
     vocabulary, source = vocabulary_size(config.data.tokenizer, config.data.max_tokens)
     check_target(args.target)
-    print(f"{args.config}: {config.model.backbone.name} and {config.model.fusion.name}, random weights, {args.batch} "
-          f"random images of {config.data.image_size} x {config.data.image_size}, vocabulary of {vocabulary} ({source}); "
+    size, model = config.data.image_size, config.model
+    print(f"{args.config}: {model.backbone.name} and {model.fusion.name}, random weights, {args.batch} random images "
+          f"of {size} x {size}, vocabulary of {vocabulary} ({source}); "
           "each line compiles the network anew", flush=True)
     results = []
     with scratch("coupalign-check-") as folder:

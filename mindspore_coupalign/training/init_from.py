@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser):
                         help="start a new run from the weights and tokenizer of another run's best.safetensors, with "
                              "any recipe: another learning rate, input size, data set")
     parser.add_argument("--init-from-skip", nargs="+", default=[], metavar="PREFIX",
-                        help="parameters whose names start so (encoder.backbone, pixel_decoder, …) start fresh all the same")
+                        help="parameters whose names start so (encoder.backbone, pixel_decoder, …) start fresh")
 
 
 def from_arguments(args: argparse.Namespace):
@@ -40,7 +40,7 @@ def from_arguments(args: argparse.Namespace):
     """
     skip = tuple(name for name in args.init_from_skip if "=" not in name)
     if args.init_from and args.resume:
-        raise UserError("--resume goes on with a run, --init-from starts a new one from its weights; give one of them")
+        raise UserError("--resume continues a run, --init-from starts a new one from its weights; give one of them")
     if skip and not args.init_from:
         raise UserError("--init-from-skip belongs to --init-from FILE")
     overrides = [name for name in args.init_from_skip if "=" in name]  # argparse gives it all that follows

@@ -150,9 +150,12 @@ def test_wrong_types_name_file_field_and_value(tmp_path, text, words):
     ("data.flip=1.1", "data.flip"), ("data.sentence_field=tokens", "data.sentence_field"),
     ("data.overlap=xor", "data.overlap"), ("data.workers=0", "data.workers"),
     ("model.name=vlt", "model.name"), ("model.backbone.name=vit", "model.backbone.name"),
-    ("model.backbone.activation=silu", "model.backbone.activation"), ("model.text.activation=tanh", "model.text.activation"),
-    ("model.backbone.depths=[2, 2, 2]", "model.backbone.depths"), ("model.backbone.depths=[2, 2, 0, 2]", "model.backbone.depths"),
-    ("model.backbone.heads=[3, 8, 16, 32]", "model.backbone.heads[0]=3"), ("model.backbone.heads=[]", "model.backbone.heads"),
+    ("model.backbone.activation=silu", "model.backbone.activation"),
+    ("model.text.activation=tanh", "model.text.activation"),
+    ("model.backbone.depths=[2, 2, 2]", "model.backbone.depths"),
+    ("model.backbone.depths=[2, 2, 0, 2]", "model.backbone.depths"),
+    ("model.backbone.heads=[3, 8, 16, 32]", "model.backbone.heads[0]=3"),
+    ("model.backbone.heads=[]", "model.backbone.heads"),
     ("model.backbone.window=0", "model.backbone.window"), ("model.backbone.drop_path=1.0", "model.backbone.drop_path"),
     ("model.backbone.mlp_ratio=0", "model.backbone.mlp_ratio"), ("model.backbone.embed_dim=6", "model.backbone.heads"),
     ("model.text.groups=[3, 3, 3]", "model.text.groups"), ("model.text.groups=[0, 0, 0, 0]", "model.text.groups"),
@@ -186,7 +189,7 @@ def test_another_part_keeps_what_both_know():
     assert (fusion.name, fusion.stages) == ("pixel_word", (1, 2)) and not hasattr(fusion, "heads")
     assert "unknown key model.fusion.heads" in error(
         with_overrides, base, ["model.fusion.name=pixel_word", "model.fusion.heads=[1, 1, 1, 1]"], "some.yaml")
-    old = with_overrides(base, ["model.fusion.name=pixel_word", "model.sentence_mask=false", "model.fusion.heads=[1, 1, 1, 1]"], "some.yaml")  # known no longer
+    old = with_overrides(base, ["model.name=lavt", "model.wpa_heads=[1, 1, 1, 1]"], "some.yaml")  # known no longer
     assert old.model.fusion == fusion and not old.model.sentence_mask
 
 
@@ -195,7 +198,7 @@ def test_a_part_that_is_not_registered_is_named_with_those_that_are():
     assert "model.fusion.name must be one of" in message and "word_pixel" in message and "COUPALIGN_PARTS" in message
 
 
-@pytest.mark.parametrize("without", ["model.sentence_mask=false", "model.fusion.name=pixel_word", "model.sentence_mask=false"])
+@pytest.mark.parametrize("without", ["model.sentence_mask=false", "model.name=lavt"])
 def test_a_loss_on_proposals_needs_them(without):
     overrides = ["loss.proposal_mask=0.5", "model.proposal_head=true", without]
     assert "loss.proposal_mask" in error(with_overrides, Config(), overrides, "some.yaml")
@@ -236,7 +239,7 @@ def test_keys_of_an_earlier_version_go_on_working(old, new, value, tmp_path, cap
 def test_old_keys_are_refused_where_they_mean_two_things():
     twice = {"train": {"muon_rate": 0.4, "muon_lr_mult": 0.5}}
     assert "train.muon_lr_mult is there as well as train.muon_rate" in error(config_from_dict, twice, "f")
-    assert "model.backbone.norm must be one of frozen, batch" in error(config_from_dict, {"model": {"image": {
+    assert "model.image.norm must be one of frozen, batch" in error(config_from_dict, {"model": {"image": {
         "norm": "group"}}}, "f")
     assert "model.wpa_gate_zero=true is no longer known" in error(config_from_dict, {"model": {
         "wpa_gate_zero": True}}, "f")

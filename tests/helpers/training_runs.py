@@ -10,6 +10,8 @@ from pathlib import Path
 import yaml
 from tiny_network import TINY
 
+from mindspore_coupalign.config import config_from_dict, config_to_dict, with_overrides
+
 ROOT = Path(__file__).resolve().parents[2]
 # quick to compile, but with stage heads, random numbers and statistics that are no parameters
 SMALL = ["model.backbone.depths=[1, 1, 1, 1]", "model.text.groups=[1, 0, 0, 0]", "model.fusion.stages=[1]",
@@ -44,14 +46,12 @@ def write_config(path, root, overrides=()):
     """The small network's configuration for a RefShapes in ``root``."""
     values = json.loads(json.dumps(TINY))
     values["data"] |= {"root": str(root), "dataset": "refshapes", "split_by": "shapes", "max_tokens": 16}
-    for text in (*SMALL, *overrides):
-        key, _, value = text.partition("=")
-        *sections, name = key.split(".")
-        section = values
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[name] = yaml.safe_load(value)
-    path.write_text(yaml.safe_dump(values))
+    settings = [*SMALL, *overrides]
+    backbone = [text for text in settings if text.startswith("model.backbone.name=")][-1]  # first: it decides the keys
+    settings = [text for text in settings if not text.startswith("model.backbone.name=")
+                and not (backbone.endswith("=swin") and "freeze_batch_norm" in text)]
+    config = with_overrides(config_from_dict(values, str(path)), [backbone, *settings], str(path))
+    path.write_text(yaml.safe_dump(config_to_dict(config)))
     return path
 
 

@@ -86,7 +86,8 @@ def test_parts_hold_every_parameter_once(overrides):
 
 
 def macs_of(cell, *inputs) -> int:
-    return sum(macs.count(cell.set_train(False), *(ms.Tensor(np.zeros(shape, kind)) for shape, kind in inputs)).values())
+    tensors = [ms.Tensor(np.zeros(shape, kind)) for shape, kind in inputs]
+    return sum(macs.count(cell.set_train(False), *tensors).values())
 
 
 def image_of(side: int):

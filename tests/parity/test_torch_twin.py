@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs requirements-parity.txt")
 
-from tiny_network import TINY, VOCABULARY, pynative
+from tiny_network import LAVT, TINY, VOCABULARY, pynative
 from torch_twin import macs, ours, theirs
 from torch_twin.inputs import random_batch
 
@@ -38,8 +38,8 @@ CASES = {  # 128 pixels: 32, 16, 8 and 4 cells in windows of 4; 160: 40, 20, 10 
                            "loss.class_weights=[0.9,1.3]", *PICKED),
     "no_sentence_mask": ("data.image_size=64", "model.sentence_mask=false", "model.fusion.stages=[]", *NARROW, *ALL),
     "no_target": ("data.image_size=64", "model.no_target=true", "loss.no_target=0.4", *NARROW, *ALL),
-    "lavt": ("data.image_size=128", "model.fusion.name=pixel_word", "model.sentence_mask=false", "model.text.groups=[1,0,0,1]", *NARROW, *ALL),
-    "lavt_padded_windows": ("data.image_size=160", "model.fusion.name=pixel_word", "model.sentence_mask=false", *NARROW, *ALL),
+    "lavt": ("data.image_size=128", *LAVT, "model.text.groups=[1,0,0,1]", *NARROW, *ALL),
+    "lavt_padded_windows": ("data.image_size=160", *LAVT, *NARROW, *ALL),
     "refshapes": ("loss.negatives=100000",),  # the shipped configuration at its own size
 }
 GRAPH = "padded_windows"  # compiled as well, which takes most of a minute

@@ -10,6 +10,7 @@ from conftest import ROOT, SENTENCES
 from PIL import Image
 
 from mindspore_coupalign.inference import sidecar
+from mindspore_coupalign.inference.model import Model
 
 FENCE = re.compile(r"```python client\n(.*?)```", re.S)
 
@@ -41,7 +42,7 @@ def test_the_client_prepares_and_reads_back_as_predict_does(make_model, picture,
 
     names["with_onnxruntime"] = lambda graph: network
     client = names["Client"](str(tmp_path / "a.onnx"))
-    model = sidecar.model_of(network, sidecar.read(tmp_path / "a.onnx", "onnx"), "a.onnx")
+    model = Model.from_graph(network, sidecar.read(tmp_path / "a.onnx", "onnx"), "a.onnx")
     sentences = [*SENTENCES, "red", "the red circle " * 9]
     random = np.random.default_rng(0)
     for h, w in ((60, 90), (200, 150), (64, 64), (20, 300), (300, 20), (1, 1), (64, 65)):

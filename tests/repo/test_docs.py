@@ -117,10 +117,6 @@ def test_pages_that_the_sources_name_exist():
             assert (ROOT / page).exists(), f"{name_of(path)} names {page}"
 
 
-def test_the_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
-
-
 # What a user copies from a page -----------------------------------------------------------------------------------
 
 

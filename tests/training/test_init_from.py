@@ -119,10 +119,10 @@ def test_what_does_not_fit_is_named(place, tmp_path, capsys):
     assert "(the configuration's network has none)" in line and "encoder.text" in line
     assert "model.fusion.name was pixel_word, now word_pixel" in refused(name="lavt")
     line = refused("model.backbone.heads=[2, 2, 2, 4]", "model.text.activation=gelu")
-    assert "model.backbone.heads was [1, 2, 2, 4], now [2, 2, 2, 4]; model.text.activation was relu, now gelu" in line
+    assert "model.text.activation was relu, now gelu; model.backbone.heads was [1, 2, 2, 4], now [2, 2, 2, 4]" in line
     assert "no parameter's name starts so" in refused("--init-from-skip", "decodr")
     line = refused("--resume", place)
-    assert "--resume goes on with a run, --init-from starts a new one" in line
+    assert "--resume continues a run, --init-from starts a new one" in line
     line = fails(capsys, "train", "--config", place / "small.yaml", "--init-from-skip", "decoder")
     assert "belongs to --init-from" in line
     line = refused(name="no")

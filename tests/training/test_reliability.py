@@ -22,7 +22,8 @@ from mindspore_coupalign.training.dry_run import measure_step
 from mindspore_coupalign.training.run_folder import MAY_CHANGE, RunFolder, differences, load_state
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
-KILLED = ["model.fusion.name=word_pixel", *LIGHT, "model.backbone.name=darknet", "model.backbone.freeze_batch_norm=false",
+KILLED = ["model.fusion.name=word_pixel", *LIGHT, "model.backbone.name=darknet",
+          "model.backbone.freeze_batch_norm=false",
           "model.head.upsample=bilinear", "train.muon_lr_mult=0"]
 
 

@@ -17,7 +17,8 @@ from mindspore_coupalign.training import setup
 from mindspore_coupalign.training.objective import LOSSES
 from mindspore_coupalign.training.step import RESULTS, StepResults
 
-QUICK = ("model.backbone.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]", "model.fusion.stages=[1]", "loss.negatives=300",
+QUICK = ("model.backbone.depths=[1,1,1,1]", "model.text.groups=[1,0,0,0]", "model.fusion.stages=[1]",
+         "loss.negatives=300",
          "model.head.upsample=guided", "loss.proposal_mask=0.5", "model.proposal_head=true")
 BATCH_NORM = ("model.backbone.name=darknet", "model.backbone.freeze_batch_norm=false", "model.sentence_mask=false",
               "loss.proposal_mask=0", "model.proposal_head=false", "loss.contrast=0")
@@ -206,7 +207,8 @@ def test_rates_of_the_parts_and_freezing():
     for name in still:
         np.testing.assert_array_equal(other[name], start[name])
         assert f"ema.{name}" not in other and f"adam_m.{name}" not in other
-    for prefix, factor in (("encoder.backbone.", 0.1), ("encoder.text.", 0.5), ("pixel_decoder.", 2), ("encoder.fusion.", 2)):
+    factors = {"encoder.backbone.": 0.1, "encoder.text.": 0.5, "pixel_decoder.": 2, "encoder.fusion.": 2}
+    for prefix, factor in factors.items():
         names = [name for name in moved if name.startswith(prefix) and name not in still]
         far = max(np.abs(usual[name] - start[name]).max() for name in names)
         assert far > 5e-4

@@ -291,7 +291,8 @@ def test_the_norms_of_a_segmentation_networks_outputs_are_loaded(tmp_path):
              for kind in ("weight", "bias")}
     state = openmmlab_names(read_torch_file(GOLDEN / "swin_official.pth")) | norms
     vision = vision_of(SWIN)
-    loaded = load_backbone_weights(vision, SWIN, saved(tmp_path, {f"backbone.{n}": a for n, a in state.items()} | HEADS))
+    named = {f"backbone.{n}": a for n, a in state.items()}
+    loaded = load_backbone_weights(vision, SWIN, saved(tmp_path, named | HEADS))
     assert not loaded.fresh
     np.testing.assert_array_equal(values(vision)["outputs.2.gamma"], norms["norm2.weight"])
 
@@ -360,8 +361,8 @@ def test_a_resnet_that_computes_something_else_is_refused(tmp_path, key, value):
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_statistics_stay_and_batch_statistics_follow(frozen):
     """Frozen, a batch of one in training gives what it gives in evaluation: nothing collapses with small batches."""
-    vision = randomize(Darknet(DarknetSettings(embed_dim=8, depths=(1, 1, 1, 1), freeze_batch_norm=frozen), size=(64, 64)),
-                       scale=0.3)
+    settings = DarknetSettings(embed_dim=8, depths=(1, 1, 1, 1), freeze_batch_norm=frozen)
+    vision = randomize(Darknet(settings, size=(64, 64)), scale=0.3)
     before = values(vision)
     image = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
     evaluated = eager(vision, image)[3].asnumpy()
