@@ -25,7 +25,7 @@ from mindspore_coupalign.config import Config, config_from_dict, config_to_dict,
 from mindspore_coupalign.data.datasets import elsewhere
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.distributed import collectives as ranks
-from mindspore_coupalign.distributed.process import Runtime, environment_alone, run_child
+from mindspore_coupalign.distributed.process import Runtime, reason, run_child
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.memory import host, peak, resident
 from mindspore_coupalign.mindspore_calls import device_memory
@@ -151,9 +151,6 @@ class Line(NamedTuple):
         fixed = growths[large] - each * large
         return cls(fixed, each) if each > 0 and fixed >= 0 else cls(0.0, growths[large] / large)
 
-    def at(self, samples: int) -> float:
-        return self.fixed + self.each * samples
-
     def largest(self, room: float) -> int:
         """Samples that fit into ``room`` bytes; 0: none."""
         return max(0, int((room - self.fixed) // self.each))
@@ -197,16 +194,15 @@ class LargestBatch:
         """
         other = self.micro // 2 or 2
         attempt = self._try(other)
-        fits = attempt.growth and self.before + attempt.growth * max(1, self.micro / other) <= self.total
-        if attempt.error and not attempt.out_of_memory or fits or (attempt.growth and not self.total):
-            return
         if attempt.out_of_memory and other < self.micro:
             if other > 1:
                 self._try(1)
             raise self._refusal(attempt, other)
-        attempt = self._try(self.micro)
-        if attempt.out_of_memory:
-            raise self._refusal(attempt, self.micro)
+        expected = self.before + attempt.growth * max(1, self.micro / other)
+        if attempt.out_of_memory or attempt.growth and 0 < self.total < expected:
+            attempt = self._try(self.micro)
+            if attempt.out_of_memory:
+                raise self._refusal(attempt, self.micro)
 
     def _try(self, micro: int) -> "Measured":
         """The mean over the ranks, which all try at the same time; if one of them fails, all have."""
@@ -215,13 +211,13 @@ class LargestBatch:
         own = self.measure(self.config, self.target, self.vocabulary, micro)
         sums = np.array([own.growth >> 20, own.out_of_memory, bool(own.error)], np.int64)
         growth, out_of_memory, failed = ranks.all_reduce_sum(sums, self.runtime).tolist()
-        if failed:
-            error = own.error or "another rank's process ended"
-            if not out_of_memory:
-                self.log(f"memory: {micro} samples could not be measured: {error}")
-            return Measured(out_of_memory=bool(out_of_memory), error=error)
-        self.growths[micro] = (growth << 20) // self.runtime.ranks or 1
-        return Measured(self.growths[micro])
+        if not failed:
+            self.growths[micro] = (growth << 20) // self.runtime.ranks or 1
+            return Measured(self.growths[micro])
+        error = own.error or "another rank's process ended"
+        if not out_of_memory:
+            self.log(f"memory: {micro} samples could not be measured: {error}")
+        return Measured(out_of_memory=bool(out_of_memory), error=error)
 
     def _refusal(self, attempt: "Measured", micro: int) -> UserError:
         total = f" of {self.total / GIB:.1f} GiB" if self.total else ""
@@ -285,7 +281,7 @@ def measure_step(config: Config, target: str, vocabulary: int, micro: int) -> Me
     """The memory of a step of ``micro`` samples on this rank's device, in a child process, which compiles the step."""
     command = [sys.executable, "-m", "mindspore_coupalign.training.dry_run", target, str(vocabulary), str(micro)]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    ended = run_child(command, json.dumps(config_to_dict(config)), env=environment_alone(), **pipes)
+    ended = run_child(command, json.dumps(config_to_dict(config)), **pipes)
     return outcome(ended.code, ended.out, ended.err)
 
 
@@ -296,12 +292,8 @@ def outcome(code: int, out: str, err: str) -> Measured:
             return Measured(int(json.loads(line)["growth"]))
     if code in (-9, 137):
         return Measured(out_of_memory=True, error="killed (signal 9), as the system does when memory runs out")
-    lines = [line.strip() for line in err.splitlines() if line.strip(" -\t")]
-    matching = next((line for line in lines if OUT_OF_MEMORY.search(line)), "")
-    if matching:
-        return Measured(out_of_memory=True, error=matching[:200])
-    ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return Measured(error=f"its process ended with {ended}: {lines[-1][:200] if lines else 'no message'}")
+    matching = next((line.strip() for line in err.splitlines() if OUT_OF_MEMORY.search(line)), "")
+    return Measured(out_of_memory=bool(matching), error=matching[:200] or reason(code, err))
 
 
 def child(target: str, vocabulary: str, micro: str):

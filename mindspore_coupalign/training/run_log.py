@@ -74,8 +74,6 @@ class StepLog:
 
     Args:
         patience: so many non-finite steps in a row end the run.
-        source: of the samples.
-        field: of the sentences.
         extra: names of the terms of ``loss.extra``.
     """
 
@@ -134,7 +132,8 @@ class StepLog:
         now = self.clock()
         speed = self.steps * self.source.batch_size / (now - self.started)
         self.steps, self.started = 0, now
-        means = {key: _mean([r[key] for r in self.window if key in r]) for key in (*LOSSES, *self.extra, "grad_norm")}
+        values = {key: [r[key] for r in self.window if key in r] for key in (*LOSSES, *self.extra, "grad_norm")}
+        means = {key: float(np.mean(v)) if v else None for key, v in values.items()}
         entry = {"step": step, **{k: v if v is None else round(v, 5) for k, v in means.items()}, "lr": lr,
                  "samples_per_s": round(speed, 1)}
         if scale is not None:
@@ -146,7 +145,3 @@ class StepLog:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         self.window, self.skipped = [], 0
         return f"loss {loss}, lr {lr:.1e}, {speed:.0f} samples/s{skipped}"
-
-
-def _mean(values: list) -> float | None:
-    return float(np.mean(values)) if values else None

@@ -40,13 +40,8 @@ class Trainer:
 
     Args:
         data: is validated on, and trained on as well unless there is a ``union``.
-        state: to resume.
-        initial: weights to start from.
-        step: a TrainStep; default: of the configuration.
-        score: scores a validation, as ``scoring.validate``.
-        load: loads micro-batches, as ``loader.batches``.
+        step, score, load: default: the configuration's TrainStep, ``scoring.validate`` and ``loader.batches``.
         ahead: steps to launch before one is read; default: 1, on CPU, where a call returns when all is computed, 0.
-        clock: seconds.
 
     Raises:
         UserError: the configuration, the data or the state do not fit.
