@@ -37,11 +37,7 @@ class Row(NamedTuple):
 
 
 def compare(folder: Path, computed: Path, reference: Path, half: bool) -> list[Row]:
-    """A row for each part that ``computed`` has, in the order of computation.
-
-    Args:
-        folder: with the initial weights of both.
-    """
+    """A row for each part that ``computed`` has, in the order of computation; ``folder`` has the initial weights."""
     rows = []
     for part, bounds in BOUNDS.items():
         if not (computed / f"{part}.npz").exists():

@@ -69,12 +69,11 @@ def run_child(command: list, given: str | None = None, limit: float | None = Non
     late = False
     with subprocess.Popen(command, errors="replace", env=environment_alone(), **options) as child:
         try:
-            try:
-                out, err = child.communicate(given, timeout=limit)
-            except subprocess.TimeoutExpired:
-                late = True
-                kill([*descendants(child.pid), child.pid])
-                out, err = child.communicate()
+            out, err = child.communicate(given, timeout=limit)
+        except subprocess.TimeoutExpired:
+            late = True
+            kill([*descendants(child.pid), child.pid])
+            out, err = child.communicate()
         finally:
             if child.poll() is None:
                 kill([*descendants(child.pid), child.pid])

@@ -41,9 +41,6 @@ OUT_OF_MEMORY = re.compile(r"out of memory|memory (is )?not enough|memory isn't 
 def dry_run(trainer, measure: Callable | None = None) -> int:
     """Check images, disk and memory, compile, take a few steps, and report what the run would cost.
 
-    Args:
-        measure: measures a step's memory; default ``measure_step``.
-
     Raises:
         UserError: the first thing that would have stopped the run.
     """
@@ -220,11 +217,8 @@ class LargestBatch:
         return Measured(out_of_memory=bool(out_of_memory), error=error)
 
     def _refusal(self, attempt: "Measured", micro: int) -> UserError:
-        total = f" of {self.total / GIB:.1f} GiB" if self.total else ""
-        name = f"train.batch_size={self.batch}" + (f" with train.accumulate={self.accumulate}" * (self.accumulate > 1))
-        tried = "" if micro == self.micro else f", nor do {micro}"
-        problem = (f"{name}: its {self.micro} samples at a time do not fit into the memory{total}{tried} "
-                   f"({attempt.error})")
+        problem = (f"train.batch_size={self.batch} with train.accumulate={self.accumulate}: {micro} samples at a time "
+                   f"do not fit into the memory ({attempt.error})")
         if not self.growths:
             recompute = "set train.recompute=true, " if self.target != "CPU" else ""  # which saves nothing there
             return UserError(f"{problem}; {recompute}lower data.image_size or take a smaller model")
@@ -236,11 +230,8 @@ class LargestBatch:
         return UserError(f"{problem}; {advice}")
 
     def report(self, before: int):
-        """Print what the configured size took, and which is the largest.
-
-        Args:
-            before: bytes that were resident before the first step.
-        """
+        """Print what the configured size took since ``before``, the bytes before the first step, and which is the
+        largest."""
         grown = ranks.all_reduce_sum(np.array([max(0, used(self.target, before)) >> 20]), self.runtime)[0]
         self.growths[self.micro] = (int(grown) << 20) // self.runtime.ranks or 1
         if len(self.growths) == 1:
@@ -263,9 +254,6 @@ class LargestBatch:
         if number and number != self.accumulate:
             lines.append(f"memory: train.batch_size={self.batch} would fit with train.accumulate={number}, "
                          f"{self.local // number} samples at a time; it is {self.accumulate} now")
-        elif not number:
-            lines.append(f"memory: {self.micro} samples at a time fit this time, but within the reserve: another run "
-                         "may fail")
         return lines
 
 

@@ -29,8 +29,6 @@ class PendingSteps:
     """Launches steps, and reads their results in the same order. Tells the watch what this rank is doing.
 
     Args:
-        step: a TrainStep.
-        stop: whether this rank was asked to stop.
         elapsed: seconds of the run until now.
         launched: steps of earlier runs that this one resumes.
         ahead: steps that may be pending while another one is launched.

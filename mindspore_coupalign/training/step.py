@@ -188,8 +188,6 @@ class TrainStep:
     norms; ``finite`` is then 0, on all ranks alike. Losses and gradients are means over the ranks.
 
     Args:
-        objective: the losses over the model.
-        optimizer: an Optimizer over the model's parameters.
         clip_norm: bound on the gradients' global norm; 0: none.
         ema: decay of the averaged weights and statistics; 0 keeps none.
         scaler: an ``amp.DynamicLossScaler`` for half precision, or None.

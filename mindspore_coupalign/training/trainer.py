@@ -305,11 +305,7 @@ class Plan(NamedTuple):
 
 
 class Validation:
-    """The validation of a training run: its samples, its report, and how long it takes.
-
-    Args:
-        score: as ``scoring.validate``.
-    """
+    """The validation of a training run: its samples, its report, and how long it takes."""
 
     def __init__(self, data: ReferData, tokenizer: SentenceTokenizer, config: Config, runtime: Runtime,
                  score: Callable[..., dict], clock: Callable[[], float]):

@@ -134,9 +134,9 @@ def test_what_does_not_fit_ends_with_one_line(checked):
     with pytest.raises(UserError) as said:
         checked(8, {4: 5, 8: None}, "train.batch_size=8")
     assert str(said.value) == (
-        "train.batch_size=8: its 8 samples at a time do not fit into the memory of 8.0 GiB (killed (signal 9), as the "
-        "system does when memory runs out); train.accumulate=2 takes 4 at a time")
-    with pytest.raises(UserError, match="with train.accumulate=2: .*, nor do 8 .*; train.accumulate=16 takes 2 at"):
+        "train.batch_size=8 with train.accumulate=1: 8 samples at a time do not fit into the memory (killed (signal "
+        "9), as the system does when memory runs out); train.accumulate=2 takes 4 at a time")
+    with pytest.raises(UserError, match="with train.accumulate=2: 8 samples .*; train.accumulate=16 takes 2 at"):
         checked(8, {8: None, 1: 3}, "train.batch_size=32", "train.accumulate=2")
     assert checked.tried == [8, 1]
     with pytest.raises(UserError, match="lower data.image_size or take a smaller model"):
