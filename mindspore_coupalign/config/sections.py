@@ -37,7 +37,7 @@ class DataSet:
     dataset: str = ""  # as data.dataset
     split_by: str = ""  # as data.split_by
     images: str = ""  # image folder; empty: data.images where root is empty too, else the usual places below root
-    train_split: str = "train"  # split to train on; the pictures of all its other splits are kept out of training
+    train_split: str = "train"  # split to train on; the images of all its other splits are kept out of training
     skip_images: tuple[str, ...] = ()  # as data.skip_images
     weight: float = 1.0  # how many times each ref is seen per epoch, on average
 
@@ -52,7 +52,7 @@ class DataConfig:
     dataset: str = "refcoco"  # refcoco, refcoco+, refcocog, refclef, refshapes or any folder of that layout
     split_by: str = "unc"  # the X of refs(X).p
     images: str = ""  # image folder; empty: images/train2014 and the other usual places below root
-    skip_images: tuple[str, ...] = ()  # file names of pictures to leave out, with their refs (broken ones)
+    skip_images: tuple[str, ...] = ()  # file names of images to leave out, with their refs (broken ones)
     train_split: str = "train"  # split to train on
     sets: tuple[DataSet, ...] = ()  # train on these sets together; the keys above are then of the validation alone
     val_split: str = "val"  # split to validate on, and to choose the best checkpoint by
@@ -65,7 +65,7 @@ class DataConfig:
     max_tokens: int = 20  # with [CLS] and [SEP]
     flip: float = 0.0  # probability of a left-right flip with the words left and right swapped
     workers: int = 8  # threads of the data pipeline
-    cache: str = ""  # folder in which pictures are kept at image_size, so that they are decoded once; empty: none
+    cache: str = ""  # folder that keeps images at image_size, so that each is decoded once; empty: none
     cache_gb: float = 20.0  # bound of that folder; RefCOCO at 480 takes 14
 
     def rules(self) -> Iterator[Rule]:
@@ -203,7 +203,7 @@ class TrainConfig:
     val_every: int = 0  # steps between validations; 0: once per epoch
     val_samples: int = 0  # validate on the first so many samples; 0: on all
     best_by: str = "oIoU"  # the score that chooses best.safetensors: oIoU or mIoU, which is gIoU where sentences may
-    # mean nothing
+    # have no target
     save_every: int = 0  # steps between checkpoints that --resume can go on from; 0: at every validation
     keep: int = 2  # so many of the newest checkpoints are kept, beside the best
     max_nonfinite_steps: int = 10  # end the run after so many steps in a row with a non-finite loss or gradient
@@ -265,7 +265,7 @@ class EvalConfig:
     batch_size: int = 8  # sentences per batch; changes no score
     threshold: float = 0.5  # probability above which a pixel belongs to the mask
     target_threshold: float = 0.5  # probability above which a target counts as present, with model.no_target
-    min_pixels: int = 0  # a mask of fewer pixels counts as none: the sentence means nothing
+    min_pixels: int = 0  # a mask of fewer pixels counts as empty: no target
 
     def rules(self) -> Iterator[Rule]:
         yield self.batch_size >= 1, "eval.batch_size must be at least 1"

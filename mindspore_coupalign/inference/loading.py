@@ -13,7 +13,8 @@ from mindspore_coupalign.inference.model import BATCH_SIZE, Model
 
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 CHECKPOINT, MINDIR, ONNX = "checkpoint", "mindir", "onnx"
-_OF_GRAPHS = ("threshold", "exists_threshold", "min_pixels")  # of the section eval, what a graph's user may change
+_OF_GRAPHS = {"threshold": "threshold", "target_threshold": "exists_threshold", "exists_threshold": "exists_threshold",
+              "min_pixels": "min_pixels"}  # of the section eval, what a graph's user may change -> the sidecar's name
 
 
 def load(source: str | os.PathLike, device: str = "auto", amp: str | None = None, details: bool = False) -> Model:
@@ -131,9 +132,10 @@ def _overridden(facts: dict, overrides: Sequence[str], path: Path) -> dict:
         name = override.partition("=")[0].removeprefix("eval.")
         if not override.startswith("eval.") or name not in _OF_GRAPHS:
             raise UserError(f"{override}: an exported graph ({path}) is as it was exported, only "
-                            f"{', '.join(f'eval.{name}' for name in _OF_GRAPHS)} can be changed; give the checkpoint, "
-                            "or export it anew")
-        facts = facts | {name: getattr(with_overrides(Config(), [override], "command line").eval, name)}
+                            "eval.threshold, eval.target_threshold and eval.min_pixels can be changed; give the "
+                            "checkpoint, or export it anew")
+        value = getattr(with_overrides(Config(), [override], "command line").eval, name.replace("exists", "target"))
+        facts = facts | {_OF_GRAPHS[name]: value}
     return facts
 
 

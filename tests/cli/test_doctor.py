@@ -82,7 +82,7 @@ def test_inputs_that_are_missing(tmp_path):
     assert code == 1 and items["config"]["status"] == OK
     for name, said in (("tokenizer", "bert"), ("data", "refer"), ("text_weights", "none.bin: no such file")):
         assert items[name]["status"] == BAD and said in items[name]["text"], items[name]
-    assert "a web page" in items["image_weights"]["text"]
+    assert "a web page" in items["backbone_weights"]["text"]
     items, code, _ = see("--config", "configs/refcoco_swin_b.yaml", "data.rot=x", first=tmp_path / "site")
     assert code == 1 and "unknown key data.rot" in items["config"]["text"] and "tokenizer" not in items
 

@@ -23,7 +23,6 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.training import dry_run
 
 TRANSFORM = ImageTransform(32, (0.5,) * 3, (0.25,) * 3)
 
@@ -214,7 +213,7 @@ def test_a_dry_run_leaves_the_folder_alone(root, monkeypatch):
     opened_data = []
     monkeypatch.setattr(train, "Trainer", lambda config, data, *_: opened_data.append(data) or SimpleNamespace(
         train=lambda: None, code=0))
-    monkeypatch.setattr(dry_run, "dry_run", lambda trainer: 0)
+    monkeypatch.setattr(train, "dry_run", lambda trainer: 0)
     config = tiny_config(f"data.root={root}", "data.dataset=tiny", "data.split_by=unc", f"data.cache={root / 'cache'}")
     for dry in (True, False):
         assert train.start(config, None, root / "run", Runtime("CPU", 0, 1), dry) == 0

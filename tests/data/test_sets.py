@@ -242,8 +242,9 @@ def run(root, tmp_path_factory):
                        "sets": [{"dataset": "a", "split_by": "unc"},
                                 {"root": str(folder / "shapes"), "dataset": "refshapes", "split_by": "shapes",
                                  "weight": 0.5}]}
-    values["model"] |= {"wpa_stages": [1]}
-    values["model"]["image"] |= {"name": "darknet", "depths": [1, 1, 1, 1], "freeze_batch_norm": False}
+    values["model"]["fusion"] |= {"stages": [1]}
+    values["model"]["backbone"] = {"name": "darknet", "embed_dim": 8, "depths": [1, 1, 1, 1],
+                                   "freeze_batch_norm": False}
     values["model"]["text"] |= {"groups": [1, 0, 0, 0], "max_positions": 24}
     file = folder / "sets.yaml"
     file.write_text(yaml.safe_dump(values))

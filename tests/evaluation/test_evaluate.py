@@ -88,7 +88,7 @@ def test_every_protocol_has_a_row_and_its_conventions(done):
 def test_pictures_that_the_checkpoint_was_trained_on_are_said(done):
     assert done.document["seen_images"] == {"val": {"seen": 0, "images": 1}, "train": {"seen": 1, "images": 2}}
     warnings = [line for line in done.err.splitlines() if "was trained on" in line]
-    assert len(warnings) == 1 and "train: the checkpoint was trained on 1 of this split's 2 pictures" in warnings[0]
+    assert len(warnings) == 1 and "train: the checkpoint was trained on 1 of this split's 2 images" in warnings[0]
 
 
 def test_cut_sentences_are_counted(done):

@@ -133,7 +133,7 @@ def test_the_head_changes_no_mask_and_has_its_loss():
 
 
 def test_the_head_needs_the_sentence_mask_alignment():
-    for override in ("model.sentence_mask=false", "model.fusion.name=pixel_word", "model.sentence_mask=false"):
+    for override in ("model.sentence_mask=false", "model.name=lavt"):
         with pytest.raises(UserError, match="model.no_target needs.*eval.min_pixels"):
             tiny_config("model.no_target=true", override)
     with pytest.raises(UserError, match="loss.no_target"):
@@ -291,7 +291,7 @@ def test_exported_graphs_predict_targets_as_their_checkpoint(with_head, tmp_path
 
 def test_the_networks_outputs_hold_target_logits():
     out = Outputs(*eager(tiny_model("model.no_target=true").outputs, *tiny_batch(2)[:3]))
-    assert out.exists.shape == (2,)
+    assert out.has_target.shape == (2,)
 
 
 def test_the_baselines_of_the_generalised_task_are_read_and_printed(tmp_path, capsys):

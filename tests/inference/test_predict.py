@@ -249,7 +249,7 @@ def test_a_device_that_is_not_there(tiny_checkpoint, picture, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_configuration(tiny_checkpoint, tiny_refer, tmp_path, capsys):
-    other = TINY | {"model": TINY["model"] | {"decoder_dim": 32}}
+    other = TINY | {"model": TINY["model"] | {"decoder": {"dim": 32}}}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
     error = one_line_error(capsys, "evaluate", f"data.root={tiny_refer}", "data.dataset=tiny", "data.split_by=unc",
                            "--config", tmp_path / "other.yaml", "--checkpoint", tiny_checkpoint, "--split", "val")

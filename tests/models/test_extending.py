@@ -18,7 +18,8 @@ from conftest import ROOT
 PAGE = ROOT / "docs" / "extending.md"
 PARTS = ["model.fusion.name=gather", "model.decoder.name=sum", "loss.extra=[{name: area, weight: 0.5}]"]
 SMALL = ["data.workers=1", "train.batch_size=2", "train.val_samples=2", "train.minutes=0", "train.log_every=1",
-         "train.warmup_steps=0", "model.fusion.width=8"]
+         "train.warmup_steps=0", "train.muon_lr_mult=0", "train.ema=0", "model.backbone.depths=[1,1,1,1]",
+         "model.text.groups=[1,0,0,0]", "model.head.upsample=bilinear", "model.fusion.width=8"]
 COMMANDS = """
 import sys
 from mindspore_coupalign.__main__ import main
