@@ -17,6 +17,7 @@ from pathlib import Path
 from mindspore_coupalign import cuda
 from mindspore_coupalign.distributed.process import reason, run_child
 from mindspore_coupalign.doctor.machine import ABSENT, BAD, NOTE, OK, Item, mindspore_folder
+from mindspore_coupalign.memory import lines
 
 NPUS = "/dev/davinci[0-9]*"
 CANN_SCRIPTS = ("/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/cann/set_env.sh",
@@ -117,20 +118,14 @@ def cann_obstacles(folder: Path, home: str) -> tuple[list, str]:
 
 def cann_version(home: str) -> str:
     """As MindSpore reads it, "8.2"; "" where it is not written."""
-    try:
-        text = (Path(home) / "compiler" / "version.info").read_text(errors="replace")
-    except OSError:
-        return ""
+    text = "\n".join(lines(Path(home) / "compiler" / "version.info"))
     version = re.search(r"^Version=(\d+\.\d+)", text, re.MULTILINE)
     return version[1] if version else ""
 
 
 def cann_versions(folder: Path) -> list:
     """The versions that this MindSpore checks CANN's against; empty where its source names none."""
-    try:
-        source = (folder / "run_check" / "_check_version.py").read_text()
-    except OSError:
-        return []
+    source = "\n".join(lines(folder / "run_check" / "_check_version.py"))
     versions = re.search(r"class AscendEnvChecker.*?self\.version = \[(.*?)\]", source, re.DOTALL)
     return re.findall(r"[\d.]+", versions[1]) if versions else []
 
@@ -148,11 +143,11 @@ def inputs(config: str | None, overrides: list, checkpoint: str | None, timeout:
     """The configuration's data, tokenizer and weights, and the checkpoint."""
     if not config and not checkpoint:
         yield Item("inputs", ABSENT, "not checked: --config FILE data.root=DIR … and --checkpoint FILE name them")
-    for kind, arguments in (("config", [config, *overrides] if config else []),
-                            ("checkpoint", [checkpoint] if checkpoint else [])):
-        for good, text in probe(kind, *arguments, timeout=timeout) if arguments else ():
-            name, _, text = text.partition(": ")
-            yield Item(name, OK if good else BAD, text)
+    findings = probe("config", config, *overrides, timeout=timeout) if config else []
+    findings += probe("checkpoint", checkpoint, timeout=timeout) if checkpoint else []
+    for good, text in findings:
+        name, _, text = text.partition(": ")
+        yield Item(name, OK if good else BAD, text)
 
 
 def probe(*arguments: str, timeout: float) -> list[tuple[bool, str]]:
