@@ -102,11 +102,11 @@ def driver() -> Driver:
                       version.value)
     if code == 0:
         library.cuDeviceGetCount(ctypes.byref(count))
-    if code == NO_CARD or (code == 0 and count.value == 0):
+    if code not in (0, NO_CARD):
+        return Driver(f"the NVIDIA driver does not start (cuInit: error {code}); does nvidia-smi work?", version.value)
+    if count.value == 0:
         return Driver("the NVIDIA driver sees no card (CUDA_VISIBLE_DEVICES hides all of them, or there is none)",
                       version.value)
-    if code:
-        return Driver(f"the NVIDIA driver does not start (cuInit: error {code}); does nvidia-smi work?", version.value)
     cards = []
     for number in range(count.value):
         major, minor = ctypes.c_int(), ctypes.c_int()
@@ -140,12 +140,11 @@ def release_of(home: str) -> str:
     """The release that ``home``/bin/nvcc prints, as "12.4"; "" where there is none."""
     if not home:
         return ""
-    try:
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    release = re.search(r"release (\d+\.\d+),", done.stdout)
-    return release[1] if release else ""
+        if release := re.search(r"release (\d+\.\d+),", done.stdout):
+            return release[1]
+    return ""
 
 
 def activate() -> Libraries:

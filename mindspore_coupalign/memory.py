@@ -53,6 +53,6 @@ def peak() -> int:
 
 def lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return path.read_text(errors="replace").splitlines()
     except OSError:
         return []

@@ -45,7 +45,8 @@ def choose_device(target: str, option: str = "--device-target ") -> str:
     Raises:
         UserError: the device is not there, or MindSpore cannot use it.
     """
-    available = {"Ascend": ms.device_context.ascend.is_available, "GPU": _has_gpu, "CPU": lambda: True}
+    available = {"Ascend": ms.device_context.ascend.is_available,  # a GPU is to MindSpore as soon as its back end links
+                 "GPU": lambda: ms.device_context.gpu.is_available() and not cuda.driver().problem, "CPU": lambda: True}
     if target == "auto":
         target = next(name for name, there in available.items() if there())
     elif target not in available:
@@ -74,18 +75,10 @@ def _plain_float32(target: str):
                 allow(False)
 
 
-def _has_gpu() -> bool:
-    """Whether there is a card: MindSpore calls a GPU available as soon as its back end links."""
-    return ms.device_context.gpu.is_available() and not cuda.driver().problem
-
-
-def _local_workers() -> int:
-    return int(os.environ.get(LOCAL_WORKERS) or os.environ.get("MS_WORKER_NUM", "1"))
-
-
 def _share_cores():
     """Give each rank of this machine its own cores: with shared cores a step takes twice as long."""
-    cores, workers = sorted(os.sched_getaffinity(0)), _local_workers()
+    cores = sorted(os.sched_getaffinity(0))
+    workers = int(os.environ.get(LOCAL_WORKERS) or os.environ.get("MS_WORKER_NUM", "1"))
     local = int(os.environ.get("DEVICE_ID", "0"))
     own = cores[local::workers] or [cores[local % len(cores)]]
     os.sched_setaffinity(0, own)

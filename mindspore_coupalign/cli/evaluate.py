@@ -14,7 +14,7 @@ from mindspore_coupalign.data.leakage import seen_images, warnings_of
 from mindspore_coupalign.data.sets import open_data, with_cache
 from mindspore_coupalign.data.warnings import data_warnings, exif_warning, no_target_warnings
 from mindspore_coupalign.distributed.process import Runtime
-from mindspore_coupalign.distributed.watchdog import Limits, Watch
+from mindspore_coupalign.distributed.watchdog import Watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import protocols
 from mindspore_coupalign.evaluation.prompts import derange, make_plan, samples_of
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output and --details name the same file, {args.output}; give each its own")
     if args.details and "sentence" not in (protocol.name for protocol in chosen):
         raise UserError("--details writes what protocol sentence sees; add sentence to --protocol")
-    with Watch.of_job(Limits.of(config.train)) as watch:
+    with Watch.of_job(config.train) as watch:
         return score(args, model, config, chosen, setup(args.device_target, config.train.seed, watch))
 
 

@@ -9,7 +9,7 @@ from mindspore_coupalign.config import Config, load_config, with_overrides
 from mindspore_coupalign.data.sets import open_data, open_union, with_cache
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.distributed.process import Runtime
-from mindspore_coupalign.distributed.watchdog import Limits, Watch
+from mindspore_coupalign.distributed.watchdog import Watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.runtime import setup
 from mindspore_coupalign.training import init_from
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if not continues and holds_a_run(output):
         raise UserError(f"{output}: holds a run already; continue with --resume {output}, or choose another --output")
     changes = check_resumable(state, config) if state else []
-    with Watch.of_job(Limits.of(config.train)) as watch:
+    with Watch.of_job(config.train) as watch:
         runtime = setup(args.device_target, config.train.seed, watch)
         if runtime.rank == 0:
             for line in changes:

@@ -37,11 +37,7 @@ class Row(NamedTuple):
 
 
 def compare(folder: Path, computed: Path, reference: Path, half: bool) -> list[Row]:
-    """A row for each part that ``computed`` has, in the order of computation.
-
-    Args:
-        folder: with the initial weights of both.
-    """
+    """A row for each part that ``computed`` has, in the order of computation; ``folder`` has the initial weights."""
     rows = []
     for part, bounds in BOUNDS.items():
         if not (computed / f"{part}.npz").exists():
@@ -53,7 +49,7 @@ def compare(folder: Path, computed: Path, reference: Path, half: bool) -> list[R
         if half and part in ("gradients", "weights"):
             rows.append(Row(part, "all as one vector", _of_all(counted), bounds[half]))
             if part == "gradients":
-                rows.append(_row("each", _errors(counted, NEGLIGIBLE, _norm), EACH))
+                rows.append(_row("each", _errors(counted, NEGLIGIBLE, np.linalg.norm), EACH))
         else:
             rows.append(_row(part, _errors(counted, NEGLIGIBLE if part == "gradients" else 0), bounds[half]))
     return rows
@@ -68,10 +64,6 @@ def _row(part: str, errors: dict, bound: float) -> Row:
 def _size(values: np.ndarray) -> float:
     """The largest absolute value; NaN where there is one."""
     return float(np.max(np.abs(values))) if values.size else 0.0
-
-
-def _norm(values: np.ndarray) -> float:
-    return float(np.sqrt(np.sum(values**2)))
 
 
 def _errors(counted: dict, negligible: float, measure: Callable = _size) -> dict:

@@ -84,8 +84,10 @@ def forward(model, batch: tuple) -> tuple[dict, float]:
     stages, words, outputs = trace(*inputs)
     tensors = {f"stage {i + 1}": value for i, value in enumerate(stages)} | {"words": words}
     for name, value in Outputs(*outputs)._asdict().items():
-        many = value if isinstance(value, tuple) else (() if value is None else (value,))
-        tensors |= {f"{name} {i + 1}" if isinstance(value, tuple) else name: one for i, one in enumerate(many)}
+        if isinstance(value, tuple):
+            tensors |= {f"{name} {i + 1}": one for i, one in enumerate(value)}
+        elif value is not None:
+            tensors[name] = value
     logits = tensors.pop("logits")
     arrays = {name: value.astype(ms.float32).asnumpy() for name, value in (tensors | {"logits": logits}).items()}
     seconds = []
@@ -96,47 +98,33 @@ def forward(model, batch: tuple) -> tuple[dict, float]:
     return arrays, sorted(seconds)[TIMED // 2]
 
 
-class Steps:
-    """Training steps over one batch, with the same random numbers on every target."""
+def training(model, config: Config, target: str, batch: tuple, start: dict, write) -> dict:
+    """Take steps over one batch, with the same random numbers on every target. Write losses, gradients (the optimizer's
+    first moments) and changes of the weights of the first step, then the losses of all steps; returns facts."""
+    step, lr = setup.build_train_step(model, config, target=target), ms.Tensor(np.float32(config.train.lr))
+    curve = list[float]()
 
-    def __init__(self, model, config: Config, target: str, batch: tuple):
-        self.step = setup.build_train_step(model, config, target=target)
-        self.batch, self.lr = batch, ms.Tensor(np.float32(config.train.lr))
-        self.taken = 0
-
-    def take(self) -> dict:
+    def take() -> dict:
         """RESULTS of the next step; a non-finite one changes nothing and does not count."""
-        keys = rng.draw_keys(self.step.keys.size, SEED, 0, self.taken)
-        image, ids, word_mask, mask = map(ms.Tensor, self.batch)
-        values = self.step(image, ids, word_mask, mask, self.lr, keys).asnumpy()
-        results = dict(zip(RESULTS, values.tolist(), strict=True))
-        self.taken += results["finite"] > 0
+        keys = rng.draw_keys(step.keys.size, SEED, 0, len(curve))
+        image, ids, word_mask, mask = map(ms.Tensor, batch)
+        results = dict(zip(RESULTS, step(image, ids, word_mask, mask, lr, keys).asnumpy().tolist(), strict=True))
+        if results["finite"]:
+            curve.append(results["loss"])
         return results
 
-    def first(self) -> tuple[dict, int]:
-        """(RESULTS of the first finite step, number of non-finite ones before): the loss scale begins high."""
-        for overflows in range(OVERFLOWS):
-            results = self.take()
-            if results["finite"]:
-                return results, overflows
-        raise ValueError(f"{OVERFLOWS} training steps in a row are not finite")
-
-
-def training(model, config: Config, target: str, batch: tuple, start: dict, write) -> dict:
-    """Write losses, gradients (the optimizer's first moments) and changes of the weights of the first step, then the
-    losses of all steps; returns facts."""
-    steps = Steps(model, config, target, batch)
-    results, overflows = steps.first()
-    write("losses", {name: np.float32(results[name]) for name in (*LOSSES, "grad_norm")})
-    write("gradients", steps.step.states()["adam_m"])
+    overflows = 0
+    while not (first := take())["finite"]:  # the loss scale begins high
+        overflows += 1
+        if overflows == OVERFLOWS:
+            raise ValueError(f"{OVERFLOWS} training steps in a row are not finite")
+    write("losses", {name: np.float32(first[name]) for name in (*LOSSES, "grad_norm")})
+    write("gradients", step.states()["adam_m"])
     write("weights", {p.name: p.asnumpy() - start[p.name] for p in model.trainable_params()})
-    curve = [results["loss"]]
     begun = time.perf_counter()
-    while steps.taken < config.train.steps:
-        results = steps.take()
-        if not results["finite"]:
-            raise ValueError(f"training step {steps.taken + 1} is not finite")
-        curve.append(results["loss"])
+    while len(curve) < config.train.steps:
+        if not take()["finite"]:
+            raise ValueError(f"training step {len(curve) + 1} is not finite")
     seconds = (time.perf_counter() - begun) / (len(curve) - 1) if len(curve) > 1 else None
     write("curve", {f"step {i + 1}": np.float32(loss) for i, loss in enumerate(curve)})
     return {"step_s": seconds, "overflows": overflows}

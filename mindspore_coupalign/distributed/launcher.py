@@ -21,9 +21,6 @@ PATIENCE = 2.0  # seconds in which a second signal is ignored: a cluster may sen
 def serve_as_scheduler(place: Path) -> int:
     """Run msrun's scheduler in a child process, and end it with the last worker of this machine, not 40 s later.
 
-    Args:
-        place: the folder of the ranks' files.
-
     Returns the exit code: 0 when every worker of this machine is done.
     """
     workers = int(os.environ[LOCAL_WORKERS])
@@ -84,10 +81,8 @@ def _asked_by(folder: Path) -> int:
 def stop_ranks(folder: Path, number: int = signal.SIGTERM):
     """Ask the ranks of this machine to save and stop; those of other machines learn it in the next step.
 
-    Ranks that have not started yet read it in the folder. A second call kills the ranks.
-
-    Args:
-        number: the signal that the launcher received, for its exit code.
+    Ranks that have not started yet read it in the folder. A second call kills the ranks. ``number``, the signal that
+    the launcher received, is for its exit code.
     """
     asked_here = folder / f"{ASKED}_{socket.gethostname()}"
     again = asked_here.exists()

@@ -1,6 +1,7 @@
 """This process (where it computes, which of a job's ranks it is), and child processes that are no ranks."""
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import NamedTuple
 
 from mindspore_coupalign.distributed.watchdog import Watch
 from mindspore_coupalign.interrupts import descendants, kill
+
+ERROR = re.compile(r"error: |(\w+\.)*\w*(Error|Exception|Interrupt)\b")  # how this package ends, and Python
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,14 @@ class Ended(NamedTuple):
     late: bool = False
 
 
+def reason(code: int, output: str) -> str:
+    """How a process ended, in a line: its signal or exit code, and the last error in its output."""
+    ended = f"its process ended by {f'signal {-code}' if code < 0 else f'exit code {code}'}"
+    lines = [line.strip() for line in output.splitlines() if line.strip(" -\t")]
+    last = max((i for i, line in enumerate(lines) if ERROR.match(line)), default=len(lines) - 1)
+    return f"{ended}: {' '.join(lines[last:last + 3])[:400]}" if lines else ended
+
+
 def run_child(command: list, given: str | None = None, limit: float | None = None, **options) -> Ended:
     """Run a process that is no rank of this job to its end; whatever ends the wait kills it and all it has started.
 
@@ -58,12 +69,11 @@ def run_child(command: list, given: str | None = None, limit: float | None = Non
     late = False
     with subprocess.Popen(command, errors="replace", env=environment_alone(), **options) as child:
         try:
-            try:
-                out, err = child.communicate(given, timeout=limit)
-            except subprocess.TimeoutExpired:
-                late = True
-                kill([*descendants(child.pid), child.pid])
-                out, err = child.communicate()
+            out, err = child.communicate(given, timeout=limit)
+        except subprocess.TimeoutExpired:
+            late = True
+            kill([*descendants(child.pid), child.pid])
+            out, err = child.communicate()
         finally:
             if child.poll() is None:
                 kill([*descendants(child.pid), child.pid])

@@ -14,11 +14,13 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from mindspore_coupalign.errors import UserError
+
+if TYPE_CHECKING:
+    from mindspore_coupalign.config import TrainConfig
 
 LEAST_LIMIT = 20.0  # seconds that a step may always take
 SHORT_LIMIT = 5.0  # seconds that a rank may be without a heartbeat once a collective has failed
@@ -45,22 +47,6 @@ class State(TypedDict, total=False):
     code: int  # exit code of a failure
     barriers: int  # how many it has reached
     beat: float  # its last heartbeat
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds: train.step_timeout and its neighbours in config/sections.py."""
-
-    step: float = 0.0  # 0: ten times the longest so far, at least LEAST_LIMIT
-    heartbeat: float = 20.0
-    compiling: float = 0.0  # 0: COMPILING of its target
-    remote: float = 60.0
-    barrier: float = 1800.0
-
-    @classmethod
-    def of(cls, train) -> "Limits":
-        return cls(train.step_timeout, train.heartbeat_timeout, train.compile_timeout, train.remote_grace,
-                   train.barrier_timeout)
 
 
 def folder() -> Path | None:
@@ -98,11 +84,14 @@ class Watch:
 
     Args:
         folder: of the ranks' files; None watches nothing.
+        limits: ``step_timeout`` and the fields after it.
         workers: ranks of this machine.
     """
 
-    def __init__(self, folder: Path | None, rank: int = 0, limits: Limits = Limits(), workers: int = 1):
-        self.folder, self.rank, self.limits, self.workers = folder, rank, limits, workers
+    def __init__(self, folder: Path | None, rank: int = 0, limits: "TrainConfig | None" = None, workers: int = 1):
+        from mindspore_coupalign.config import TrainConfig  # not at the top: the doctor needs no package
+
+        self.folder, self.rank, self.limits, self.workers = folder, rank, limits or TrainConfig(), workers
         self.target = "CPU"  # where the ranks compute; runtime.setup sets it
         self.ahead = 0  # pending steps before a step's results are read; the trainer sets it
         self.longest, self.barriers = 0.0, 0
@@ -119,7 +108,7 @@ class Watch:
             threading.Thread(target=self._run, daemon=True).start()
 
     @classmethod
-    def of_job(cls, limits: Limits = Limits()):
+    def of_job(cls, limits: "TrainConfig | None" = None):
         """The watch of this process's rank; outside of a job it does nothing."""
         return cls(folder(), own_rank(), limits, int(os.environ.get(LOCAL_WORKERS, "1")))
 
@@ -170,10 +159,10 @@ class Watch:
         with self.lock:
             self.barriers += 1
             self._write()
-        pause, start = 0.001, time.time()
+        pause, start, limit = 0.001, time.time(), self.limits.barrier_timeout
         while missing := self._missing():
-            if time.time() - start > self.limits.barrier:
-                raise UserError(f"{missing} has not reached a barrier in {self.limits.barrier / 60:.0f} minutes "
+            if time.time() - start > limit:
+                raise UserError(f"{missing} has not reached a barrier in {limit / 60:.0f} minutes "
                                 "(train.barrier_timeout); the job ends, continue with --resume")
             time.sleep(pause)
             pause = min(0.1, 1.5 * pause)
@@ -185,7 +174,7 @@ class Watch:
         return _name(late[0]) if late else "" if len(states) >= self.workers else "a rank"
 
     def limit(self) -> float:
-        return self.limits.step or max(LEAST_LIMIT, 10 * self.longest)
+        return self.limits.step_timeout or max(LEAST_LIMIT, 10 * self.longest)
 
     def explain(self, error: str = "") -> str:
         """The failed rank, when a collective has failed by MindSpore's own timeout; "" when none can be named.
@@ -198,7 +187,7 @@ class Watch:
         start, collective = time.time(), COLLECTIVE.search(error)
         while not (failed_rank := self._failed_rank(SHORT_LIMIT, SHORT_LIMIT)) and collective:
             alive = all(seen[1] > start + SHORT_LIMIT for seen in self.seen.values())
-            if alive or time.time() - start > SHORT_LIMIT + self.limits.remote:
+            if alive or time.time() - start > SHORT_LIMIT + self.limits.remote_grace:
                 failed_rank = self._lost_connection()
                 break
             time.sleep(0.5)  # a missing heartbeat of another machine shows only after a while
@@ -207,15 +196,14 @@ class Watch:
         return failed_rank
 
     def _failed_rank(self, limit: float, silence: float) -> str:
-        failed_rank = ""
-        compiling = self.limits.compiling or COMPILING.get(self.target, COMPILING_ELSEWHERE)
-        for _ in range(2):  # the file of a dead rank may have been read just before it wrote its end
+        compiling = self.limits.compile_timeout or COMPILING.get(self.target, COMPILING_ELSEWHERE)
+
+        def look() -> str:
             others = [self._by_own_clock(s) for s in self._states() if s["rank"] != self.rank]
-            failed_rank = find_failed_rank(self.state, others, limit, time.time(), silence, compiling,
-                                           self.limits.remote)
-            if not failed_rank:
-                break
-        return failed_rank
+            return find_failed_rank(self.state, others, limit, time.time(), silence, compiling,
+                                    self.limits.remote_grace)
+
+        return look() and look()  # twice: the file of a dead rank may have been read just before it wrote its end
 
     def _by_own_clock(self, state: State) -> State:
         """With times of this machine's clock: another's may differ, and its files arrive late."""
@@ -250,7 +238,7 @@ class Watch:
                 if self.ended.is_set():
                     return
                 self._write()
-            if failed_rank := self._failed_rank(self.limit(), self.limits.heartbeat):
+            if failed_rank := self._failed_rank(self.limit(), self.limits.heartbeat_timeout):
                 self.enter(failed_rank, self.state["step"])  # the launcher prints it once
                 os._exit(3)  # the main thread is inside a collective and cannot be asked; msrun ends the others
             self.ended.wait(1)
@@ -279,7 +267,7 @@ def _name(state: State) -> str:
     return f"rank {state['rank']} (process {state['pid']} on {state['host']})"
 
 
-def find_failed_rank(own: State, others: list[State], limit: float, now: float, silence: float = Limits.heartbeat,
+def find_failed_rank(own: State, others: list[State], limit: float, now: float, silence: float = 20,
                  compiling: float = COMPILING["CPU"], remote: float = 0.0) -> str:
     """A sentence about the rank that the others wait for; "" when all is well.
 
@@ -331,8 +319,6 @@ def _status(pid: int) -> str:
 def read_states(folder: Path) -> list[State]:
     states = []
     for path in sorted(folder.glob("rank_*.json")):
-        try:
+        with contextlib.suppress(OSError, ValueError):
             states.append(json.loads(path.read_text()))
-        except (OSError, ValueError):
-            continue
     return states

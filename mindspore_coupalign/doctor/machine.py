@@ -195,12 +195,9 @@ def memory() -> Iterator[Item]:
 
 def disk() -> Iterator[Item]:
     free = shutil.disk_usage(".").free
-    writable = os.access(".", os.W_OK)
-    text = f"{free / 1e9:.1f} GB free in the current folder"
-    if not writable:
-        yield Item("disk", NOTE, f"{text}, which cannot be written: commands need --output elsewhere")
-    else:
-        yield Item("disk", NOTE if free < LEAST_DISK else OK, text)
+    locked = "" if os.access(".", os.W_OK) else ", which cannot be written: commands need --output elsewhere"
+    yield Item("disk", NOTE if locked or free < LEAST_DISK else OK,
+               f"{free / 1e9:.1f} GB free in the current folder{locked}")
 
 
 def environment() -> Iterator[Item]:

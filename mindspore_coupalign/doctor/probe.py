@@ -8,6 +8,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 
 
 def say(good: bool, text: str):
@@ -92,12 +93,8 @@ def checkpoint(path: str) -> str:
 
 
 def main(kind: str, *arguments: str):
-    if kind == "config":
-        attempt("config: ", lambda: config(*arguments))
-    elif kind == "checkpoint":
-        attempt("checkpoint: ", lambda: checkpoint(*arguments))
-    else:
-        attempt("", lambda: device(*arguments))
+    checks: dict[str, Callable] = {"device": device, "config": config, "checkpoint": checkpoint}
+    attempt("" if kind == "device" else f"{kind}: ", lambda: checks[kind](*arguments))
 
 
 if __name__ == "__main__":

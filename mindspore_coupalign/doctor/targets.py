@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mindspore_coupalign import cuda
-from mindspore_coupalign.distributed.process import run_child
+from mindspore_coupalign.distributed.process import reason, run_child
 from mindspore_coupalign.doctor.machine import ABSENT, BAD, NOTE, OK, Item, mindspore_folder
+from mindspore_coupalign.memory import lines
 
 NPUS = "/dev/davinci[0-9]*"
 CANN_SCRIPTS = ("/usr/local/Ascend/ascend-toolkit/set_env.sh", "/usr/local/Ascend/cann/set_env.sh",
@@ -25,12 +26,14 @@ GPU_PACKAGES = "pip install -r requirements-gpu.txt"
 NO_MINDSPORE = "MindSpore is not installed"
 
 
+def tried(target: str, timeout: float, more: str = "") -> Item:
+    """What one operator on the target gives."""
+    good, text = probe("device", target, timeout=timeout)[-1]
+    return Item(target, OK if good else BAD, text + more)
+
+
 def cpu(timeout: float) -> Iterator[Item]:
-    if mindspore_folder() is None:
-        yield Item("CPU", BAD, NO_MINDSPORE)
-        return
-    good, text = probe("device", "CPU", timeout=timeout)[-1]
-    yield Item("CPU", OK if good else BAD, text)
+    yield tried("CPU", timeout) if mindspore_folder() else Item("CPU", BAD, NO_MINDSPORE)
 
 
 def gpu(timeout: float) -> Iterator[Item]:
@@ -44,8 +47,7 @@ def gpu(timeout: float) -> Iterator[Item]:
         text, remedy = obstacle
         yield Item("GPU", NOTE if driver.cards else ABSENT, text, remedy)
     else:
-        good, text = probe("device", "GPU", timeout=timeout)[-1]
-        yield Item("GPU", OK if good else BAD, text)
+        yield tried("GPU", timeout)
 
 
 def gpu_obstacle(folder: Path, driver: cuda.Driver) -> tuple[str, str] | None:
@@ -70,18 +72,12 @@ def gpu_obstacle(folder: Path, driver: cuda.Driver) -> tuple[str, str] | None:
 
 
 def ascend(timeout: float) -> Iterator[Item]:
-    folder = mindspore_folder()
-    if folder is None:
-        yield Item("Ascend", ABSENT, NO_MINDSPORE)
-        return
-    obstacles, remedy = ascend_obstacles(folder)
+    folder, devices, home = mindspore_folder(), glob.glob(NPUS), os.environ.get("ASCEND_HOME_PATH", "")
+    obstacles, remedy = ascend_obstacles(folder) if folder else ([NO_MINDSPORE], "")
     if obstacles:
-        there = glob.glob(NPUS) or os.environ.get("ASCEND_HOME_PATH")
-        yield Item("Ascend", NOTE if there else ABSENT, "; ".join(obstacles), remedy)
-        return
-    home = os.environ["ASCEND_HOME_PATH"]
-    good, text = probe("device", "Ascend", timeout=timeout)[-1]
-    yield Item("Ascend", OK if good else BAD, f"{text}; CANN {cann_version(home)}, {len(glob.glob(NPUS))} NPUs")
+        yield Item("Ascend", NOTE if folder and (devices or home) else ABSENT, "; ".join(obstacles), remedy)
+    else:
+        yield tried("Ascend", timeout, f"; CANN {cann_version(home)}, {len(devices)} NPUs")
 
 
 def ascend_obstacles(folder: Path) -> tuple[list, str]:
@@ -122,20 +118,14 @@ def cann_obstacles(folder: Path, home: str) -> tuple[list, str]:
 
 def cann_version(home: str) -> str:
     """As MindSpore reads it, "8.2"; "" where it is not written."""
-    try:
-        text = (Path(home) / "compiler" / "version.info").read_text(errors="replace")
-    except OSError:
-        return ""
+    text = "\n".join(lines(Path(home) / "compiler" / "version.info"))
     version = re.search(r"^Version=(\d+\.\d+)", text, re.MULTILINE)
     return version[1] if version else ""
 
 
 def cann_versions(folder: Path) -> list:
     """The versions that this MindSpore checks CANN's against; empty where its source names none."""
-    try:
-        source = (folder / "run_check" / "_check_version.py").read_text()
-    except OSError:
-        return []
+    source = "\n".join(lines(folder / "run_check" / "_check_version.py"))
     versions = re.search(r"class AscendEnvChecker.*?self\.version = \[(.*?)\]", source, re.DOTALL)
     return re.findall(r"[\d.]+", versions[1]) if versions else []
 
@@ -153,32 +143,22 @@ def inputs(config: str | None, overrides: list, checkpoint: str | None, timeout:
     """The configuration's data, tokenizer and weights, and the checkpoint."""
     if not config and not checkpoint:
         yield Item("inputs", ABSENT, "not checked: --config FILE data.root=DIR … and --checkpoint FILE name them")
-    for kind, arguments in (("config", [config, *overrides] if config else []),
-                            ("checkpoint", [checkpoint] if checkpoint else [])):
-        for good, text in probe(kind, *arguments, timeout=timeout) if arguments else ():
-            name, _, text = text.partition(": ")
-            yield Item(name, OK if good else BAD, text)
+    findings = probe("config", config, *overrides, timeout=timeout) if config else []
+    findings += probe("checkpoint", checkpoint, timeout=timeout) if checkpoint else []
+    for good, text in findings:
+        name, _, text = text.partition(": ")
+        yield Item(name, OK if good else BAD, text)
 
 
 def probe(*arguments: str, timeout: float) -> list[tuple[bool, str]]:
     """The findings of ``probe.py``, (good, text) each; the last one tells how its process ended, if that was wrong."""
     ended = run_child([sys.executable, "-m", "mindspore_coupalign.doctor.probe", *arguments], limit=timeout,
                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    findings = [(finding["good"], finding["text"]) for finding in map(_finding, ended.out.splitlines()) if finding]
+    said = [json.loads(line) for line in ended.out.splitlines() if line.startswith('{"good": ')]  # others print, too
+    findings = [(finding["good"], finding["text"]) for finding in said]
     subject = arguments[0] + ": " if arguments[0] != "device" else ""
     if ended.late:
         findings.append((False, f"{subject}no answer within {timeout} s; --timeout waits for longer"))
     elif ended.code:
-        how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
-        last = next((line for line in reversed(ended.err.splitlines()) if line.strip()), "")
-        findings.append((False, f"{subject}its process ended by {how}: {last.strip()[:300]}"))
+        findings.append((False, f"{subject}{reason(ended.code, ended.err)}"))
     return findings or [(False, f"{subject}its process printed nothing")]
-
-
-def _finding(line: str) -> dict | None:
-    """The line's JSON; None for what other packages print."""
-    try:
-        finding = json.loads(line)
-    except ValueError:
-        return None
-    return finding if isinstance(finding, dict) and {"good", "text"} <= finding.keys() else None

@@ -25,7 +25,7 @@ from mindspore_coupalign.config import Config, config_from_dict, config_to_dict,
 from mindspore_coupalign.data.datasets import elsewhere
 from mindspore_coupalign.data.refer import ReferData
 from mindspore_coupalign.distributed import collectives as ranks
-from mindspore_coupalign.distributed.process import Runtime, run_child
+from mindspore_coupalign.distributed.process import Runtime, reason, run_child
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.memory import host, peak, resident
 from mindspore_coupalign.mindspore_calls import device_memory
@@ -40,9 +40,6 @@ OUT_OF_MEMORY = re.compile(r"out of memory|memory (is )?not enough|memory isn't 
 
 def dry_run(trainer, measure: Callable | None = None) -> int:
     """Check images, disk and memory, compile, take a few steps, and report what the run would cost.
-
-    Args:
-        measure: measures a step's memory; default ``measure_step``.
 
     Raises:
         UserError: the first thing that would have stopped the run.
@@ -151,9 +148,6 @@ class Line(NamedTuple):
         fixed = growths[large] - each * large
         return cls(fixed, each) if each > 0 and fixed >= 0 else cls(0.0, growths[large] / large)
 
-    def at(self, samples: int) -> float:
-        return self.fixed + self.each * samples
-
     def largest(self, room: float) -> int:
         """Samples that fit into ``room`` bytes; 0: none."""
         return max(0, int((room - self.fixed) // self.each))
@@ -197,16 +191,15 @@ class LargestBatch:
         """
         other = self.micro // 2 or 2
         attempt = self._try(other)
-        fits = attempt.growth and self.before + attempt.growth * max(1, self.micro / other) <= self.total
-        if attempt.error and not attempt.out_of_memory or fits or (attempt.growth and not self.total):
-            return
         if attempt.out_of_memory and other < self.micro:
             if other > 1:
                 self._try(1)
             raise self._refusal(attempt, other)
-        attempt = self._try(self.micro)
-        if attempt.out_of_memory:
-            raise self._refusal(attempt, self.micro)
+        expected = self.before + attempt.growth * max(1, self.micro / other)
+        if attempt.out_of_memory or attempt.growth and 0 < self.total < expected:
+            attempt = self._try(self.micro)
+            if attempt.out_of_memory:
+                raise self._refusal(attempt, self.micro)
 
     def _try(self, micro: int) -> "Measured":
         """The mean over the ranks, which all try at the same time; if one of them fails, all have."""
@@ -215,20 +208,17 @@ class LargestBatch:
         own = self.measure(self.config, self.target, self.vocabulary, micro)
         sums = np.array([own.growth >> 20, own.out_of_memory, bool(own.error)], np.int64)
         growth, out_of_memory, failed = ranks.all_reduce_sum(sums, self.runtime).tolist()
-        if failed:
-            error = own.error or "another rank's process ended"
-            if not out_of_memory:
-                self.log(f"memory: {micro} samples could not be measured: {error}")
-            return Measured(out_of_memory=bool(out_of_memory), error=error)
-        self.growths[micro] = (growth << 20) // self.runtime.ranks or 1
-        return Measured(self.growths[micro])
+        if not failed:
+            self.growths[micro] = (growth << 20) // self.runtime.ranks or 1
+            return Measured(self.growths[micro])
+        error = own.error or "another rank's process ended"
+        if not out_of_memory:
+            self.log(f"memory: {micro} samples could not be measured: {error}")
+        return Measured(out_of_memory=bool(out_of_memory), error=error)
 
     def _refusal(self, attempt: "Measured", micro: int) -> UserError:
-        total = f" of {self.total / GIB:.1f} GiB" if self.total else ""
-        name = f"train.batch_size={self.batch}" + (f" with train.accumulate={self.accumulate}" * (self.accumulate > 1))
-        tried = "" if micro == self.micro else f", nor do {micro}"
-        problem = (f"{name}: its {self.micro} samples at a time do not fit into the memory{total}{tried} "
-                   f"({attempt.error})")
+        problem = (f"train.batch_size={self.batch} with train.accumulate={self.accumulate}: {micro} samples at a time "
+                   f"do not fit into the memory ({attempt.error})")
         if not self.growths:
             recompute = "set train.recompute=true, " if self.target != "CPU" else ""  # which saves nothing there
             return UserError(f"{problem}; {recompute}lower data.image_size or take a smaller model")
@@ -240,11 +230,8 @@ class LargestBatch:
         return UserError(f"{problem}; {advice}")
 
     def report(self, before: int):
-        """Print what the configured size took, and which is the largest.
-
-        Args:
-            before: bytes that were resident before the first step.
-        """
+        """Print what the configured size took since ``before``, the bytes before the first step, and which is the
+        largest."""
         grown = ranks.all_reduce_sum(np.array([max(0, used(self.target, before)) >> 20]), self.runtime)[0]
         self.growths[self.micro] = (int(grown) << 20) // self.runtime.ranks or 1
         if len(self.growths) == 1:
@@ -267,9 +254,6 @@ class LargestBatch:
         if number and number != self.accumulate:
             lines.append(f"memory: train.batch_size={self.batch} would fit with train.accumulate={number}, "
                          f"{self.local // number} samples at a time; it is {self.accumulate} now")
-        elif not number:
-            lines.append(f"memory: {self.micro} samples at a time fit this time, but within the reserve: another run "
-                         "may fail")
         return lines
 
 
@@ -296,12 +280,8 @@ def outcome(code: int, out: str, err: str) -> Measured:
             return Measured(int(json.loads(line)["growth"]))
     if code in (-9, 137):
         return Measured(out_of_memory=True, error="killed (signal 9), as the system does when memory runs out")
-    lines = [line.strip() for line in err.splitlines() if line.strip(" -\t")]
-    matching = next((line for line in lines if OUT_OF_MEMORY.search(line)), "")
-    if matching:
-        return Measured(out_of_memory=True, error=matching[:200])
-    ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return Measured(error=f"its process ended with {ended}: {lines[-1][:200] if lines else 'no message'}")
+    matching = next((line.strip() for line in err.splitlines() if OUT_OF_MEMORY.search(line)), "")
+    return Measured(out_of_memory=bool(matching), error=matching[:200] or reason(code, err))
 
 
 def child(target: str, vocabulary: str, micro: str):

@@ -3,25 +3,16 @@
 Shapes: image (B, 3, H, W); ids, word_mask (B, T); mask (B, 1, H, W); each loss a scalar.
 """
 
-from typing import NamedTuple
-
 import mindspore as ms
 from mindspore import nn, ops
 
+from mindspore_coupalign.config.sections import LossConfig
 from mindspore_coupalign.models.coupalign import HAS_TARGET, LOGITS, PIXELS, PROPOSAL_LOGITS, STAGE_LOGITS
-from mindspore_coupalign.models.losses.terms import binary_cross_entropy
+from mindspore_coupalign.models.losses.terms import MaskLoss, PixelContrast, binary_cross_entropy
+from mindspore_coupalign.models.parts import find
 
 LOSSES = ("loss", "bce", "dice", "contrast", "deep_supervision_bce", "deep_supervision_dice", "proposal_mask_bce",
           "proposal_mask_dice", "no_target")
-
-
-class LossWeights(NamedTuple):
-    bce: float
-    dice: float
-    contrast: float
-    deep_supervision: float
-    proposal_mask: float
-    no_target: float
 
 
 class Objective(nn.Cell):
@@ -34,19 +25,18 @@ class Objective(nn.Cell):
     Deep supervision's terms are sums over the stage heads; ``no_target`` is the binary cross-entropy of the target
     presence head, whose label is 1 where the mask has a pixel at the network's input size. Terms of parts that are off
     are 0.
-
-    Args:
-        extra: cells of ``loss.extra``, each (outputs, mask) -> a scalar; their terms follow LOSSES.
-        extra_weights: theirs.
+    The terms of ``loss.extra``, each (outputs, mask) -> a scalar, follow LOSSES.
     """
 
-    def __init__(self, model, mask_loss, contrast, weights: LossWeights, extra: tuple = (), extra_weights: tuple = ()):
+    def __init__(self, model, loss: LossConfig, no_target: bool):
         super().__init__(auto_prefix=False)  # else every parameter of the model would be renamed model.<name>
-        self.model, self.mask_loss, self.contrast = model, mask_loss, contrast
-        self.bce_weight, self.dice_weight, self.contrast_weight = weights.bce, weights.dice, weights.contrast
-        self.stage_weight, self.proposal_weight = weights.deep_supervision, weights.proposal_mask
-        self.no_target_weight = weights.no_target
-        self.extra, self.extra_weights = nn.CellList(list(extra)), tuple(extra_weights)
+        self.model, self.mask_loss = model, MaskLoss(loss.class_weights)
+        self.contrast = PixelContrast(loss.temperature, loss.negatives)
+        self.bce_weight, self.dice_weight, self.contrast_weight = loss.bce, loss.dice, loss.contrast
+        self.stage_weight, self.proposal_weight = loss.deep_supervision, loss.proposal_mask
+        self.no_target_weight = loss.no_target if no_target else 0
+        self.extra = nn.CellList([find("loss", entry.name)(entry) for entry in loss.extra])
+        self.extra_weights = tuple(entry.weight for entry in loss.extra)
 
     def construct(self, image, ids, word_mask, mask):
         outputs = self.model.outputs(image, ids, word_mask)

@@ -33,13 +33,12 @@ class FlatParameters:
 
     def state(self, prefix: str, values: dict | None = None) -> ParameterTuple:
         """A new packed state, zero or from arrays by parameter name."""
-        def alone(p):  # zeros in place: large temporary arrays would fragment the memory
-            return initializer("zeros", p.shape, ms.float32) if values is None else Tensor(values[p.name])
-
         def of(p):
             return np.zeros(p.shape, np.float32) if values is None else values[p.name]
 
-        parts = {"packed": Tensor(join_arrays(self.small, of))} | {p.name: alone(p) for p in self.large}
+        parts = {"packed": Tensor(join_arrays(self.small, of))}
+        for p in self.large:  # zeros in place: large temporary arrays would fragment the memory
+            parts[p.name] = initializer("zeros", p.shape, ms.float32) if values is None else Tensor(values[p.name])
         if len(self.matrices):
             parts["matrices"] = Tensor(join_arrays(self.matrices, of))
         return ParameterTuple([Parameter(data, name=f"{prefix}.{name}", requires_grad=False)

@@ -17,22 +17,9 @@ from mindspore_coupalign.interrupts import StopRequest
 from mindspore_coupalign.models.rng import draw_keys
 from mindspore_coupalign.training.step import StepResults
 
-AHEAD = {"CPU": 0}  # steps launched before one is read: on CPU the call returns when all is computed; elsewhere:
-AHEAD_ELSEWHERE = 1
-
-
-def steps_ahead(target: str) -> int:
-    return AHEAD.get(target, AHEAD_ELSEWHERE)
-
-
-class PendingStep(NamedTuple):
-    number: int  # 1 for the first of the run
-    lr: float
-    outputs: list  # of the jitted step, one for each micro-batch
-
 
 class FinishedStep(NamedTuple):
-    number: int
+    number: int  # 1 for the first of the run
     lr: float
     results: StepResults
     elapsed: float  # seconds of the run when it was launched, the mean over the ranks; 0 without a time budget
@@ -42,8 +29,6 @@ class PendingSteps:
     """Launches steps, and reads their results in the same order. Tells the watch what this rank is doing.
 
     Args:
-        step: a TrainStep.
-        stop: whether this rank was asked to stop.
         elapsed: seconds of the run until now.
         launched: steps of earlier runs that this one resumes.
         ahead: steps that may be pending while another one is launched.
@@ -54,7 +39,7 @@ class PendingSteps:
         self.step, self.train, self.runtime, self.watch = step, train, runtime, runtime.watch
         self.stop, self.elapsed, self.launched, self.ahead = stop, elapsed, launched, ahead
         self.budget = 60 * train.minutes
-        self.steps: deque[PendingStep] = deque()
+        self.steps = deque[tuple[int, float, list]]()  # number, learning rate, the outputs of the micro-batches
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -78,12 +63,12 @@ class PendingSteps:
             elif micro >= self.ahead:  # wait: no more micro-batches than that may lie on the device
                 outputs[micro - self.ahead].asnumpy()
         self.launched += 1
-        self.steps.append(PendingStep(self.launched, lr, outputs))
+        self.steps.append((self.launched, lr, outputs))
 
     def read(self) -> FinishedStep:
         """Wait for the first pending step."""
-        step = self.steps.popleft()
-        results = StepResults.of([output.asnumpy() for output in step.outputs])
+        number, lr, outputs = self.steps.popleft()
+        results = StepResults.of([output.asnumpy() for output in outputs])
         if self.steps:
             self.watch.enter("step", self.launched - 1)  # the time of the next pending one begins
-        return FinishedStep(step.number, step.lr, results, results.clock / self.runtime.ranks * self.budget)
+        return FinishedStep(number, lr, results, results.clock / self.runtime.ranks * self.budget)

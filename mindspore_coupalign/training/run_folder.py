@@ -101,7 +101,7 @@ class RunFolder:
         lines = []
         if done and file.exists():
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        if lines or file.exists() or file.name == "log.jsonl":
+        if file.exists() or file.name == "log.jsonl":
             fresh = file.with_name(f".{file.name}.tmp")  # a kill while it is rewritten would lose the log
             fresh.write_text("".join(line for line in lines if _is_before(line, done, validated)), encoding="utf-8")
             fresh.replace(file)

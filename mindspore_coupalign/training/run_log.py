@@ -69,46 +69,6 @@ class Console:
             self.bar.set_postfix_str(text, refresh=False)
 
 
-class Speed:
-    """Samples per second since the last line of the log, without pauses.
-
-    Args:
-        batch: samples per step.
-    """
-
-    def __init__(self, batch: int, clock: Callable[[], float] = time.perf_counter):
-        self.batch, self.clock, self.steps, self.started = batch, clock, 0, clock()
-
-    def step(self):
-        self.steps += 1
-
-    def pause(self, seconds: float):
-        self.started += seconds
-
-    def take(self) -> float:
-        """The speed until now; from here it is measured anew."""
-        now = self.clock()
-        speed = self.steps * self.batch / (now - self.started)
-        self.steps, self.started = 0, now
-        return speed
-
-
-class SampleLookup:
-    """Which samples a step was computed from."""
-
-    def __init__(self, source: TrainSource, field: str):
-        self.source, self.field = source, field
-
-    def of_step(self, number: int) -> dict:
-        """The samples of the global batch, their refs and sentences, and their data sets where there are several."""
-        batch, data = self.source.batch_size, self.source.data
-        samples = [self.source.sample_at((number - 1) * batch + i) for i in range(batch)]
-        refs = data.sentence_ref[samples]
-        described = {"samples": samples, "refs": data.ref_ids[refs].tolist(),
-                     "sentences": [data.sentence(s, self.field) for s in samples]}
-        return described | ({"sets": [data.part_of(r) for r in refs]} if isinstance(data, UnionData) else {})
-
-
 class StepLog:
     """Collects the results of steps and writes their means to log.jsonl.
 
@@ -117,8 +77,10 @@ class StepLog:
         extra: names of the terms of ``loss.extra``.
     """
 
-    def __init__(self, folder: RunFolder, patience: int, samples: SampleLookup, extra: tuple[str, ...] = ()):
-        self.folder, self.patience, self.samples, self.extra = folder, patience, samples, extra
+    def __init__(self, folder: RunFolder, patience: int, source: TrainSource, field: str, extra: tuple[str, ...],
+                 clock: Callable[[], float]):
+        self.folder, self.patience, self.source, self.field, self.extra = folder, patience, source, field, extra
+        self.clock, self.started, self.steps = clock, clock(), 0  # when the line began, pauses left out; its steps
         self.window: list[dict] = []  # results of the finite steps since the last line, by name
         self.skipped = self.skipped_in_row = 0  # non-finite steps since that line; in a row
 
@@ -136,6 +98,7 @@ class StepLog:
         Raises:
             UserError: ``patience`` non-finite steps in a row, or the line cannot be written.
         """
+        self.steps += 1
         if results.finite:
             self.window.append(results._asdict() | dict(zip(self.extra, results.extra, strict=True)))
             self.skipped_in_row = 0
@@ -144,24 +107,33 @@ class StepLog:
         self.skipped_in_row += 1
         numbers = {key: value if math.isfinite(value) else str(value) for key, value in results._asdict().items()
                    if key in ("loss", "grad_norm", "scale")}
-        self.folder.log({"step": step, **numbers, **self.samples.of_step(step)}, "skipped.jsonl")
+        self.folder.log({"step": step, **numbers, **self.samples_of(step)}, "skipped.jsonl")
         if self.skipped_in_row >= self.patience:
             raise UserError(f"step {step}: the loss ({results.loss:g}) or its gradient was non-finite in "
                             f"{self.skipped_in_row} steps in a row, none of which changed the weights; their samples "
                             f"are in {self.folder.path / 'skipped.jsonl'}; lower train.lr or look at the data")
 
-    def write(self, step: int, lr: float, speed: float, scale: float | None) -> str:
+    def samples_of(self, step: int) -> dict:
+        """The samples of its global batch, their refs and sentences, and their data sets where there are several."""
+        batch, data = self.source.batch_size, self.source.data
+        samples = [self.source.sample_at((step - 1) * batch + i) for i in range(batch)]
+        refs = data.sentence_ref[samples]
+        described = {"samples": samples, "refs": data.ref_ids[refs].tolist(),
+                     "sentences": [data.sentence(s, self.field) for s in samples]}
+        return described | ({"sets": [data.part_of(r) for r in refs]} if isinstance(data, UnionData) else {})
+
+    def write(self, step: int, lr: float, scale: float | None) -> str:
         """Write a line of the means since the last one; null where every step was non-finite, or where an older
-        version had no such number.
+        version had no such number. Returns the same for the progress bar.
 
         Args:
-            speed: samples per second.
             scale: of the loss, in half precision.
-
-        Returns:
-            The same for the progress bar.
         """
-        means = {key: _mean([r[key] for r in self.window if key in r]) for key in (*LOSSES, *self.extra, "grad_norm")}
+        now = self.clock()
+        speed = self.steps * self.source.batch_size / (now - self.started)
+        self.steps, self.started = 0, now
+        values = {key: [r[key] for r in self.window if key in r] for key in (*LOSSES, *self.extra, "grad_norm")}
+        means = {key: float(np.mean(v)) if v else None for key, v in values.items()}
         entry = {"step": step, **{k: v if v is None else round(v, 5) for k, v in means.items()}, "lr": lr,
                  "samples_per_s": round(speed, 1)}
         if scale is not None:
@@ -173,7 +145,3 @@ class StepLog:
         skipped = f", {self.skipped} skipped" if self.skipped else ""
         self.window, self.skipped = [], 0
         return f"loss {loss}, lr {lr:.1e}, {speed:.0f} samples/s{skipped}"
-
-
-def _mean(values: list) -> float | None:
-    return float(np.mean(values)) if values else None

@@ -70,10 +70,9 @@ class Budget:
         train = config.train
         if state is None or not train.minutes:
             return cls(train, batches=batches, ahead=ahead)
-        progress, before, spent = state.progress, state.config.train.minutes, state.progress["seconds"]
-        share = 0.0
-        if "decay_share" in progress:
-            share = progress["decay_share"] * before / train.minutes  # more minutes raise the learning rate again
+        progress, spent, share = state.progress, state.progress["seconds"], 0.0
+        if "decay_share" in progress:  # more minutes raise the learning rate again
+            share = progress["decay_share"] * state.config.train.minutes / train.minutes
         elif progress["step"] > train.warmup_steps:  # of an older version, or of a run without a budget
             share = spent / (60 * train.minutes)
         return cls(train, spent, min(1.0, share), progress.get("finished_minutes", 0.0), batches, ahead)

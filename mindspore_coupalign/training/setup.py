@@ -5,13 +5,11 @@ import mindspore as ms
 from mindspore_coupalign import build
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.models.losses.terms import MaskLoss, PixelContrast
-from mindspore_coupalign.models.parts import find
 from mindspore_coupalign.models.precision import choose_precision, set_precision
 from mindspore_coupalign.models.recompute import recompute_blocks
 from mindspore_coupalign.training.init_from import InitialWeights
 from mindspore_coupalign.training.muon import matrix_shape
-from mindspore_coupalign.training.objective import LossWeights, Objective
+from mindspore_coupalign.training.objective import Objective
 from mindspore_coupalign.training.optimizer import PACK_BELOW, Optimizer
 from mindspore_coupalign.training.step import TrainStep
 from mindspore_coupalign.weights.checkpoint import Checkpoint, current_name
@@ -67,9 +65,7 @@ def parameter_groups(model, weight_decay: float, position_bias_lr_mult: float = 
         decayed: "matrices", as above; "all"; or "lavt": all but the image encoder's norms and position-bias tables, as
             in LAVT's code, where biases and the norms of text encoder and decoder have weight decay.
     """
-    groups = []
-    left = model.trainable_params()
-    lr_mults = {"": 1.0} | (lr_mults or {})
+    groups, left, lr_mults = [], model.trainable_params(), {"": 1.0} | (lr_mults or {})
     for prefix in sorted(lr_mults, key=len, reverse=True):
         own = [p for p in left if p.name.startswith(prefix)]
         left = [p for p in left if not p.name.startswith(prefix)]
@@ -117,23 +113,17 @@ def build_train_step(model, config: Config, ranks: int = 1, target: str = "CPU")
     Raises:
         UserError: the target lacks the precision, or a part to freeze does not exist.
     """
-    loss, train = config.loss, config.train
+    train = config.train
     precision = choose_precision(train.amp, train.amp_dtype, target)
     set_precision(model, precision)
     if train.recompute:
         recompute_blocks(model)
-    scaler = None
-    if precision.amp_dtype == "float16":
-        scaler = ms.amp.DynamicLossScaler(SCALE_START, 2, SCALE_WINDOW)
+    scaler = ms.amp.DynamicLossScaler(SCALE_START, 2, SCALE_WINDOW) if precision.amp_dtype == "float16" else None
     freeze(model, train.freeze)
-    objective = Objective(model, MaskLoss(loss.class_weights), PixelContrast(loss.temperature, loss.negatives),
-                          LossWeights(loss.bce, loss.dice, loss.contrast, loss.deep_supervision, loss.proposal_mask,
-                                      loss.no_target if config.model.no_target else 0),
-                          tuple(find("loss", entry.name)(entry) for entry in loss.extra),
-                          tuple(entry.weight for entry in loss.extra))
     lr_mults = {"encoder.backbone.": train.backbone_lr_mult, "encoder.text.": train.text_lr_mult,
                 "": train.head_lr_mult}
     groups = parameter_groups(model, train.weight_decay, train.position_bias_lr_mult, train.muon_lr_mult,
                               {prefix: mult for prefix, mult in lr_mults.items() if mult != 1}, train.weight_decay_on)
+    objective = Objective(model, config.loss, config.model.no_target)
     return TrainStep(objective, Optimizer(groups), train.clip_norm, train.ema, ranks, scaler, train.accumulate,
                      saturates=target == "Ascend")

@@ -188,8 +188,6 @@ class TrainStep:
     norms; ``finite`` is then 0, on all ranks alike. Losses and gradients are means over the ranks.
 
     Args:
-        objective: the losses over the model.
-        optimizer: an Optimizer over the model's parameters.
         clip_norm: bound on the gradients' global norm; 0: none.
         ema: decay of the averaged weights and statistics; 0 keeps none.
         scaler: an ``amp.DynamicLossScaler`` for half precision, or None.
@@ -203,6 +201,7 @@ class TrainStep:
                  accumulate: int = 1, saturates: bool = False):
         self.objective, self.optimizer, self.ema_decay, self.scaler = objective, optimizer, ema, scaler
         flat, params = optimizer.flat, optimizer.params
+        self.moments = {"adam_m": optimizer.first, "adam_v": optimizer.second}
         self.averages = flat.state("ema", {p.name: p.asnumpy() for p in params}) if ema else ()
         self.keys = bind(objective)
         self.statistics = Statistics(objective, ema)
@@ -213,7 +212,7 @@ class TrainStep:
 
     def states(self) -> dict:
         """What a checkpoint holds in addition to the weights: section -> arrays by parameter name."""
-        states = {name: self.optimizer.flat.arrays(state) for name, state in self._moments().items()}
+        states = {name: self.optimizer.flat.arrays(state) for name, state in self.moments.items()}
         return states | ({"ema": self.averaged()} if self.ema_decay else {})
 
     def averaged(self) -> dict:
@@ -241,9 +240,6 @@ class TrainStep:
         """Give every rank the mean of the ranks' batch norm statistics, where batch norm saw a share of the batch."""
         self.statistics.share_among(runtime)
 
-    def _moments(self) -> dict:
-        return {"adam_m": self.optimizer.first, "adam_v": self.optimizer.second}
-
     def counters(self) -> dict:
         """The numbers that a checkpoint holds in addition to the states."""
         counters = {"updates": int(self.optimizer.steps.asnumpy())}
@@ -261,7 +257,7 @@ class TrainStep:
             UserError: a state does not fit.
         """
         flat, statistics = self.optimizer.flat, {p.name: tuple(p.shape) for p in self.statistics.current}
-        for name, state in self._moments().items():
+        for name, state in self.moments.items():
             flat.load(state, arrays_of(name), source)
         averages = arrays_of("ema") if self.ema_decay else {}
         if self.ema_decay:

@@ -1,6 +1,7 @@
 """The training loop, ``Trainer._loop``, around one jitted step (step.py). run_folder.py lists the files of a run."""
 
 import contextlib
+import functools
 import itertools
 import math
 import signal
@@ -27,9 +28,9 @@ from mindspore_coupalign.evaluation.scoring import validate
 from mindspore_coupalign.interrupts import StopRequest
 from mindspore_coupalign.models.rng import check_device
 from mindspore_coupalign.training import init_from, setup
-from mindspore_coupalign.training.pending import FinishedStep, PendingSteps, steps_ahead
+from mindspore_coupalign.training.pending import FinishedStep, PendingSteps
 from mindspore_coupalign.training.run_folder import RunFolder
-from mindspore_coupalign.training.run_log import Console, SampleLookup, Speed, StepLog
+from mindspore_coupalign.training.run_log import Console, StepLog
 from mindspore_coupalign.training.schedule import Budget, learning_rate
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_parameters, named_arrays
 
@@ -39,13 +40,8 @@ class Trainer:
 
     Args:
         data: is validated on, and trained on as well unless there is a ``union``.
-        state: to resume.
-        initial: weights to start from.
-        step: a TrainStep; default: of the configuration.
-        score: scores a validation, as ``scoring.validate``.
-        load: loads micro-batches, as ``loader.batches``.
-        ahead: steps to launch before one is read; default: of the target.
-        clock: seconds.
+        step, score, load: default: the configuration's TrainStep, ``scoring.validate`` and ``loader.batches``.
+        ahead: steps to launch before one is read; default: 1, on CPU, where a call returns when all is computed, 0.
 
     Raises:
         UserError: the configuration, the data or the state do not fit.
@@ -84,7 +80,7 @@ class Trainer:
                 self.best = state.progress["best"]
         self.stopping, self.code = False, 0  # whether a rank was asked to stop; exit code
         self.stop = StopRequest(patient=runtime.watch.folder is not None)
-        ahead = steps_ahead(runtime.target) if ahead is None else ahead
+        ahead = int(runtime.target != "CPU") if ahead is None else ahead
         runtime.watch.ahead = ahead
         self.pending = PendingSteps(self.step, train, runtime, self.stop, self.elapsed, self.done, ahead)
         self.budget = Budget.of_run(config, state, math.ceil(len(self.validation.samples) / train.batch_size), ahead)
@@ -93,13 +89,11 @@ class Trainer:
                                   ImageTransform(names.image_size, names.mean, names.std), train.seed, train.batch_size,
                                   names.flip, (self.done, self.plan.total), runtime.rank, runtime.ranks,
                                   names.sentence_field, names.overlap)
-        self.step_log = StepLog(self.folder, train.max_nonfinite_steps,
-                                SampleLookup(self.source, names.sentence_field),
-                                tuple(entry.name for entry in config.loss.extra))
+        self.step_log = StepLog(self.folder, train.max_nonfinite_steps, self.source, names.sentence_field,
+                                tuple(entry.name for entry in config.loss.extra), clock)
         if state is not None:
             self.step_log.restore(state.progress)
-        origin = state or (initial.checkpoint if initial else None)
-        self.seen_images = SeenImages(self.train_data, self.train_split, origin)
+        self.origin = state or (initial.checkpoint if initial else None)
         self.turned_logged = False  # whether EXIF orientations were mentioned
 
     def train(self) -> dict | None:
@@ -128,7 +122,7 @@ class Trainer:
         pending while the next one is launched; whatever saves or validates waits until none is.
         """
         batches, pending, result = self.batches(), self.pending, None
-        self.speed = Speed(self.config.train.batch_size, self.clock)
+        self.step_log.started = self.clock()
         if self._validation_is_due():  # the run that this one resumes was stopped just before it
             result = self._validate()
         while not (self.stopping or self.is_over()):
@@ -148,7 +142,8 @@ class Trainer:
             if self._validation_is_due() and not self.stopping:
                 result = self._validate()  # which saves before and after
             elif self.stopping or self.plan.saves_after(self.done):
-                self._save()
+                with self._pause():
+                    self._save_state()
         return result
 
     def batches(self) -> Iterator[Iterator]:
@@ -187,23 +182,18 @@ class Trainer:
 
     def _log_step(self, step: FinishedStep):
         self.console.step()
-        self.speed.step()
         self.step_log.note(step.number, step.results)
         for line in self.budget.warnings():
             self.log(line)
         if step.number % self.config.train.log_every and not (self.is_over() and not self.pending):
             return
         scale = step.results.scale if self.step.scaler is not None else None
-        text = self.step_log.write(step.number, step.lr, self.speed.take(), scale)
+        text = self.step_log.write(step.number, step.lr, scale)
         minutes = self.config.train.minutes
         self.console.note(text + (f", {max(0, minutes - self.elapsed() / 60):.1f} min left" if minutes else ""))
         if self.train_data.turned and not self.turned_logged:
             self.turned_logged = True
             self.log(exif_warning(self.train_data))
-
-    def _save(self):
-        with self._pause():
-            self._save_state()
 
     def _validate(self) -> dict | None:
         """Score the validation samples with the averaged weights where there are any; keep the best."""
@@ -239,7 +229,7 @@ class Trainer:
         yield
         measured = self.validation.seconds_since(started) if validates and self.config.train.minutes else 0.0
         self.budget.pause(measured)
-        self.speed.pause(self.clock() - started)
+        self.step_log.started += self.clock() - started
 
     def _save_state(self, again: bool = False):
         """``again``: in place of the newest state, which is of the same step."""
@@ -252,11 +242,18 @@ class Trainer:
     def _progress(self) -> dict:
         """What both kinds of checkpoints tell of the run."""
         progress = {"step": self.done, "best": self.best, "seconds": round(self.elapsed(), 1),
-                    "seen_images": self.seen_images.text() if self.runtime.rank == 0 else ""}
+                    "seen_images": self.seen_images if self.runtime.rank == 0 else ""}
         if self.config.train.minutes:
             progress |= {"decay_share": self.budget.share,
                          "finished_minutes": self.config.train.minutes if self.budget.over else 0.0}
         return progress
+
+    @functools.cached_property
+    def seen_images(self) -> str:
+        """The hashes of the images that the weights have been trained on, those of the checkpoint that the training
+        started from included."""
+        before = (self.origin.progress, str(self.origin.path)) if self.origin else ()
+        return seen_with(image_paths(self.train_data, self.train_split), *before)
 
     def _open(self):
         self.folder.open(self.config, self.done, self.validated, self.state.path if self.state else None)
@@ -308,11 +305,7 @@ class Plan(NamedTuple):
 
 
 class Validation:
-    """The validation of a training run: its samples, its report, and how long it takes.
-
-    Args:
-        score: as ``scoring.validate``.
-    """
+    """The validation of a training run: its samples, its report, and how long it takes."""
 
     def __init__(self, data: ReferData, tokenizer: SentenceTokenizer, config: Config, runtime: Runtime,
                  score: Callable[..., dict], clock: Callable[[], float]):
@@ -338,24 +331,6 @@ class Validation:
             seconds -= max(0.0, first - self.started - (ended - first) / (batches - 1))
         total = ranks.all_reduce_sum(np.array([round(1000 * seconds)]), self.runtime)[0]
         return float(total) / 1000 / self.runtime.ranks
-
-
-class SeenImages:
-    """The hashes of the images that the weights have been trained on, for checkpoints.
-
-    Args:
-        before: the checkpoint that the training started from, whose images count too.
-    """
-
-    def __init__(self, data, split: str, before: Checkpoint | None):
-        self.data, self.split, self.before, self.hashes = data, split, before, ""
-
-    def text(self) -> str:
-        """Computed once."""
-        if not self.hashes:
-            before = (self.before.progress, str(self.before.path)) if self.before else ()
-            self.hashes = seen_with(image_paths(self.data, self.split), *before)
-        return self.hashes
 
 
 def _judged_by(config: Config) -> tuple:

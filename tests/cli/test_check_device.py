@@ -20,6 +20,7 @@ from mindspore_coupalign.__main__ import main
 from mindspore_coupalign.cli import check_device
 from mindspore_coupalign.device_check import checks
 from mindspore_coupalign.device_check.compare import BOUNDS, EPS, compare
+from mindspore_coupalign.distributed.process import reason
 from mindspore_coupalign.doctor.machine import ABSENT, OK, Item
 
 FORWARD = {"stage 1": np.ones((2, 3)), "stage 2": np.full((2, 3), 5.0), "logits": np.full((2, 1), 0.1)}
@@ -112,10 +113,10 @@ def test_a_process_that_ended_early_is_compared_as_far_as_it_came(compared):
 
 def test_why_a_process_ended():
     said = "a warning\nTraceback (most recent call last):\nRuntimeError: no kernel for Erf\n\n----\n- Hint\nuse\n"
-    assert checks.reason(1, said) == "exit code 1: RuntimeError: no kernel for Erf - Hint use"
-    assert checks.reason(-9, "compiling\n") == "its process ended by signal 9: compiling"
-    assert checks.reason(2, "error: x.json: no such file\n") == "exit code 2: error: x.json: no such file"
-    assert checks.reason(3, "") == "exit code 3"
+    assert reason(1, said) == "its process ended by exit code 1: RuntimeError: no kernel for Erf - Hint use"
+    assert reason(-9, "compiling\n") == "its process ended by signal 9: compiling"
+    assert reason(2, "error: x.json: no such file\n").endswith("exit code 2: error: x.json: no such file")
+    assert reason(3, "") == "its process ended by exit code 3"
 
 
 def computing(session: int) -> bool:
@@ -218,7 +219,7 @@ def test_levels_are_the_usual_ones_where_only_settings_follow_amp(monkeypatch):
 def test_the_table_of_trainings():
     """Means of equal parts; a run that ended early has none for the rest."""
     reference, dead = list(range(12)), [float("nan"), 1.0, 1.0, 1.0, 1.0]  # the first made the loss scale smaller
-    runs = {"CPU O0": checks.Training(reference, None, ""), "GPU O1": checks.Training(dead, None, "dead")}
+    runs = {"CPU O0": reference, "GPU O1": dead}
     lines = checks.table(runs, 12)
     assert len(lines) == 7 and lines[1].split()[:5] == ["1", "to", "2", "0.5000", "1.0000"]
     assert lines[3].split()[-1] == "nan" and lines[-1].split()[3] == "10.5000"
@@ -226,7 +227,7 @@ def test_the_table_of_trainings():
 
 def test_trainings_are_compared_by_their_end():
     def run(*losses):
-        return checks.Training(list(losses), None, "")
+        return list(losses)
 
     reference = run(*[3.0] * 18, 2.0, 1.0)
     assert checks.compare_trainings(run(*[9.0] * 18, 2.0, 1.1), reference).good

@@ -294,13 +294,13 @@ def test_what_train_makes_of_its_sets(run, root, monkeypatch, capsys):
     assert main(["train", "--config", str(run.config), "--output", str(run.folder / "none")]) == 0
     trainer = made[0]
     assert trainer.plan.refs == 6 and trainer.plan.total == -(-40 * 6 // 4) and trainer.train_data is not trainer.data
-    found = trainer.step_log.samples.of_step(2)
+    found = trainer.step_log.samples_of(2)
     assert set(found["sets"]) <= {"a (unc, train)", "refshapes (shapes, train)"} and len(found["sets"]) == 4
     for sample, name, ref in zip(found["samples"], found["sets"], found["refs"], strict=True):
         assert name.startswith("a") == (sample < 5) and (ref in (500, 501)) == (sample < 5)
-    trainer.seen_images.before = SimpleNamespace(path="x", progress={
+    trainer.origin = SimpleNamespace(path="x", progress={
         "seen_images": seen_with(image_paths(open_data(config_of(root, dataset="own")), "train"))})
-    assert len(leakage.hashes_from_text(trainer.seen_images.text(), "")) == 1 + 4 + 4
+    assert len(leakage.hashes_from_text(trainer.seen_images, "")) == 1 + 4 + 4
     assert main(["train", "--config", str(run.config), "--output", str(run.folder / "none"),
                  "data.sets=[{dataset: b, split_by: unc, skip_images: [x.jpg]}]"]) == 2
     assert "x.jpg is no image of a ref" in capsys.readouterr().err
