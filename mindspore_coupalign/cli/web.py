@@ -35,14 +35,20 @@ def serve(args: argparse.Namespace, folder: Path):
     server.check_port(args.host, args.port)
     if min(args.max_megabytes, args.max_megapixels) < 1:
         raise UserError("--max-megabytes and --max-megapixels must be at least 1")
-    from mindspore_coupalign.inference.loading import CHECKPOINT, find_model, kind_of, open_model, shipped_models
+    from mindspore_coupalign.inference.loading import (
+        CHECKPOINT,
+        check_of_checkpoint,
+        find_model,
+        kind_of,
+        open_model,
+        shipped_models,
+    )
     from mindspore_coupalign.web.demo import Limits, folder_examples, shapes_examples
 
     path = find_model(args.model)
     kind = kind_of(path)
     explains = kind == CHECKPOINT  # graphs return the mask only
-    if args.amp and not explains:
-        raise UserError(f"--amp needs a checkpoint: {path} computes in the precision that it was exported in")
+    check_of_checkpoint(path, kind, {"--amp": args.amp})
     print(f"loading and compiling {args.model} (seconds for a small network, up to two minutes for the full recipe)",
           flush=True)
     examples = folder_examples(Path(args.examples)) if args.examples else shapes_examples(folder)

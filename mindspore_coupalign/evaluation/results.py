@@ -9,7 +9,6 @@ the image's own size, pieces (word pieces of the sentence), cut (how many of the
 
 import json
 import math
-from pathlib import Path
 
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.refer import ReferData
@@ -20,7 +19,6 @@ from mindspore_coupalign.evaluation import protocols
 from mindspore_coupalign.evaluation.metrics import THRESHOLDS
 from mindspore_coupalign.evaluation.prompts import Plan
 from mindspore_coupalign.evaluation.protocols import IMAGE, SIZE_NAMES, SIZES
-from mindspore_coupalign.outputs import write_file
 
 REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of perfect masks (data/refshapes)
 PHRASE = "noun_phrase_scores"  # all scores of the last one, in generalised RefShapes
@@ -115,11 +113,6 @@ def gather_details(own: list[str], runtime: Runtime) -> list[str]:
     every = [line for part in gather("\n".join(own).encode(), runtime) for line in part.decode().split("\n") if line]
     pairs = sorted((int(place), line) for place, _, line in (line.partition(" ") for line in every))
     return [line for _, line in pairs]
-
-
-def write_details(path: str | Path, records: list[str]):
-    """Write the file whole or not at all. Raises UserError when it cannot be written."""
-    write_file(path, "".join(f"{line}\n" for line in records).encode())
 
 
 def without_nan(value):

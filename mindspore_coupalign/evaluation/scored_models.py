@@ -19,15 +19,7 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.prompts import Plan, check_positions
 from mindspore_coupalign.inference import sidecar
 from mindspore_coupalign.inference.cells import CellNetwork
-from mindspore_coupalign.inference.loading import (
-    CHECKPOINT,
-    MINDIR,
-    check_overrides,
-    find_model,
-    open_mindir,
-    open_onnx,
-    overridden,
-)
+from mindspore_coupalign.inference.loading import CHECKPOINT, check_overrides, find_model, open_graph, overridden
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -63,7 +55,7 @@ class GraphNetworks:
 
     def __init__(self, network: Callable, facts: dict, runtime: Runtime):
         self.network, self.runtime, self.tokens = network, runtime, facts["max_tokens"]
-        self.uint8 = facts["inputs"][0]["type"] == "uint8"
+        self.uint8 = sidecar.takes_uint8(facts)
         self.has_head = len(facts.get("outputs", ())) > 1
         self.precision = {"amp": facts.get("amp"), "amp_dtype": facts.get("amp_dtype")}
 
@@ -159,11 +151,7 @@ class ScoredGraph:
                             f"{longest}; leave out protocols that join sentences, or evaluate the checkpoint")
 
     def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> GraphNetworks:
-        if self.kind == MINDIR:
-            network, facts = open_mindir(self.path)
-        else:
-            network, facts = open_onnx(self.path, "auto", "")
-        return GraphNetworks(network, facts, runtime)
+        return GraphNetworks(*open_graph(self.path, self.kind), runtime)
 
 
 def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> Config:

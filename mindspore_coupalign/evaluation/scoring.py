@@ -7,8 +7,7 @@ whether the unit has a target, and whether the network predicts one.
 
 import os
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -102,14 +101,20 @@ def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData,
             if keep is not None and protocol.name == "sentence":
                 keep.append(scored.kept(protocol, unit))
 
+    # pixels are counted in a few threads, so that the network does not wait; few refs wait, which bounds memory
+    calls: deque[Future] = deque()
     with tqdm(total=len(mine), desc=progress, unit="prompt", leave=False, disable=None if progress else True) as bar, \
-            Pool(4 * config.eval.batch_size) as pool:
+            ThreadPoolExecutor(THREADS, "coupalign-score") as pool:
         for prompts in filter(None, passes):
             tokens, model = networks(max(len(prompt[2]) for prompt in prompts))
             waiting = _units_by_ref(plan, protocols, {prompt[0] for prompt in prompts})
             source = PromptSource(data, prompts, tokens, tokenizer.pad_id, prepare, config.eval.batch_size)
             for ref, outputs in _refs(model, source, config, runtime, bar):
-                pool.submit(score, ref, outputs, waiting[ref])
+                calls.append(pool.submit(score, ref, outputs, waiting[ref]))
+                if len(calls) > 4 * config.eval.batch_size:
+                    calls.popleft().result()
+        for call in calls:
+            call.result()
     sums = all_reduce_sum(np.concatenate(list(counts.values())), runtime).astype(np.int64)  # others' refs count 0
     return dict(zip(counts, np.split(sums, np.cumsum([len(part) for part in counts.values()])[:-1]), strict=True))
 
@@ -230,32 +235,3 @@ def report(data: ReferData, scores: dict) -> dict:
         result["by_kind"] = {name: summarize(*scores["image"][kinds == code].T)
                              for code, name in enumerate(data.kind_names) if (kinds == code).any()}
     return result
-
-
-class Pool:
-    """Counts pixels in a few threads, so that the network does not wait: ``submit`` starts a call; leaving the ``with``
-    block waits for all calls and raises what one raised.
-
-    Args:
-        pending: most calls that may wait; a further ``submit`` waits for the oldest, which bounds memory.
-    """
-
-    def __init__(self, pending: int, threads: int = THREADS):
-        self._pending = pending
-        self._threads = ThreadPoolExecutor(threads, "coupalign-score")
-        self._calls: deque = deque()
-
-    def submit(self, call: Callable, *arguments):
-        while len(self._calls) >= self._pending or self._calls and self._calls[0].done():
-            self._calls.popleft().result()
-        self._calls.append(self._threads.submit(call, *arguments))
-
-    def __enter__(self) -> "Pool":
-        return self
-
-    def __exit__(self, kind, *_):
-        try:
-            while self._calls and kind is None:
-                self._calls.popleft().result()
-        finally:
-            self._threads.shutdown(cancel_futures=True)

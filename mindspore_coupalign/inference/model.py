@@ -131,11 +131,10 @@ class Model:
         Raises:
             UserError: one of the two is missing or damaged, or they do not belong together.
         """
-        from mindspore_coupalign.inference.cells import LOCK, CellNetwork
+        from mindspore_coupalign.inference.cells import LOCK
         from mindspore_coupalign.inference.mindir import load_mindir
 
-        graph, facts = load_mindir(path)
-        return cls.from_graph(CellNetwork(graph), facts, path, LOCK)
+        return cls.from_graph(*load_mindir(path), path, LOCK)
 
     @classmethod
     def from_graph(cls: type[_Self], network: Network, facts: dict, path: str | Path, lock=None) -> _Self:
@@ -187,7 +186,7 @@ class Model:
         predictions: list[Prediction] = []
         for start in range(0, len(jobs), most):
             part = jobs[start : start + most]
-            for result in self._results(part, self._batch(len(part), most), cut):
+            for result in self._results(part, self._batch(len(part), most, True), cut):
                 if isinstance(result, UserError):
                     raise result
                 predictions.append(result)
@@ -244,14 +243,12 @@ class Model:
             raise UserError(f"threshold must lie between 0 and 1, found {value!r}")
         return logit(value)
 
-    def _batch(self, number: int, wanted: int, alone: bool = True) -> int:
-        """The size of the batch that holds ``number`` pairs. A network that is compiled for each size gets powers of
-        two, or, when other batches came before, their size."""
+    def _batch(self, number: int, most: int, alone: bool) -> int:
+        """The size of the batch that holds ``number`` <= ``most`` pairs. A network that is compiled for each size gets
+        powers of two, or, when other batches came before, their size."""
         if self._spec.batch == ANY:
             return number
-        if self._spec.batch:
-            return self._spec.batch
-        return min(wanted, 1 << (number - 1).bit_length()) if alone and number <= wanted else wanted
+        return min(most, 1 << (number - 1).bit_length()) if alone and not self._spec.batch else most
 
     def _encode(self, text: str, strict: bool) -> _Encoded:
         ids, word_mask = self._tokenizer([text])
@@ -273,11 +270,9 @@ class Model:
 
     def _results(self, jobs: list[Job], size: int, cut: float) -> Iterator[Prediction | UserError]:
         """One result per job, made when it is taken: masks of large images need not be in memory together."""
-        for start in range(0, len(jobs), size):
-            part = jobs[start : start + size]
-            output, details, share = self._compute(part, size)
-            for k, job in enumerate(part):
-                yield self._result(job, output, share, cut, details, k)
+        output, details, share = self._compute(jobs, size)
+        for k, job in enumerate(jobs):
+            yield self._result(job, output, share, cut, details, k)
 
     def _compute(self, jobs: list[Job], size: int) -> tuple[NetworkOutput, Callable | None, float]:
         """Output and details of one batch of ``size``, padded with its last job, and the seconds per job."""
@@ -349,6 +344,16 @@ def list_words(words: list[str]) -> str:
     """At most ten words, shortened, for a message."""
     shown = ", ".join(word if len(word) <= 40 else f"{word[:40]}..." for word in words[:10])
     return shown if len(words) <= 10 else f"{shown} and {len(words) - 10} more"
+
+
+def notes_of(prediction: Prediction) -> list[str]:
+    """What the reader of a mask should know about its sentence."""
+    notes = []
+    if prediction.unknown:
+        notes.append(f"not in the network's vocabulary, read as unknown: {list_words(prediction.unknown)}")
+    if prediction.truncated:
+        notes.append("longer than the network reads; its end was cut off")
+    return notes
 
 
 class Predictor(Model):

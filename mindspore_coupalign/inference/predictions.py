@@ -194,16 +194,17 @@ def image_stems(paths: list[str]) -> list[str]:
 
 def distinct(names: list[str]) -> list[str]:
     """The names, with a number appended to later duplicates; case is ignored."""
-    names, seen = list(names), set()
+    taken, seen = {name.casefold() for name in names}, set()
     numbers: Counter[str] = Counter()
-    taken = {name.casefold() for name in names}
-    for i, name in enumerate(names):
-        key = name.casefold()
-        while names[i].casefold() in seen or (numbers[key] and names[i].casefold() in taken):
-            numbers[key] = max(numbers[key], 1) + 1
-            names[i] = f"{name}-{numbers[key]}"
-        seen.add(names[i].casefold())
-    return names
+    result = []
+    for name in names:
+        own = name
+        while own.casefold() in seen or own != name and own.casefold() in taken:
+            numbers[name.casefold()] += 1
+            own = f"{name}-{numbers[name.casefold()] + 1}"
+        seen.add(own.casefold())
+        result.append(own)
+    return result
 
 
 def slug(sentence: str) -> str:
@@ -249,23 +250,16 @@ class Records:
 
     def _old(self, masks: set, overwrite: bool) -> list[str]:
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return []
-        except (OSError, UnicodeDecodeError) as exc:
-            if overwrite and isinstance(exc, UnicodeDecodeError):
-                return []
-            raise UserError(f"{self.path}: cannot be read ({getattr(exc, 'strerror', None) or 'not UTF-8'}); choose "
-                            "another --output") from exc
-        kept = []
-        for number, line in enumerate(lines, 1):
-            mask = _mask_of(line)
-            if mask is None and not overwrite:
-                raise UserError(f"{self.path}: line {number} is not a prediction record; add --overwrite to replace "
-                                "the file, or choose another --output")
-            if mask is not None and mask not in masks:
-                kept.append(line)
-        return kept
+        except OSError as exc:
+            raise UserError(f"{self.path}: cannot be read ({exc.strerror}); choose another --output") from exc
+        records = [_record_of(line) for line in lines]
+        if None in records and not overwrite:
+            raise UserError(f"{self.path}: line {records.index(None) + 1} is not a prediction record; add --overwrite "
+                            "to replace the file, or choose another --output")
+        return [line for line, record in zip(lines, records, strict=True) if record and record["mask"] not in masks]
 
     def __enter__(self) -> "Records":
         if not self._rle:
@@ -304,23 +298,19 @@ class Records:
 def results_in(folder: Path) -> set[str]:
     """Names of the files that the folder's records list."""
     try:
-        lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = (folder / RECORDS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
         return set()
-    names = set()
-    for line in lines:
-        if _mask_of(line) is not None:
-            record = json.loads(line)
-            names |= {record[key] for key in ("mask", "overlay", "attention") if isinstance(record.get(key), str)}
-    return names
+    records = [record for line in lines if (record := _record_of(line))]
+    return {record[key] for record in records for key in ("mask", "overlay", "attention") if key in record}
 
 
-def _mask_of(line: str) -> str | None:
+def _record_of(line: str) -> dict | None:
     try:
-        mask = json.loads(line)["mask"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        record = json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return mask if isinstance(mask, str) else None
+    return record if isinstance(record, dict) and isinstance(record.get("mask"), str) else None
 
 
 def _text(name: str) -> str:

@@ -37,35 +37,18 @@ def overlay(rgb: np.ndarray, mask: np.ndarray, sentence: str, truth: np.ndarray 
     return caption(image, sentence, note if mask.any() else f"nothing predicted; {note}".rstrip("; "))
 
 
-def heat(rgb: np.ndarray, values: np.ndarray, short: int = 192, scale: tuple[float, float] | None = None) -> np.ndarray:
+def heat(rgb: np.ndarray, values: np.ndarray, short: int, low: float, high: float) -> np.ndarray:
     """The image, shrunk or enlarged to a short side of about ``short`` pixels, under a heat map of ``values``, which
-    may have any size.
-
-    Args:
-        scale: the values of blue and red; None: the least and the most of ``values``.
-    """
+    may have any size, from blue (``low``) to red (``high``)."""
     image = _repeat(rgb, _factor(rgb.shape, short))
     if min(image.shape[:2]) > 1.5 * short:
         factor = short / min(image.shape[:2])
         size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     h, w = image.shape[:2]
-    low, high = scale or (float(values.min()), float(values.max()))
     values = cv2.resize(values.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
     share = np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros((h, w))
     return cv2.addWeighted(image, 0.45, _colours((255 * share).astype(np.uint8)), 0.55, 0)
-
-
-def scale_bar(width: int, title: str, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """A strip with a title and, where values are given, the colours of a heat map from ``low`` to ``high``."""
-    lines = [(title, INK)] if low is None else [(title, INK), (f"blue {low:.2f}, red {high:.2f}", NOTE_INK)]
-    strip = text_strip(width, lines, _LETTERS, MARGIN)
-    if low is None:
-        return strip
-    bar = np.repeat(np.linspace(0, 255, min(width, 320)).astype(np.uint8)[None], 10, 0)
-    row = np.full((bar.shape[0] + MARGIN, width, 3), PAPER, np.uint8)
-    row[: bar.shape[0], MARGIN : MARGIN + bar.shape[1]] = _colours(bar)[:, : width - MARGIN]
-    return np.concatenate([strip, row])
 
 
 def _colours(levels: np.ndarray) -> np.ndarray:
@@ -73,7 +56,7 @@ def _colours(levels: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
 
 
-def shrink(image: np.ndarray, width: int) -> np.ndarray:
+def _shrink(image: np.ndarray, width: int) -> np.ndarray:
     """The image, made smaller where it is wider than ``width`` pixels."""
     if image.shape[1] <= width:
         return image
@@ -81,14 +64,11 @@ def shrink(image: np.ndarray, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def stack(images: Iterable[np.ndarray]) -> np.ndarray:
+def _stack(images: list[np.ndarray]) -> np.ndarray:
     """Images one below the other on light paper, as wide as the widest."""
-    images = list(images)
     width = max(image.shape[1] for image in images)
-    rows = [np.full((image.shape[0], width, 3), PAPER, np.uint8) for image in images]
-    for row, image in zip(rows, images, strict=True):
-        row[:, : image.shape[1]] = image
-    return np.concatenate(rows)
+    return np.concatenate([cv2.copyMakeBorder(image, 0, 0, 0, width - image.shape[1], cv2.BORDER_CONSTANT, value=PAPER)
+                           for image in images])
 
 
 def caption(rgb: np.ndarray, text: str, note: str = "") -> np.ndarray:
@@ -98,9 +78,9 @@ def caption(rgb: np.ndarray, text: str, note: str = "") -> np.ndarray:
     return np.concatenate([rgb, text_strip(rgb.shape[1], lines, round(_LETTERS * scale), round(MARGIN * scale))])
 
 
-def legend(width: int, title: str, truth: bool = True) -> np.ndarray:
+def legend(width: int, title: str) -> np.ndarray:
     """A strip that says which outline is which, (h, width, 3)."""
-    marks = [(MASK_COLOUR, "prediction"), *([(TRUTH_COLOUR, "ground truth")] if truth else [])]
+    marks = ((MASK_COLOUR, "prediction"), (TRUTH_COLOUR, "ground truth"))
     lines = [(title, INK), *((name, INK) for _, name in marks)]
     strip = text_strip(width, lines, _LETTERS, MARGIN, indent=4 * MARGIN)
     for i, (colour, _) in enumerate(marks, 1):
@@ -133,39 +113,40 @@ def attention_sheet(prediction) -> np.ndarray:
 
     All word maps share one colour scale, from 0 to the largest attention of any, and all proposals another.
     """
-    details = prediction.details
+    details, image = prediction.details, prediction.image
     columns = min(_COLUMNS, max(len(details.pieces), 4))
-    side = _panel_side(prediction.image.shape, columns)
+    room = _WIDTH // columns - MARGIN - 2  # for a panel
+    side = max(16, min(192, int(room * min(image.shape[:2]) / image.shape[1])))
     parts = [prediction.overlay()]
+
+    def add(title: str, low: float, high: float, maps: Iterable):
+        """``maps``: (values, text, note) of each panel."""
+        panels = [caption(heat(image, values, side, low, high), text, note) for values, text, note in maps]
+        parts.extend((_title(title, low, high), contact_sheet(panels, columns)))
+
     top = max((float(maps.max()) for maps in details.attention.values()), default=0.0)
     for stage, maps in details.attention.items():
-        panels = [caption(heat(prediction.image, values, side, (0.0, top)), piece,
-                                  f"at most {values.max():.2f}")
-                  for piece, values in zip(details.pieces, maps, strict=True)]
-        parts += [_title(f"Stage {stage}: pixels' attention over the words", 0.0, top),
-                  contact_sheet(panels, columns)]
+        add(f"Stage {stage}: pixels' attention over the words", 0.0, top,
+            ((values, piece, f"at most {values.max():.2f}")
+             for piece, values in zip(details.pieces, maps, strict=True)))
     heaviest = np.argsort(-details.weights, kind="stable")[:columns]
     if len(heaviest):
         chosen = details.proposals[heaviest]
-        low, high = float(chosen.min()), float(chosen.max())
-        panels = [caption(heat(prediction.image, values, side, (low, high)), f"proposal {n}",
-                                  f"weight {details.weights[n]:.3f}")
-                  for n, values in zip(heaviest, chosen, strict=True)]
-        parts += [_title("Mask proposals that the sentence weighs most", low, high),
-                  contact_sheet(panels, columns)]
-    if not details.attention and not len(heaviest):
-        parts.append(_title("no alignment in this network"))
-    return stack(shrink(part, _WIDTH) for part in parts)
+        add("Mask proposals that the sentence weighs most", float(chosen.min()), float(chosen.max()),
+            ((values, f"proposal {n}", f"weight {details.weights[n]:.3f}")
+             for n, values in zip(heaviest, chosen, strict=True)))
+    if len(parts) == 1:
+        parts.append(text_strip(_WIDTH // 2, [("no alignment in this network", INK)], _LETTERS, MARGIN))
+    return _stack([_shrink(part, _WIDTH) for part in parts])
 
 
-def _title(text: str, low: float | None = None, high: float | None = None) -> np.ndarray:
-    return scale_bar(_WIDTH // 2, text, low, high)
-
-
-def _panel_side(shape: tuple, columns: int) -> int:
-    """Short side of a panel, so that a row of them fits the sheet."""
-    room = _WIDTH // columns - MARGIN - 2
-    return max(16, min(192, int(room * min(shape[:2]) / shape[1])))
+def _title(text: str, low: float, high: float) -> np.ndarray:
+    """A strip with the text and the colours of a heat map."""
+    width, bar = _WIDTH // 2, np.repeat(np.linspace(0, 255, 320).astype(np.uint8)[None], 10, 0)
+    lines = [(text, INK), (f"blue {low:.2f}, red {high:.2f}", NOTE_INK)]
+    row = np.full((bar.shape[0] + MARGIN, width, 3), PAPER, np.uint8)
+    row[: bar.shape[0], MARGIN : MARGIN + bar.shape[1]] = _colours(bar)
+    return np.concatenate([text_strip(width, lines, _LETTERS, MARGIN), row])
 
 
 def write_png(path: str | Path, image: np.ndarray):

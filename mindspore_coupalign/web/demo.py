@@ -18,13 +18,13 @@ from mindspore_coupalign.data.inputs import to_rgb
 from mindspore_coupalign.data.refshapes.scenes import draw_scene, paint
 from mindspore_coupalign.data.refshapes.sentences import claims, word
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.inference.model import Model, list_words
+from mindspore_coupalign.inference.inputs import ENDINGS
+from mindspore_coupalign.inference.model import Model, notes_of
 from mindspore_coupalign.inference.predictions import Prediction, slug
 from mindspore_coupalign.visualize import figures
 
 KEPT = 3600  # seconds after which the files of an answer are deleted
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-MOST = 24
+MOST = 24  # example images of a folder
 _SEED, _SCENES, _SENTENCES = 20221128, 6, 2
 _ENLARGED = 4  # times; the network resizes them back to the same pixels
 _LEARNED = ("attribute", "side", "corner")  # kinds of cues that the shipped model handles well
@@ -135,11 +135,7 @@ def record(prediction: Prediction) -> dict:
     """A prediction as JSON; box (x, y, width, height) and area in the image's pixels; exists and existence repeat
     has_target and target_probability under their earlier names."""
     height, width = prediction.mask.shape
-    notes = []
-    if prediction.unknown:
-        notes.append(f"not in the network's vocabulary: {list_words(prediction.unknown)}")
-    if prediction.truncated:
-        notes.append("longer than the network reads; its end was cut off")
+    notes = notes_of(prediction)
     has_target, probability = prediction.has_target, prediction.target_probability
     probability = None if probability is None else round(probability, 4)
     if not has_target:

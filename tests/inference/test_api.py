@@ -241,8 +241,7 @@ def facts(make_model, **changed) -> dict:
 
 def test_an_onnx_file_needs_no_mindspore_device(make_model, picture, monkeypatch, tmp_path):
     """Its loader gives a function of arrays and the sidecar's facts."""
-    monkeypatch.setattr(loading, "load_onnx", lambda path: (red_network, facts(make_model)), raising=False)
-    monkeypatch.setattr(loading, "open_onnx", lambda *_: (red_network, facts(make_model)))
+    monkeypatch.setattr(loading, "open_graph", lambda *_: (red_network, facts(make_model)))
     model = coupalign.load(tmp_path / "a.onnx")
     same(model.predict(picture.rgb, "red"), make_model().predict(picture.rgb, "red"))
     changed = loading.open_model(tmp_path / "a.onnx", "onnx", overrides=["eval.threshold=0.9"])

@@ -81,19 +81,18 @@ def test_an_empty_mask_is_said_and_the_legend_shows_both_outlines(scene):
     rgb, mask = scene
     empty, whole = figures.overlay(rgb, mask & False, "a", note=""), figures.overlay(rgb, mask, "a", note="")
     assert empty.shape[0] == whole.shape[0] + captions.line_height(14)
-    for truth in (True, False):
-        strip = figures.legend(300, "val", truth)
-        assert has_colour(strip, figures.MASK_COLOUR) and has_colour(strip, figures.TRUTH_COLOUR) == truth
+    strip = figures.legend(300, "val")
+    assert has_colour(strip, figures.MASK_COLOUR) and has_colour(strip, figures.TRUTH_COLOUR)
 
 
 def test_heat_is_blue_at_the_least_and_red_at_the_most(scene):
     values = np.zeros((2, 2), np.float32)
     values[0, 0] = 3
-    drawn = figures.heat(scene[0], values)
+    drawn = figures.heat(scene[0], values, 192, 0, 3)
     assert min(drawn.shape[:2]) == 200  # 5 · 40
     assert drawn[0, 0, 0] > drawn[0, 0, 2] and drawn[-1, -1, 2] > drawn[0, 0, 2]
-    assert figures.heat(scene[0], np.ones((3, 3))).shape == drawn.shape  # a map without any range
-    assert min(figures.heat(np.zeros((480, 640, 3), np.uint8), values).shape[:2]) == 192
+    assert figures.heat(scene[0], np.ones((3, 3)), 192, 1, 1).shape == drawn.shape  # a map without any range
+    assert min(figures.heat(np.zeros((480, 640, 3), np.uint8), values, 192, 0, 3).shape[:2]) == 192
 
 
 def test_contact_sheet_holds_every_panel():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, one_line
 from mindspore_coupalign.inference import sidecar
 from mindspore_coupalign.inference.network import NetworkOutput
 
@@ -49,13 +49,6 @@ def runner(path: Path):
     return run
 
 
-def check_utf8(path: Path, remedy: str):
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as exc:
-        raise UserError(f"{path}: onnxruntime reads no file whose path is not UTF-8; {remedy}") from exc
-
-
 def load_onnx(path: str | Path) -> tuple:
     """``run`` and the sidecar's facts.
 
@@ -64,11 +57,11 @@ def load_onnx(path: str | Path) -> tuple:
     """
     path = Path(path)
     require("onnxruntime")
-    check_utf8(path, "rename it")
     facts = sidecar.read(path, "onnx")
     try:
         return runner(path), facts
     except Exception as exc:  # onnxruntime's own have no common base
         import onnxruntime
         raise UserError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it "
-                        f"({' '.join(str(exc).split())[:120]}); export the checkpoint again") from exc
+                        f"({one_line(exc)}); "
+                        "export the checkpoint again") from exc
