@@ -1,9 +1,5 @@
 """Command ``predict``: segment what sentences refer to in images, with a checkpoint, a MINDIR or an ONNX file.
-
-Per image and sentence ``<image>_<n>_<sentence>_mask.png`` (0 or 255) and ``_overlay.png``, n the sentence's number
-among its image's, and a line in ``predictions.jsonl`` (inference/predictions.py). No two results of a call share a
-name, and existing files stay unless ``--overwrite`` is given.
-"""
+inference/predictions.py says what it writes."""
 
 import argparse
 import contextlib
@@ -17,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mindspore_coupalign import visualize
 from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.data.inputs import shorten, to_rgb
 from mindspore_coupalign.errors import UserError
@@ -25,8 +22,6 @@ from mindspore_coupalign.inference.inputs import Request
 from mindspore_coupalign.inference.model import BATCH_SIZE, Model, notes_of
 from mindspore_coupalign.inference.predictions import Prediction, Records
 from mindspore_coupalign.outputs import check_absent, make_folder
-from mindspore_coupalign.visualize import figures
-from mindspore_coupalign.visualize.figures import attention_sheet
 
 LOADING = "loading the network"
 COMPILING = "compiling the network (5 s for a small one, 20 s to 2 min for the full recipe on a CPU)"
@@ -203,7 +198,7 @@ def _write(result: Prediction, request: Request, output: Path, records: Records)
     more = {}
     if result.details is not None:
         more["attention"] = f"{request.stem}_attention.png"
-        figures.write_png(output / more["attention"], attention_sheet(result))
+        visualize.write_png(output / more["attention"], visualize.attention_sheet(result))
     records.add(request.image, result, saved, more)
     target = "" if result.target_probability is None else f"; target probability {result.target_probability:.2f}"
     return (f"{request.number}. {shorten(result.sentence)}: {describe_mask(result)}; score {result.score:.2f}"

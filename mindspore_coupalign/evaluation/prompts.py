@@ -1,9 +1,8 @@
 """What the network reads under each protocol, each distinct reading once.
 
-A prompt is one reading: a ref's image with word pieces. A unit is what a protocol scores once: its prediction is the
-mean of its prompts' logits. Prompts of one ref with the same word pieces are one prompt, whichever protocols ask for
-it: ``raw`` mostly spells as ``sent``, and what is cut off matters to long sentences alone.
-Shapes: ids, word_mask (n,) int32, without padding at the end.
+A prompt is one reading: a ref's image with word pieces, ids and word_mask (n,) int32. A unit is what a protocol scores
+once: its prediction is the mean of its prompts' logits. Prompts of one ref with the same word pieces are one prompt,
+whichever protocols ask for it.
 
 Interleaved, as the first author's code does it in effect (its (T, S) ids are flattened row by row): the first piece
 of every sentence, then the second of every one, and so on; each sentence with its own [CLS] and [SEP], the shorter ones

@@ -1,11 +1,5 @@
-"""What ``evaluate`` prints and writes: the table, its legend, the data set's baselines, and the file of ``--details``.
-
-That file is JSON Lines, one line per sentence: split, ref_id, ann_id (a list where the sentence has several target
-objects, null where none), sentence_id, text, image (file below the image folder), intersection and union in pixels at
-the image's own size, pieces (word pieces of the sentence), cut (how many of them the network did not read), has_target
-(predicted; in files of earlier versions exists), and the predicted mask as COCO's compressed RLE,
-{"size": [h, w], "counts": text}, which pycocotools reads.
-"""
+"""What ``evaluate`` prints and writes: the table, its legend, the data set's baselines, and the file of ``--details``,
+whose fields docs/protocols.md lists."""
 
 import json
 import math
@@ -30,7 +24,7 @@ def read_references(data: ReferData, splits: list) -> dict:
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))["splits"]
         baselines: dict[str, dict] = {}
-        for name in (name for name in splits if name in stated):
+        for name in filter(stated.__contains__, splits):
             baselines[name] = {key: float(stated[name][key]) for key in REFERENCES}
             if PHRASE in stated[name]:
                 scores = stated[name][PHRASE].items()
@@ -51,10 +45,9 @@ def announce(label: str, results: dict, chosen: list, config: Config, references
             print(protocols.describe(protocol))
     for name, result in results.items():
         cut = result["cut"]
-        if not cut["sentences"]:
-            continue
-        print(f"{name}: {cut['sentences']} of {result['sentences']} sentences were cut at "
-              f"data.max_tokens={config.data.max_tokens} (the longest has {cut['longest']} word pieces)")
+        if cut["sentences"]:
+            print(f"{name}: {cut['sentences']} of {result['sentences']} sentences were cut at "
+                  f"data.max_tokens={config.data.max_tokens} (the longest has {cut['longest']} word pieces)")
     for name, values in references.items():
         print(f"{name}: baselines with perfect masks: oIoU {values['all_objects']} for all objects, "
               f"{values['random_object']} for a random one, {values['noun_phrase']} for all that fit the noun phrase")

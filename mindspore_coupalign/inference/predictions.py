@@ -14,6 +14,7 @@ Names of files: a stem is ``<image>_<n>_<sentence>``, n the sentence's number; f
 ``_mask.png`` and so on. No two stems of a call are alike.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -123,12 +124,8 @@ class Prediction:
 
     def overlay(self) -> np.ndarray:
         """The image with the mask outlined and the sentence and score below, (h', w', 3) uint8 RGB; small images are
-        enlarged.
-
-        Raises:
-            UserError: the prediction does not hold its image.
-        """
-        from mindspore_coupalign.visualize import figures
+        enlarged. Raises UserError when the prediction does not hold its image."""
+        from mindspore_coupalign import visualize
 
         if self.image is None:
             raise UserError("this prediction does not hold its image; predict with `Model.predict`, which keeps it")
@@ -136,7 +133,7 @@ class Prediction:
         note = f"score {self.score:.2f}" if self.has_target else ""
         if self.target_probability is not None:
             note = f"{note}; target probability {self.target_probability:.2f}".removeprefix("; ")
-        return figures.overlay(self.image, self.mask, text, note=note)
+        return visualize.overlay(self.image, self.mask, text, note=note)
 
     def save(self, folder: str | os.PathLike) -> Saved:
         """Write mask and overlay into a folder, which is created where it is missing; nothing is overwritten.
@@ -151,16 +148,12 @@ class Prediction:
         return self.write(_free_stem(folder, f"{image}_{slug(self.sentence)}"))
 
     def write(self, stem: str | os.PathLike) -> Saved:
-        """Write ``<stem>_mask.png`` and ``<stem>_overlay.png``, over older ones.
-
-        Raises:
-            UserError: a file cannot be written.
-        """
-        from mindspore_coupalign.visualize import figures
+        """Write ``<stem>_mask.png`` and ``<stem>_overlay.png``, over older ones. Raises UserError when it cannot."""
+        from mindspore_coupalign import visualize
 
         saved = Saved(Path(f"{os.fspath(stem)}_mask.png"), Path(f"{os.fspath(stem)}_overlay.png"))
-        figures.write_png(saved.mask, self.mask.astype(np.uint8) * 255)
-        figures.write_png(saved.overlay, self.overlay())
+        visualize.write_png(saved.mask, self.mask.astype(np.uint8) * 255)
+        visualize.write_png(saved.overlay, self.overlay())
         return saved
 
 
@@ -171,15 +164,10 @@ def _free_stem(folder: Path, stem: str) -> Path:
     while True:
         path = folder / (stem if number == 1 else f"{stem}-{number}")
         number += 1
-        if os.path.lexists(f"{path}_overlay.png"):
-            continue
-        try:
-            open(f"{path}_mask.png", "xb").close()
-            return path
-        except FileExistsError:
-            continue
-        except OSError as exc:
-            raise UserError(f"{path}_mask.png: cannot be written ({exc.strerror}); choose another folder") from exc
+        with contextlib.suppress(FileExistsError):
+            if not os.path.lexists(f"{path}_overlay.png"):
+                open(f"{path}_mask.png", "xb").close()
+                return path
 
 
 def image_stems(paths: list[str]) -> list[str]:

@@ -26,7 +26,7 @@ class Arithmetic(nn.Cell):
         return ops.concat((
             (x + 1.5) * 2 - x / 3, 1 - x, 1 / size, x ** 2, ops.pow(x, 3), ops.pow(2.0, x), size ** 0.5, ops.sqrt(size),
             ops.rsqrt(size), ops.exp(x), ops.log(size), ops.log1p(size), ops.maximum(x, 0.3), ops.minimum(x, x * x), -x,
-            ops.erf(x), ops.square(x), ops.sin(x), ops.cos(x), ops.sign(x), ops.floor(x), x // 2, x % 2), 1)
+            ops.erf(x), ops.square(x), ops.sin(x), ops.cos(x), ops.sign(x), ops.floor(x)), 1)
 
 
 class Choices(nn.Cell):
@@ -38,7 +38,7 @@ class Choices(nn.Cell):
         parts = [flag.astype(ms.float32) for flag in flags]
         parts += [ops.select(x < 0.1, x, x * 2), ops.where(x > 0, x, 0.0), x.masked_fill(x > 0, -1e4),
                   x.masked_fill(x > 0, x.mean()),
-                  ops.topk(x, 8)[0], ops.tril(x)]
+                  ops.tril(x)]
         return ops.concat((*parts, x.argmax(1).astype(ms.float32)[:, None]), 1)
 
 
@@ -87,7 +87,7 @@ class Maps(nn.Cell):
             nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm((8,)), nn.Dense(8, 5),
             nn.Dense(8, 5, activation="relu"), mint.nn.Linear(8, 5), nn.Dropout(p=0.1),
             nn.MaxPool2d(2, 2), nn.MaxPool2d(3, 2, pad_mode="same"), nn.MaxPool2d(3, 2, pad_mode="pad", padding=1),
-            nn.AvgPool2d(2, 2), nn.AvgPool2d(3, 1, pad_mode="same"), nn.AvgPool2d(3, 1, pad_mode="pad", padding=1),
+            nn.AvgPool2d(2, 2), nn.AvgPool2d(3, 1, pad_mode="same"),
             nn.Pad(((0, 0), (0, 0), (1, 1), (2, 2)))])
 
     def construct(self, x):

@@ -1,6 +1,5 @@
 """The Predictor and the commands predict and show, on a network with random weights."""
 
-import dataclasses
 import re
 import shutil
 
@@ -25,7 +24,7 @@ from mindspore_coupalign.evaluation.scoring import evaluate_samples
 from mindspore_coupalign.inference.cells import WithOutputs
 from mindspore_coupalign.inference.model import Predictor, notes_of
 from mindspore_coupalign.inference.predictions import Prediction
-from mindspore_coupalign.visualize.figures import attention_sheet
+from mindspore_coupalign.visualize import attention_sheet
 from mindspore_coupalign.weights.checkpoint import named_arrays, save_checkpoint
 
 MINI = refcoco_mini()
@@ -100,24 +99,6 @@ def test_any_kind_of_picture_and_one_sentence_as_text(tiny_restored, picture, si
                              (picture.rgb, [3])):
         with pytest.raises(UserError, match="^(image|sentences)"):
             predict(image, sentences)
-
-
-def test_score_is_the_mean_probability_inside_the_mask(tiny_restored, picture):
-    found = tiny_restored.predictor.predict(picture.rgb, SENTENCES[0])[0]
-    inside = [float(p) for p, m in zip(found.probability.ravel(), found.mask.ravel(), strict=True) if m]
-    assert found.score == pytest.approx(sum(inside) / len(inside)) and 0.5 < found.score < 1
-    empty = dataclasses.replace(found, mask=np.zeros_like(found.mask))
-    assert empty.score == 0
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_network_that_answers_with_no_number_is_refused(tiny_restored, picture, value):
-    def network(*_):
-        return ms.Tensor(np.full((1, 1, 64, 64), value, np.float32))
-
-    predictor = Predictor.from_model(network, tiny_restored.tokenizer, tiny_restored.config)
-    with pytest.raises(UserError, match="'red circle': the network's output is non-finite"):
-        predictor.predict(picture.rgb, ["red circle"])
 
 
 def test_threshold_is_the_configurations(tiny_restored, picture):

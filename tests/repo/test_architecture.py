@@ -19,7 +19,7 @@ DEPRECATED = re.compile(r"assign(_add|_sub)?|expand_dims|slice|unstack|[sg]et_co
 ENVIRONMENT = {  # who reads or sets environment variables
     "__init__.py": "MindSpore's own, before it is imported", "cuda.py": "where CUDA lies, for the plugin",
     "data/tokenizer.py": "transformers' advice", "doctor/": "shows them, and probes without the job's",
-    "distributed/": "the launcher's", "runtime.py": "the launcher's", "web/": "Gradio's folder, and no calls home"}
+    "distributed/": "the launcher's", "runtime.py": "the launcher's", "cli/web.py": "Gradio's folder, and no calls home"}
 FIELD = re.compile(r"(data|model|loss|train|eval)(\.(?!pkl|mindir|safetensors)[a-z_0-9]+)+")  # and no file
 LAUNCHER = re.compile(r"MS_(ROLE|NODE_ID|WORKER_NUM|SERVER_NUM|SCHED\w*)|RANK_\w+|DEVICE_ID|COUPALIGN_\w+")
 LAUNCHER_READERS = ("distributed/", "runtime.py", "doctor/")

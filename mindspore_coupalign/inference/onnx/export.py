@@ -4,7 +4,6 @@ Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) 
 has_target (B,) float32.
 """
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ def export_onnx(checkpoint: Checkpoint, output: Path, uint8: bool = False) -> li
     """Write the ONNX file, in float32 whatever the checkpoint was trained in, and its sidecar.
 
     Args:
-        uint8: the graph takes pixels (B, H, W, 3) uint8 and normalises them.
+        uint8: as for ``network_to_onnx``.
 
     Returns:
         The largest difference from the network, per batch of ``BATCHES``, relative to the scale.
@@ -111,9 +110,13 @@ def export_int8(source: Path, output: Path) -> list[float]:
     linear = "Gemm"  # onnxruntime makes them MatMul and Add
     others = [node.name for node in onnx.load(source).graph.node if node.op_type != linear]
     with replacing(output) as file:
-        with _quiet():
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # its advice, on the root logger, about its own preprocessing
+        try:
             quantize_dynamic(source, file, op_types_to_quantize=["MatMul"], nodes_to_exclude=others, per_channel=True,
                              reduce_range=True, weight_type=QuantType.QInt8)
+        finally:
+            logging.disable(disabled)
         run_int8, differences = session.runner(file), []
         for seed, batch in enumerate(BATCHES):
             pixels, *words = random_inputs(data, tokenizer, batch, seed)
@@ -122,14 +125,3 @@ def export_int8(source: Path, output: Path) -> list[float]:
         facts |= {"amp_dtype": "int8", "differences": differences}
         sidecar.write(file, facts)
     return differences
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the advice that onnxruntime logs, on the root logger, about its own preprocessing."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)

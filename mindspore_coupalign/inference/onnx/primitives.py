@@ -156,27 +156,14 @@ def pool(kind: str, **attributes):
 
 
 def max_pool_3d(graph, p, x):
-    return _flat_pool(graph, "MaxPool", x, p["ksize"], p["strides"], p["pads"], dilations=p["dilation"][1:],
-                      ceil_mode=int(p["ceil_mode"])), None
-
-
-def average_pool_3d(graph, p, x):
-    if p["divisor_override"]:
-        raise Unsupported("a divisor of its own")
-    pads = p["pad_list"]
-    if pads[::2] != pads[1::2]:
-        raise Unsupported("uneven padding")
-    return _flat_pool(graph, "AveragePool", x, p["kernel_size"][-3:], p["strides"][-3:], pads[::2],
-                      count_include_pad=int(p["count_include_pad"]), ceil_mode=int(p["ceil_mode"]))
-
-
-def _flat_pool(graph, kind, x, kernel, stride, pads, **attributes):
-    """The form of pool that nn.MaxPool2d and nn.AvgPool2d take where they pad: (B, C, 1, H, W)."""
+    """The form that nn.MaxPool2d takes where it pads: (B, C, 1, H, W)."""
+    kernel, stride, pads = p["ksize"], p["strides"], p["pads"]
     if kernel[0] != 1 or x.shape[2] != 1:
         raise Unsupported("three dimensions")
-    y = graph.node(kind, graph.reshape(x, (*x.shape[:2], *x.shape[3:])), kernel_shape=kernel[1:], strides=stride[1:],
-                   pads=[*pads[1:], *pads[1:]], **attributes)
-    return graph.node("Unsqueeze", y, np.array([2]))
+    y = graph.node("MaxPool", graph.reshape(x, (*x.shape[:2], *x.shape[3:])), kernel_shape=kernel[1:],
+                   strides=stride[1:], pads=[*pads[1:], *pads[1:]], dilations=p["dilation"][1:],
+                   ceil_mode=int(p["ceil_mode"]))
+    return graph.node("Unsqueeze", y, np.array([2])), None
 
 
 def adaptive(kind: str, whole: str):
@@ -364,10 +351,6 @@ def with_index(kind: str, where: str):
     return translate
 
 
-def top_k(graph, _, x, k, *__):
-    return graph.node("TopK", x, np.array(integers(k)[:1], np.int64), outputs=2)
-
-
 def pad(graph, p, x):
     before, after = zip(*p["paddings"], strict=True)
     return graph.node("Pad", x, np.array([*before, *after], np.int64))
@@ -386,11 +369,6 @@ def norm(graph, p, x):
     if p["p"] not in (1, 2):
         raise Unsupported(f"p = {p['p']}")
     return graph.node(f"ReduceL{p['p']}", x, np.array(integers(p["axis"])), keepdims=int(p["keep_dims"]))
-
-
-def remainder(graph, _, x, y):
-    """Of floor division."""
-    return graph.node("Sub", x, binary("Mul")(graph, _, graph.node("Floor", binary("Div")(graph, _, x, y)), y))
 
 
 PRIMITIVES = {
@@ -417,8 +395,7 @@ PRIMITIVES = {
     "Square": lambda graph, _, x: graph.node("Mul", x, x),
     "Rsqrt": lambda graph, _, x: graph.node("Reciprocal", graph.node("Sqrt", x)),
     "Log1p": lambda graph, _, x: graph.node("Log", graph.node("Add", x, np.float32(1))),
-    "FloorDiv": lambda graph, _, x, y: graph.node("Floor", binary("Div")(graph, _, x, y)),
-    "RemainderTensorScalar": remainder, "LpNorm": norm,
+    "LpNorm": norm,
     "NotEqual": lambda graph, _, x, y: graph.node("Not", binary("Equal")(graph, _, x, y)),
     "Cast": lambda graph, p, x, *_: x if p["dtype"] == x.dtype else graph.node("Cast", x, to=p["dtype"]),
     # sizes and places
@@ -439,10 +416,10 @@ PRIMITIVES = {
                                                           keepdims=0),
     "MaxDim": with_index("ReduceMax", "ArgMax"),
     "ArgMaxWithValue": lambda *inputs: with_index("ReduceMax", "ArgMax")(*inputs)[::-1],
-    "ArgMinWithValue": lambda *inputs: with_index("ReduceMin", "ArgMin")(*inputs)[::-1], "TopK": top_k,
+    "ArgMinWithValue": lambda *inputs: with_index("ReduceMin", "ArgMin")(*inputs)[::-1],
     # maps
     "MaxPool": pool("MaxPool"), "AvgPool": pool("AveragePool", count_include_pad=0),
-    "MaxPool3DWithArgmax": max_pool_3d, "AvgPool3D": average_pool_3d, "Conv2DTranspose": transposed_convolution,
+    "MaxPool3DWithArgmax": max_pool_3d, "Conv2DTranspose": transposed_convolution,
     "AdaptiveAvgPool2D": adaptive("AveragePool", "ReduceMean"),
     "AdaptiveMaxPool2D": lambda graph, p, x, size=None: (adaptive("MaxPool", "ReduceMax")(graph, p, x, size), None),
     "ResizeBilinearV2": resize("linear"), "ResizeNearestNeighborV2": resize("nearest"),

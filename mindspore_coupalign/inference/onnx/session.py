@@ -29,18 +29,13 @@ def require(*packages: str):
                             'pip install "mindspore_coupalign[onnx]"') from exc
 
 
-def open_session(path: Path):
-    """An onnxruntime session with a thread for each core that this process may use."""
+def runner(path: Path):
+    """``run(image, ids, word_mask)`` -> the output, by a thread for each core that this process may use."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.log_severity_level = 3  # errors: its warnings are about its own optimisations
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def runner(path: Path):
-    """``run(image, ids, word_mask)`` -> the answer."""
-    session = open_session(path)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]  # logits, and has_target where there is the head
 
     def run(image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> NetworkOutput:
