@@ -160,11 +160,7 @@ def _title(text: str, low: float, high: float) -> np.ndarray:
 
 
 def write_png(path: str | Path, image: np.ndarray):
-    """Write (h, w, 3) RGB or (h, w) grey, uint8, whole or not at all.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Write (h, w, 3) RGB or (h, w) grey, uint8, whole or not at all. Raises UserError: the file cannot be written."""
     data = cv2.imencode(".png", image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     write_file(path, data.tobytes())
 

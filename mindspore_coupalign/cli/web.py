@@ -10,8 +10,10 @@ from pathlib import Path
 
 from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.inference import loading
 from mindspore_coupalign.interrupts import StopRequest
 from mindspore_coupalign.outputs import scratch
+from mindspore_coupalign.web.demo import Limits, folder_examples, shapes_examples
 
 WAITING = 64  # requests in the queue; further ones are rejected
 # The browser loads nothing from elsewhere, whatever a page of Gradio's refers to.
@@ -46,32 +48,21 @@ def _serve(args: argparse.Namespace, folder: Path):
     _check_port(args.host, args.port)
     if min(args.max_megabytes, args.max_megapixels) < 1:
         raise UserError("--max-megabytes and --max-megapixels must be at least 1")
-    from mindspore_coupalign.inference.loading import (
-        CHECKPOINT,
-        check_of_checkpoint,
-        find_model,
-        kind_of,
-        open_model,
-        shipped_models,
-    )
-    from mindspore_coupalign.web.demo import Limits, folder_examples, shapes_examples
-
-    path = find_model(args.model)
-    kind = kind_of(path)
-    explains = kind == CHECKPOINT  # graphs return the mask only
-    check_of_checkpoint(path, kind, {"--amp": args.amp})
+    path = loading.find_model(args.model)
+    kind = loading.kind_of(path)
+    explains = kind == loading.CHECKPOINT  # graphs return the mask only
+    loading.check_of_checkpoint(path, kind, {"--amp": args.amp})
     print(f"loading and compiling {args.model} (seconds for a small network, up to two minutes for the full recipe)",
           flush=True)
     examples = folder_examples(Path(args.examples)) if args.examples else shapes_examples(folder)
-    model = open_model(path, kind, args.device_target, args.amp, explains, args.overrides)
+    model = loading.open_model(path, kind, args.device_target, args.amp, explains, args.overrides)
     model.warm_up()
-    title = f"The model is **{args.model if args.model in shipped_models() else path.name}**."
+    title = f"The model is **{args.model if args.model in loading.shipped_models() else path.name}**."
     if args.model == "refshapes":
         title += " It knows simple coloured shapes and their positions, not photographs."
     from mindspore_coupalign.web.page import build
 
-    limits = Limits(args.max_megabytes, args.max_megapixels)
-    page = build(model, title, examples, limits, folder, explains)
+    page = build(model, title, examples, Limits(args.max_megapixels), folder, explains)
     _listen(page, args.host, args.port, folder, args.max_megabytes)
 
 
@@ -125,15 +116,9 @@ class Policy:
 
 
 def _listen(page, host: str, port: int, folder: Path, megabytes: int):
-    """Listen until the process is asked to stop, by Ctrl-C or SIGTERM.
-
-    Args:
-        folder: of the answers' files, which are served in place: Gradio's own cache names files by content, and of
-            two equal files written at once the second may be read incomplete.
-
-    Raises:
-        UserError: the port is taken.
-    """
+    """Listen until the process is asked to stop, by Ctrl-C or SIGTERM. The answers' files in ``folder`` are served in
+    place: Gradio's own cache names files by content, and of two equal files written at once the second may be read
+    incomplete."""
     import gradio
     from starlette.middleware import Middleware
 

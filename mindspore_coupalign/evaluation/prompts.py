@@ -125,10 +125,7 @@ def _arrays(ids: list, word_mask: list) -> tuple[np.ndarray, np.ndarray]:
 
 def check_positions(plan: Plan, protocols: list[Protocol], data: ReferData, positions: int):
     """Check that the network has positions for all prompts; those of several sentences exceed data.max_tokens.
-
-    Raises:
-        UserError: a prompt is longer; it names the ref and the protocol.
-    """
+    Raises UserError: a prompt is longer; it names the ref and the protocol."""
     for protocol in protocols:
         for unit in plan.units[protocol.name]:
             length = max(len(plan.prompts[k].ids) for k in unit.prompts)

@@ -90,10 +90,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 
 def choose(names: list) -> list[Protocol]:
     """The protocols of these names, without duplicates; ``all`` stands for every one.
-
-    Raises:
-        UserError: an unknown name.
-    """
+    Raises UserError: an unknown name."""
     if "all" in names:
         return list(PROTOCOLS.values())
     for name in names:

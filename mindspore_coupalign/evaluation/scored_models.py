@@ -93,10 +93,8 @@ class ScoredGraph:
 
     def configuration(self, path: str | None, overrides: list) -> Config:
         """The file's configuration, or the sidecar's with the overrides; batches are of the graph's size.
-
-        Raises:
-            UserError: a bad file or override, nothing says where the data lies, or another input than the graph's.
-        """
+        Raises UserError: a bad file or override, nothing says where the data lies, or another input than the
+        graph's."""
         source = sidecar.sidecar_path(self.path)
         if of_network := [override for override in overrides if override.startswith("model.")]:
             raise UserError(f"{of_network[0]}: {self.path} is fixed; leave this out, or export the checkpoint again")
@@ -138,11 +136,7 @@ class ScoredGraph:
 
 def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> Config:
     """The file's configuration, or the checkpoint's own with the overrides.
-
-    Raises:
-        UserError: a bad file or override, one that only training follows, or nothing says where the
-            data lies.
-    """
+    Raises UserError: a bad file or override, one that only training follows, or nothing says where the data lies."""
     check_overrides(overrides)
     if path:
         return load_config(path, overrides)

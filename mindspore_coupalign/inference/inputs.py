@@ -129,10 +129,7 @@ class Request:
 
 def of_options(images: list[str], sentences: list[str]) -> list[Request]:
     """Every sentence for every image; a file that is given twice counts once.
-
-    Raises:
-        UserError: a folder without images, a pattern that matches no file, a blank sentence.
-    """
+    Raises UserError: a folder without images, a pattern that matches no file, a blank sentence."""
     texts = to_sentences(sentences)
     if blank := [text for text in texts if not text.strip()]:
         raise UserError(f"--text {blank[0]!r}: empty; write what the mask shall cover, for example 'the red cup'")
@@ -145,10 +142,7 @@ def of_options(images: list[str], sentences: list[str]) -> list[Request]:
 
 def of_list(path: str | Path) -> list[Request]:
     """A file of JSON lines {"image": path, "sentence": text}; relative paths begin at the file's folder.
-
-    Raises:
-        UserError: the file cannot be read, or a line is no such record; only empty lines are skipped.
-    """
+    Raises UserError: the file cannot be read, or a line is no such record; only empty lines are skipped."""
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -98,10 +98,7 @@ def open_graph(path: Path, kind: str) -> tuple[Network, dict]:
 
 def overridden(config: Config, overrides: Sequence[str], source: str) -> Config:
     """A configuration with overrides of what prediction reads.
-
-    Raises:
-        UserError: a bad override, or one of the precision, which --amp chooses.
-    """
+    Raises UserError: a bad override, or one of the precision, which --amp chooses."""
     check_overrides(overrides)
     return with_overrides(config, overrides, source) if overrides else config
 
@@ -132,10 +129,7 @@ def shipped_models() -> dict[str, Path]:
 
 def find_model(name: str | os.PathLike) -> Path:
     """The file of a name or path: a shipped model by its bare name, else the path itself.
-
-    Raises:
-        UserError: a bare name (no folder, no ending) of neither.
-    """
+    Raises UserError: a bare name (no folder, no ending) of neither."""
     if not isinstance(name, str | os.PathLike) or not os.fspath(name):
         raise UserError(f"a model's file or name is expected, found {name!r}")
     path, shipped = Path(name), shipped_models()

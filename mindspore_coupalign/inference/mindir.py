@@ -1,9 +1,7 @@
 """Exported graphs: a checkpoint becomes a MINDIR, which MindSpore runs without this project's model code.
 
-Inputs of the graph, B of any size or fixed: image (B, 3, H, W) float32, or (B, H, W, 3) uint8 where the graph
-normalises; ids (B, T) int32; word_mask (B, T) int32; outputs: logits (B, 1, H, W) float32 and, with a
-target-presence head, its logits (B,) float32. ``<file>.json`` beside it is the sidecar (sidecar.py). Beyond 1 GiB the
-weights lie in ``<file>.weights/``. The file gets its name only after it was loaded again and compared.
+Inputs and outputs are network.py's, B of any size or fixed. ``<file>.json`` beside it is the sidecar (sidecar.py).
+Beyond 1 GiB the weights lie in ``<file>.weights/``. The file gets its name only after it was loaded again and compared.
 """
 
 import contextlib
@@ -172,10 +170,7 @@ def normalised(pixels: np.ndarray, data) -> np.ndarray:
 def compare(model, exported: Callable[..., NetworkOutput], sizes: Sequence[int], data, tokenizer, uint8: bool,
             tolerance: float) -> list[float]:
     """The largest difference from the network, which reads one sample at a time, on random inputs of each batch size.
-
-    Raises:
-        NotEqual: it exceeds the tolerance.
-    """
+    Raises NotEqual: it exceeds the tolerance."""
     differences = []
     for seed, size in enumerate(sizes):
         pixels, *words = random_inputs(data, tokenizer, size, seed)
@@ -207,10 +202,7 @@ def difference(output: NetworkOutput, expected: NetworkOutput) -> float:
 
 def load_mindir(path: str | Path) -> tuple[CellNetwork, dict]:
     """The graph and its sidecar. The device has to be set.
-
-    Raises:
-        UserError: the MINDIR or its sidecar is missing, damaged, or they do not belong together.
-    """
+    Raises UserError: the MINDIR or its sidecar is missing, damaged, or they do not belong together."""
     path = Path(path)
     facts = sidecar.read(path, "mindir")
     try:

@@ -111,10 +111,7 @@ class Prediction:
 
     def rle(self) -> dict:
         """The mask as COCO's compressed RLE, {"size": [h, w], "counts": text}, ready for JSON.
-
-        Raises:
-            UserError: pycocotools is not installed.
-        """
+        Raises UserError: pycocotools is not installed."""
         try:
             from pycocotools import mask as coco
         except ImportError as exc:
@@ -257,11 +254,7 @@ class Records:
         return self
 
     def add(self, image: str, prediction: Prediction, saved: Saved, more: dict):
-        """One line, on the disk when this returns.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """One line, on the disk when this returns. Raises UserError: the file cannot be written."""
         height, width = prediction.mask.shape
         probability = prediction.target_probability
         record = {"image": _text(image), "sentence": prediction.sentence, "has_target": prediction.has_target,

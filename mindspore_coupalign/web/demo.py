@@ -35,7 +35,6 @@ _LEARNED = ("attribute", "side", "corner")  # kinds of cues that the shipped mod
 class Limits:
     """What one request may cost, so that others are served as well."""
 
-    megabytes: int = 20  # of an uploaded file
     megapixels: int = 50  # of an image
     sentences: int = 16
     characters: int = 2000  # of all sentences together

@@ -1,8 +1,4 @@
-"""Writing ONNX files: from a checkpoint, compared with it before the file appears; and the same in 8 bits.
-
-Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) and
-has_target (B,) float32.
-"""
+"""Writing ONNX files: from a checkpoint, compared with it before the file appears; and the same in 8 bits."""
 
 import logging
 from collections.abc import Sequence

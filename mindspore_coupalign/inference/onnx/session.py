@@ -1,8 +1,4 @@
-"""Running an ONNX file by onnxruntime on the CPU: NumPy arrays in and out, no MindSpore.
-
-Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) and
-has_target (B,) float32.
-"""
+"""Running an ONNX file by onnxruntime on the CPU: NumPy arrays in and out, no MindSpore."""
 
 import importlib
 import os
@@ -46,10 +42,7 @@ def runner(path: Path):
 
 def load_onnx(path: str | Path) -> tuple:
     """``run`` and the sidecar's facts.
-
-    Raises:
-        UserError: the file or its sidecar is missing, damaged, or they do not belong together; no onnxruntime.
-    """
+    Raises UserError: the file or its sidecar is missing, damaged, or they do not belong together; no onnxruntime."""
     path = Path(path)
     require("onnxruntime")
     facts = sidecar.read(path, "onnx")
