@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-
 HEIGHT, WIDTH = 40, 60
 SQUARE = [10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]  # x 10-30, y 5-25
 TRIANGLE = [40.0, 10.0, 55.0, 35.0, 35.0, 35.0]
