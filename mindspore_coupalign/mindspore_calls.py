@@ -3,6 +3,8 @@
 The package calls none of them elsewhere (tests/repo/test_architecture.py).
 """
 
+import contextlib
+
 import mindspore as ms
 from mindspore import ops
 
@@ -18,6 +20,16 @@ def device_target() -> str:
 
 def graph_mode():
     ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@contextlib.contextmanager
+def operator_by_operator():
+    """While entered, cells run without being compiled."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        yield
+    finally:
+        graph_mode()
 
 
 def device_memory(target: str) -> int:

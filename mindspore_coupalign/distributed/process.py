@@ -26,7 +26,8 @@ class Runtime:
 def environment_alone() -> dict:
     """This process's environment for a child with the same package on the same device, which is no rank of its job."""
     place = {name: value for name, value in os.environ.items()
-             if not name.startswith(("MS_ROLE", "MS_SCHED", "MS_WORKER_NUM", "COUPALIGN_"))}
+             if not name.startswith(("MS_ROLE", "MS_SCHED", "MS_WORKER_NUM", "COUPALIGN_"))
+             or name == "COUPALIGN_PARTS"}  # modules with parts of the user's
     root = str(Path(__file__).resolve().parents[2])
     return place | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [place.get("PYTHONPATH")])])}
 

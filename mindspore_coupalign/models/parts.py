@@ -21,8 +21,8 @@ This module imports no MindSpore; looking a part up does.
 import importlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from mindspore_coupalign.errors import UserError
 
@@ -114,21 +114,38 @@ def register(kind: str, settings: type[Settings]):
     """Class decorator: the cell is the part of ``kind`` that ``settings``' name chooses, and has them as ``settings``.
 
     Raises:
-        ValueError: no such kind, or the name is empty or taken.
+        ValueError: no such kind, settings that cannot be read from a configuration, or a name that is empty or taken.
     """
+    if kind not in KINDS:
+        raise ValueError(f"{kind}: no kind of part; kinds are {', '.join(KINDS)}")
+    _check_settings(settings)
     name = settings().name
 
     def enter(cell: type) -> type:
-        if kind not in KINDS:
-            raise ValueError(f"{kind}: no kind of part; kinds are {', '.join(KINDS)}")
         taken = _registry[kind].get(name)
-        if not name or (taken is not None and taken.__qualname__ != cell.__qualname__):
-            raise ValueError(f"{kind} {name!r}: the settings' name is empty, or another part has it")
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cell.__module__, cell.__qualname__):
+            raise ValueError(f"{kind} {name!r}: {taken.__module__} has a part of that name")
         cell.Settings = settings
         _registry[kind][name] = cell
         return cell
 
     return enter
+
+
+def _check_settings(settings: type):
+    """That a configuration can hold the fields: numbers, texts, true or false, and tuples of one of these."""
+    title, hints = settings.__name__, get_type_hints(settings)
+    if "__dataclass_fields__" not in vars(settings):
+        raise ValueError(f"{title} is no dataclass; write @dataclass(frozen=True) above it")
+    if not settings().name:
+        raise ValueError(f"{title} needs a name: str = \"…\", by which a configuration chooses the part")
+    for field in fields(settings):
+        kind, value = hints[field.name], getattr(settings(), field.name)
+        plain = get_args(kind)[:1] if get_origin(kind) is tuple else (kind,)
+        number = (int, float) if kind is float else get_origin(kind) or kind
+        if plain[0] not in (int, float, str, bool) or not isinstance(value, number):
+            raise ValueError(f"{title}.{field.name}: a setting is an int, float, str, bool or a tuple of one of these, "
+                             f"with a default of that type; found {field.type!r} = {value!r}")
 
 
 def known(kind: str) -> dict[str, Any]:
@@ -142,9 +159,14 @@ def known(kind: str) -> dict[str, Any]:
         try:
             importlib.import_module(module)
         except (ImportError, SyntaxError, ValueError) as exc:
-            raise UserError(f"{VARIABLE}={module}: cannot be imported ({exc}); it must be a module on PYTHONPATH that "
-                            "registers parts") from exc
+            raise UserError(f"{VARIABLE}={module}: cannot be imported ({exc}); it must be the name of a module on "
+                            "PYTHONPATH, without .py, that registers parts") from exc
     return _registry[kind]
+
+
+def is_own(cell: type) -> bool:
+    """Whether a part comes from outside this package."""
+    return cell.__module__.partition(".")[0] != __package__.partition(".")[0]
 
 
 def find(kind: str, name: str, key: str = "") -> Any:

@@ -94,11 +94,11 @@ class InitialWeights:
         Raises:
             UserError: something does not fit, with the names and how to leave them out.
         """
-        self._check_settings(config)
         checkpoint = self.checkpoint
         arrays = checkpoint.section("model") | checkpoint.section("ema")  # what is frozen has no average
         parameters = {p.name: p for p in model.get_parameters()}
         self._check_skips(parameters.keys() | arrays.keys())
+        self._check_settings(config)
         wanted = {name: p for name, p in parameters.items() if not self.skips(name)}
         left = sorted(name for name in arrays if self.skips(name))
         arrays = {name: array for name, array in arrays.items() if not self.skips(name)}
@@ -122,15 +122,16 @@ class InitialWeights:
         before = self.checkpoint.config
         compared = {name: place for name, place in COMPARED.items()
                     if config.model.sentence_mask or not name.startswith("model.query_")}
-        other = [f"{name} was {_field(before, name)}, now {_field(config, name)}" for name, place in compared.items()
-                 if _field(before, name) != _field(config, name) and not self.skips(place)]
+        other = {f"{name} was {_field(before, name)}, now {_field(config, name)}": place
+                 for name, place in compared.items() if _field(before, name) != _field(config, name)}
         for part, place in PARTS.items():
-            if not self.skips(place):
-                other += [f"{name} was {old}, now {new}" for name, old, new, free in _differences(before, config, part)
-                          if not free]
+            other |= {f"{name} was {old}, now {new}": place
+                      for name, old, new, free in _differences(before, config, part) if not free}
+        other = {line: place for line, place in other.items() if not self.skips(place)}
         if other:
+            places = sorted({place.rstrip(".") for place in other.values()})
             raise UserError(f"{self.source}: its weights would compute something else: {'; '.join(other)}; set it "
-                            "back, or leave the part out with --init-from-skip")
+                            f"back, or let the part start fresh with --init-from-skip {' '.join(places)}")
 
     def _check_skips(self, names):
         for prefix in self.skip:
