@@ -17,14 +17,13 @@ from mindspore_coupalign.config import DataConfig, load_config
 from mindspore_coupalign.data.datasets import HEADS, PUBLISHED, count_table
 from mindspore_coupalign.data.images import MissingImage, WrongSize
 from mindspore_coupalign.data.leakage import image_paths, shared
-from mindspore_coupalign.data.refer import ReferData
+from mindspore_coupalign.data.refer import OVERLAPS, ReferData
 from mindspore_coupalign.data.sets import label_of, open_data, set_config
-from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer
+from mindspore_coupalign.data.tokenizer import SHIPPED, SentenceTokenizer, local_folder
 from mindspore_coupalign.errors import UserError
 
 _DEFAULT_TOKENIZER = "bert-base-uncased"
 _LISTED = 10  # problems under one heading that are spelt out
-_MISSING, _WRONG_SIZE = "missing images", "images of another size than instances.json says"
 _TURNED = "images with an EXIF orientation, which is not applied: do their masks lie on the pixels as stored?"
 
 
@@ -36,6 +35,10 @@ class Report:
     differs: bool = False  # from the published counts
     broken: dict[str, list[str]] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
+
+    def warn(self, title: str, problems: list[str]) -> None:
+        if problems:
+            self.warnings[title] = problems
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,11 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report. 0: usable; 1: broken files, or counts that differ under --strict.
-
-    Raises:
-        UserError: the annotation files cannot be read at all, or an option makes no sense.
-    """
+    """Print the report. 0: usable; 1: broken files, or counts that differ under --strict."""
     for name, least in (("max_tokens", 3), ("workers", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, found {getattr(args, name)}")
@@ -88,7 +87,9 @@ def _sets(args: argparse.Namespace) -> list[DataConfig]:
             raise UserError("check-data: --config names the data; change its keys as data.root=FOLDER, without --root, "
                             "--dataset, --split-by, --images and --skip-images")
         names = load_config(args.config, args.overrides).data
-        args.max_tokens, args.tokenizer = names.max_tokens, args.tokenizer or _local(names.tokenizer)
+        args.max_tokens = names.max_tokens
+        if not args.tokenizer and local_folder(names.tokenizer).is_dir():  # the hub is not asked for a name
+            args.tokenizer = names.tokenizer
         sets = [replace(names, sets=()), *(set_config(names, entry) for entry in names.sets)]
         return list({(entry.root, entry.dataset, entry.split_by): entry for entry in sets}.values())
     if args.overrides:
@@ -165,8 +166,10 @@ def _images(data: ReferData, workers: int, report: Report) -> None:
     def look(i: int) -> tuple[str, str] | None:
         try:
             _, orientation = data.read_image_file(i)
-        except (MissingImage, WrongSize) as exc:
-            return _MISSING if isinstance(exc, MissingImage) else _WRONG_SIZE, str(exc)
+        except MissingImage as exc:
+            return "missing images", str(exc)
+        except WrongSize as exc:
+            return "images of another size than instances.json says", str(exc)
         except UserError as exc:
             return "unreadable images", str(exc)
         return None if orientation == 1 else (_TURNED, f"{data.image_dir / str(data.image_files[i])}: {orientation}")
@@ -178,28 +181,22 @@ def _images(data: ReferData, workers: int, report: Report) -> None:
     problems = sorted(result for result in results if result)
     for title, text in problems:
         (report.warnings if title == _TURNED else report.broken).setdefault(title, []).append(text)
-    good = count - sum(title != _TURNED for title, _ in problems)
+    good = count - sum(map(len, report.broken.values()))
     print(f"images       {good:,} of {count:,} are there, readable and of the right size")
 
 
 def _masks(data: ReferData, report: Report) -> None:
-    areas = np.array([data.mask_area(r) for r in range(len(data.ref_ids))])
+    areas, single = (np.array([data.mask_area(r, overlap) for r in range(len(data.ref_ids))]) for overlap in OVERLAPS)
     share = areas / data.image_sizes[data.ref_image].astype(np.int64).prod(axis=1)
-    for title, found in (("empty masks", (share == 0) & data.has_target),
-                         ("masks that cover the whole image", share == 1)):
-        if found.any():
-            report.warnings[title] = [_ref(data, r) for r in np.flatnonzero(found)]
-    alone = areas > 0
-    alone[alone] = [data.mask_area(r, "single") == 0 for r in np.flatnonzero(alone)]
-    if alone.any():
-        report.warnings["masks that data.overlap=single leaves empty"] = [_ref(data, r) for r in np.flatnonzero(alone)]
-    if data.ref_left_out.any():
-        report.warnings["masks of which a polygon with fewer than three points was left out"] = [
-            _ref(data, r) for r in np.flatnonzero(data.ref_left_out)]
     ids, counts = np.unique(data.ref_ids, return_counts=True)
-    if (counts > 1).any():
-        report.warnings["refs that share their ref_id"] = [
-            _ref(data, r) for r in np.flatnonzero(np.isin(data.ref_ids, ids[counts > 1]))]
+    for title, found in (
+            ("empty masks", (share == 0) & data.has_target),
+            ("masks that cover the whole image", share == 1),
+            ("masks that data.overlap=single leaves empty", (areas > 0) & (single == 0)),
+            ("masks of which a polygon with fewer than three points was left out", data.ref_left_out),
+            ("refs that share their ref_id", np.isin(data.ref_ids, ids[counts > 1])),
+            ("refs without a sentence", np.diff(data.ref_sentences) == 0)):
+        report.warn(title, [_ref(data, r) for r in np.flatnonzero(found)])
     print(f"objects      {data.annotations:,} annotations in instances.json, {data.unnamed:,} of which no ref names")
     objects = np.diff(data.ref_objects)
     if (objects != 1).any():
@@ -212,13 +209,8 @@ def _masks(data: ReferData, report: Report) -> None:
 
 def _sentences(data: ReferData, tokenizer, counted_by: str, max_tokens: int, report: Report) -> None:
     texts = [data.sentence(s) for s in range(len(data.sentence_ref))]
-    empty = [s for s, text in enumerate(texts) if not text.strip()]
-    if empty:
-        report.warnings["empty sentences"] = [
-            f"sentence {data.sentence_ids[s]} of {_ref(data, data.sentence_ref[s])}" for s in empty]
-    bare = np.flatnonzero(np.diff(data.ref_sentences) == 0)
-    if len(bare):
-        report.warnings["refs without a sentence"] = [_ref(data, r) for r in bare]
+    report.warn("empty sentences", [f"sentence {data.sentence_ids[s]} of {_ref(data, data.sentence_ref[s])}"
+                                    for s, text in enumerate(texts) if not text.strip()])
     if not texts:
         return
     lengths = tokenizer.lengths(texts) if tokenizer else np.array([len(text.split()) + 2 for text in texts])
@@ -240,9 +232,8 @@ def _leaks(data: ReferData, report: Report) -> None:
         return
     train = data.ref_image[data.refs_of("train")]
     for split in data.split_names:
-        shared = np.intersect1d(train, data.ref_image[data.refs_of(split)]) if split != "train" else ()
-        if len(shared):
-            report.warnings[f"images that train shares with {split}"] = [str(data.image_files[i]) for i in shared]
+        both = np.intersect1d(train, data.ref_image[data.refs_of(split)]) if split != "train" else ()
+        report.warn(f"images that train shares with {split}", [str(data.image_files[i]) for i in both])
 
 
 def _result(report: Report, strict: bool) -> int:
@@ -265,11 +256,6 @@ def _ref(data: ReferData, r: int) -> str:
     objects = data.objects_of(r)
     names = f"annotation {', '.join(map(str, objects))}" if objects else "no target"
     return f"ref {data.ref_ids[r]} ({names}, split {data.split_names[data.ref_split[r]]})"
-
-
-def _local(tokenizer: str) -> str:
-    """A configuration's tokenizer where it is a folder or shipped; one of the hub's names is not asked for there."""
-    return tokenizer if tokenizer in SHIPPED or os.path.isdir(tokenizer) else ""
 
 
 def _tokenizer(args: argparse.Namespace, dataset: str) -> tuple[SentenceTokenizer | None, str]:

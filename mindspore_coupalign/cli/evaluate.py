@@ -18,17 +18,10 @@ from mindspore_coupalign.distributed.watchdog import Watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import protocols
 from mindspore_coupalign.evaluation.prompts import derange, make_plan, samples_of
-from mindspore_coupalign.evaluation.results import (
-    announce,
-    detail_lines,
-    gather_details,
-    read_references,
-    without_nan,
-    write_details,
-)
+from mindspore_coupalign.evaluation.results import announce, detail_lines, gather_details, read_references, without_nan
 from mindspore_coupalign.evaluation.scored_models import ScoredCheckpoint, ScoredGraph
 from mindspore_coupalign.evaluation.scoring import report_plan, score_plan
-from mindspore_coupalign.inference.loading import MINDIR, ONNX
+from mindspore_coupalign.inference.loading import MINDIR, ONNX, check_of_checkpoint
 from mindspore_coupalign.outputs import check_writable, write_file
 from mindspore_coupalign.runtime import setup
 
@@ -79,8 +72,7 @@ def _scored_model(args: argparse.Namespace):
     if args.checkpoint:
         return ScoredCheckpoint(args.checkpoint, args.amp)
     kind, path = (MINDIR, args.mindir) if args.mindir else (ONNX, args.onnx)
-    if args.amp:
-        raise UserError(f"--amp needs --checkpoint: {path} computes in the precision that it was exported in")
+    check_of_checkpoint(path, kind, {"--amp": args.amp})
     return ScoredGraph(kind, path)
 
 
@@ -130,7 +122,7 @@ def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime
         write_file(args.output, (json.dumps(without_nan(document), indent=1) + "\n").encode())
         print(f"wrote {args.output}")
     if args.details:
-        write_details(args.details, records)
+        write_file(args.details, "".join(f"{line}\n" for line in records).encode())
         print(f"wrote {args.details}")
     return 0
 

@@ -2,16 +2,18 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mindspore_coupalign import runtime
 from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference.loading import find_model
-from mindspore_coupalign.inference.mindir import TOLERANCES, NotEqual, batches, check_utf8, export_mindir
-from mindspore_coupalign.inference.sidecar import sidecar_path
+from mindspore_coupalign.inference.mindir import TOLERANCES, NotEqual, batches, export_mindir
+from mindspore_coupalign.inference.sidecar import check_utf8, sidecar_path
+from mindspore_coupalign.models.precision import FLOAT32, Precision
 from mindspore_coupalign.outputs import check_writable
-from mindspore_coupalign.weights.checkpoint import load_checkpoint
+from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -31,65 +33,67 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    output = Path(args.output)
-    if output.suffix == ".onnx":
-        return _onnx(args, output)
-    if output.suffix != ".mindir":
-        raise UserError(f"--output {output}: the name must end in .mindir or .onnx")
-    if args.int8:
-        raise UserError("--int8: of ONNX files only; give an --output that ends in .onnx")
-    if args.batch is not None and args.batch < 1:
-        raise UserError(f"--batch must be at least 1, found {args.batch}; leave it out for a graph of any batch")
-    check_utf8(output, "choose another --output")
-    for path in (output, sidecar_path(output)):
-        check_writable(path)
-    checkpoint = load_checkpoint(find_model(args.checkpoint))
-    runtime.setup(args.device_target, checkpoint.config.train.seed)
-    try:
-        differences, precision = export_mindir(checkpoint, output, args.amp, args.batch, args.uint8)
-    except NotEqual as exc:
-        print(f"error: {output}: {exc}; nothing was written", file=sys.stderr)
-        return 1
-    _report(output)
-    compared = [args.batch] if args.batch else batches(checkpoint.config.data.image_size)
-    what = f"batch{'es' if len(compared) > 1 else ''} {', '.join(map(str, compared))}"
-    print(f"against the checkpoint on {len(differences)} random inputs ({what}), both in {precision.amp} "
-          f"{precision.amp_dtype}: largest difference {max(differences):.1e} of the logits' scale (allowed: "
-          f"{TOLERANCES[precision.amp_dtype]:.0e})")
-    return 0
-
-
-def _onnx(args: argparse.Namespace, output: Path) -> int:
-    from mindspore_coupalign.inference import onnx
-    from mindspore_coupalign.inference.onnx.session import BATCHES, TOLERANCE
-
-    for name, given in (("amp", args.amp not in (None, "O0", "auto")), ("batch", args.batch)):
-        if given:
-            raise UserError(f"--{name}: ONNX files compute in float32, at any batch; leave it out")
-    outputs = [output] if args.int8 is None else [output, Path(args.int8)]
-    if outputs[-1].suffix != ".onnx" or outputs[1:] == [output]:
-        raise UserError(f"--int8 {args.int8}: needs a name of its own that ends in .onnx")
+    outputs = _outputs(args)
     for path in outputs:
+        check_utf8(path, "choose another --output")
         for file in (path, sidecar_path(path)):
             check_writable(file)
     checkpoint = load_checkpoint(find_model(args.checkpoint))
     runtime.setup(args.device_target, checkpoint.config.train.seed)
     try:
-        differences = onnx.export_onnx(checkpoint, output, args.uint8)
+        (_onnx if outputs[0].suffix == ".onnx" else _mindir)(args, checkpoint, outputs)
     except NotEqual as exc:
-        print(f"error: {output}: {exc}; nothing was written", file=sys.stderr)
+        print(f"error: {outputs[0]}: {exc}; nothing was written", file=sys.stderr)
         return 1
-    _report(output)
-    compared = ", ".join(map(str, BATCHES))
-    print(f"against the checkpoint on {len(differences)} random inputs (batches {compared}), both in O0 float32: "
-          f"largest difference {max(differences):.1e} of the logits' scale (allowed: {TOLERANCE:.0e})")
-    if args.int8:
-        differences = onnx.export_int8(output, outputs[1])
-        _report(outputs[1])
-        print(f"against {output} on random inputs: largest difference {max(differences):.1e} of the logits' scale; "
-              "score it on data before you use it")
     return 0
 
 
-def _report(output: Path):
+def _outputs(args: argparse.Namespace) -> list[Path]:
+    output = Path(args.output)
+    if output.suffix not in (".mindir", ".onnx"):
+        raise UserError(f"--output {output}: the name must end in .mindir or .onnx")
+    if args.batch is not None and args.batch < 1:
+        raise UserError(f"--batch must be at least 1, found {args.batch}; leave it out for a graph of any batch")
+    if output.suffix == ".mindir":
+        if args.int8:
+            raise UserError("--int8: of ONNX files only; give an --output that ends in .onnx")
+        return [output]
+    for name, given in (("amp", args.amp not in (None, "O0", "auto")), ("batch", args.batch)):
+        if given:
+            raise UserError(f"--{name}: ONNX files compute in float32, at any batch; leave it out")
+    if not args.int8:
+        return [output]
+    int8 = Path(args.int8)
+    if int8.suffix != ".onnx" or int8 == output:
+        raise UserError(f"--int8 {int8}: needs a name of its own that ends in .onnx")
+    return [output, int8]
+
+
+def _mindir(args: argparse.Namespace, checkpoint: Checkpoint, outputs: list[Path]):
+    differences, precision = export_mindir(checkpoint, outputs[0], args.amp, args.batch, args.uint8)
+    compared = [args.batch] if args.batch else batches(checkpoint.config.data.image_size)
+    _report(outputs[0], differences, compared, precision, TOLERANCES[precision.amp_dtype])
+
+
+def _onnx(args: argparse.Namespace, checkpoint: Checkpoint, outputs: list[Path]):
+    from mindspore_coupalign.inference.onnx import export
+
+    differences = export.export_onnx(checkpoint, outputs[0], args.uint8)
+    _report(outputs[0], differences, export.BATCHES, FLOAT32, export.TOLERANCE)
+    for path in outputs[1:]:
+        differences = export.export_int8(outputs[0], path)
+        _wrote(path)
+        print(f"against {outputs[0]} on random inputs: largest difference {max(differences):.1e} of the logits' scale; "
+              "score it on data before you use it")
+
+
+def _report(output: Path, differences: list, compared: Sequence[int], precision: Precision, allowed: float):
+    _wrote(output)
+    what = f"batch{'es' if len(compared) > 1 else ''} {', '.join(map(str, compared))}"
+    print(f"against the checkpoint on {len(differences)} random inputs ({what}), both in {precision.amp} "
+          f"{precision.amp_dtype}: largest difference {max(differences):.1e} of the logits' scale (allowed: "
+          f"{allowed:.0e})")
+
+
+def _wrote(output: Path):
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB) and {sidecar_path(output)}")

@@ -34,11 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and say what was written.
-
-    Raises:
-        UserError: a data set that cannot be read, a split that it does not have, an output that cannot be written.
-    """
+    """Export and say what was written."""
     if args.masks == "png" and args.format != "jsonl":
         raise UserError("--masks png goes with --format jsonl; COCO files have their masks inside")
     check_writable(args.output)

@@ -9,8 +9,8 @@ import re
 import shlex
 from pathlib import Path
 
-from mindspore_coupalign.data.datasets import MORE_PUBLISHED, PUBLISHED, count_table
-from mindspore_coupalign.data.importers import FORMATS, importer
+from mindspore_coupalign.data.datasets import PUBLISHED, count_table
+from mindspore_coupalign.data.importers import FORMATS
 from mindspore_coupalign.data.importers.images import Pictures
 from mindspore_coupalign.data.importers.import_job import LISTED, ImportJob, check_store, publish, staging, write_layout
 from mindspore_coupalign.data.tokenizer import build_vocabulary
@@ -28,7 +28,7 @@ _BY_HAND = ("jsonl", "labelme", "coco")  # every image is opened; without --imag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "\n".join(["formats:", *(f"  {name:<11} {what}" for name, (_, _, what) in FORMATS.items()), "",
+    parser.epilog = "\n".join(["formats:", *(f"  {name:<11} {what}" for name, (_, what) in FORMATS.items()), "",
                                *filter(None, [parser.epilog])])
     parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder to read")
     parser.add_argument("--format", required=True, choices=FORMATS, metavar="NAME", help="one of those listed below")
@@ -51,27 +51,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import and print the report.
-
-    Raises:
-        UserError: a file that cannot be read, more records than allowed that cannot be placed, a place that is taken.
-    """
+    """Import and print the report."""
     _check(args)
     dataset, split_by = _names(args)
     root = args.output
     by_hand = args.format in _BY_HAND
-    folder = args.images or (None if args.format in _PIXELS_INSIDE else _beside(args))
+    beside = args.source if args.source.is_dir() else args.source.parent
+    folder = args.images or (None if args.format in _PIXELS_INSIDE else beside)
     with staging(root, dataset) as stage:
         if folder is None:
             check_store(root, dataset)
-        pictures = Pictures(folder, stage.pictures, deeper=not by_hand)
+        pictures = Pictures(folder, stage / "images", deeper=not by_hand)
         job = ImportJob(args.source, pictures, dataset, split_by, args.split, args.objects, args.instances, args.masks,
                      verify=by_hand)
-        importer(args.format)(job)
+        FORMATS[args.format][0](job)
         _refuse_bad(job, args.skip_bad)
         write_layout(job, stage)
         if args.vocabulary:
-            write_file(make_folder(stage.folder / "vocabulary") / "vocab.txt", _vocabulary(job).encode("utf-8"))
+            write_file(make_folder(stage / "annotations/vocabulary") / "vocab.txt", _vocabulary(job).encode("utf-8"))
         place = publish(job, stage)
     print(f"read         {args.source} as {args.format}")
     print(f"written      {root / dataset}/refs({split_by}).json and instances.json")
@@ -95,8 +92,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace):
-    if not args.source.exists():
-        raise UserError(f"{args.source}: no such file or folder; check the path")
     for name, value, good in (("images", args.images, Path.is_dir), ("masks", args.masks, Path.is_dir),
                               ("instances", args.instances, Path.is_file)):
         if value is not None and not good(value):
@@ -109,10 +104,6 @@ def _check(args: argparse.Namespace):
         raise UserError(f"--skip-bad must be 0 or more, found {args.skip_bad}")
     if args.images is None and args.format not in (*_PIXELS_INSIDE, *_BY_HAND):
         raise UserError(f"--format {args.format} needs --images: the folder of the images")
-
-
-def _beside(args: argparse.Namespace) -> Path:
-    return args.source if args.source.is_dir() else args.source.parent
 
 
 def _names(args: argparse.Namespace) -> tuple[str, str]:
@@ -151,9 +142,8 @@ def _vocabulary(job: ImportJob) -> str:
 
 def _counts(job: ImportJob) -> str:
     """Refs, sentences and images per split beside the published counts."""
-    known = PUBLISHED.get((job.dataset, job.split_by)) or MORE_PUBLISHED.get((job.dataset, job.split_by), {})
     counts = {}
     for split in dict.fromkeys(ref.split for ref in job.refs):
         refs = [ref for ref in job.refs if ref.split == split]
         counts[split] = len(refs), sum(len(ref.sentences) for ref in refs), len({ref.image for ref in refs})
-    return count_table(counts, known)
+    return count_table(counts, PUBLISHED.get((job.dataset, job.split_by), {}))

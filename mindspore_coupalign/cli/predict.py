@@ -1,9 +1,5 @@
 """Command ``predict``: segment what sentences refer to in images, with a checkpoint, a MINDIR or an ONNX file.
-
-Per image and sentence ``<image>_<n>_<sentence>_mask.png`` (0 or 255) and ``_overlay.png``, n the sentence's number
-among its image's, and a line in ``predictions.jsonl`` (inference/predictions.py). No two results of a call share a
-name, and existing files stay unless ``--overwrite`` is given.
-"""
+inference/predictions.py says what it writes."""
 
 import argparse
 import contextlib
@@ -15,19 +11,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
+from mindspore_coupalign import visualize
 from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.data.inputs import shorten, to_rgb
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference import inputs, loading
 from mindspore_coupalign.inference.inputs import Request
-from mindspore_coupalign.inference.model import BATCH_SIZE, Model, list_words
+from mindspore_coupalign.inference.model import BATCH_SIZE, Model, notes_of
 from mindspore_coupalign.inference.predictions import Prediction, Records
 from mindspore_coupalign.outputs import check_absent, make_folder
-from mindspore_coupalign.visualize import figures
-from mindspore_coupalign.visualize.figures import attention_sheet
 
 LOADING = "loading the network"
 COMPILING = "compiling the network (5 s for a small one, 20 s to 2 min for the full recipe on a CPU)"
@@ -117,11 +111,7 @@ def _source(args: argparse.Namespace) -> tuple[Path, str]:
         kind = loading.kind_of(path)
     else:
         kind, path = next((kind, Path(path)) for kind, path in given.items() if path)
-    what = "a MINDIR" if kind == loading.MINDIR else "an ONNX file"
-    if args.attention and kind != loading.CHECKPOINT:
-        raise UserError(f"--attention needs --checkpoint: {what} holds the mask alone")
-    if args.amp and kind != loading.CHECKPOINT:
-        raise UserError(f"--amp needs --checkpoint: {what} computes in the precision that it was exported in")
+    loading.check_of_checkpoint(path, kind, {"--attention": args.attention, "--amp": args.amp})
     return path, kind
 
 
@@ -150,31 +140,27 @@ def _requests(args: argparse.Namespace) -> list[Request]:
 def _from_first_readable(asked: list[Request]) -> list[Request]:
     """The requests from the first readable image on; unreadable images before it are reported on stderr. The network is
     not loaded where no image can be read."""
-    bad = {}
+    bad = set()
     for k, request in enumerate(asked):
-        if request.image in bad:
-            continue
-        try:
-            to_rgb(request.image)
-            return asked[k:]
-        except UserError as exc:
-            bad[request.image] = exc
-            print(f"error: {exc}", file=sys.stderr)
+        if request.image not in bad:
+            try:
+                to_rgb(request.image)
+                return asked[k:]
+            except UserError as exc:
+                bad.add(request.image)
+                print(f"error: {exc}", file=sys.stderr)
     return []
 
 
 def _bad_sentences(model: Model, asked: list[Request]) -> set:
     """Those without a known word, reported on stderr before anything is computed."""
-    bad, checked = set(), set()
-    for request in asked:
-        if request.sentence in checked:
-            continue
-        checked.add(request.sentence)
+    bad, first = set(), {request.sentence: request.origin for request in reversed(asked)}
+    for sentence in dict.fromkeys(request.sentence for request in asked):
         try:
-            model.check_sentence(request.sentence)
+            model.check_sentence(sentence)
         except UserError as exc:
-            bad.add(request.sentence)
-            print(f"error: {request.origin}{exc}", file=sys.stderr)
+            bad.add(sentence)
+            print(f"error: {first[sentence]}{exc}", file=sys.stderr)
     return bad
 
 
@@ -197,7 +183,7 @@ def _predict(model: Model, asked: list[Request], args: argparse.Namespace, outpu
                 h, w = result.mask.shape
                 bar.write(f"{request.image}: {w} x {h} pixels{times}")
                 image = request.image
-            for warning in warnings(result) if result.sentence not in warned else ():
+            for warning in notes_of(result) if result.sentence not in warned else ():
                 bar.write(f"warning: {shorten(result.sentence)}: {warning}", file=sys.stderr)
             warned.add(result.sentence)
             bar.write(_write(result, request, output, records))
@@ -212,26 +198,16 @@ def _write(result: Prediction, request: Request, output: Path, records: Records)
     more = {}
     if result.details is not None:
         more["attention"] = f"{request.stem}_attention.png"
-        figures.write_png(output / more["attention"], attention_sheet(result))
+        visualize.write_png(output / more["attention"], visualize.attention_sheet(result))
     records.add(request.image, result, saved, more)
     target = "" if result.target_probability is None else f"; target probability {result.target_probability:.2f}"
-    return (f"{request.number}. {shorten(result.sentence)}: {describe_mask(result.mask)}; score {result.score:.2f}"
+    return (f"{request.number}. {shorten(result.sentence)}: {describe_mask(result)}; score {result.score:.2f}"
             f"{target}; {1000 * result.seconds:.0f} ms; {saved.mask}")
 
 
-def warnings(prediction: Prediction) -> list[str]:
-    """What the reader of a mask should know about its sentence."""
-    lines = []
-    if prediction.unknown:
-        lines.append(f"not in the network's vocabulary, read as unknown: {list_words(prediction.unknown)}")
-    if prediction.truncated:
-        lines.append("longer than the network reads; its end was cut off")
-    return lines
-
-
-def describe_mask(mask: np.ndarray) -> str:
+def describe_mask(prediction: Prediction) -> str:
     """The mask's share of the image and its bounding box, x and y from the top left, ends included."""
-    if not mask.any():
+    if prediction.box is None:
         return "nothing predicted (empty mask)"
-    y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return f"{100 * mask.mean():.1f} % of the image, x {x[0]}-{x[-1]}, y {y[0]}-{y[-1]}"
+    x, y, width, height = prediction.box
+    return f"{100 * prediction.mask.mean():.1f} % of the image, x {x}-{x + width - 1}, y {y}-{y + height - 1}"

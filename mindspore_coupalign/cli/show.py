@@ -1,14 +1,11 @@
-"""Command ``show``: a split's best, worst and randomly drawn predictions as three contact sheets.
-
-Every panel is one sentence: prediction and ground truth as outlines, the sentence, and I/U at the image's own size.
-``random.png`` is the honest one: its sentences are drawn before anything is predicted.
-"""
+"""Command ``show``: a split's best, worst and randomly drawn predictions as three contact sheets, a panel per sentence.
+``random.png`` is the honest one: its sentences are drawn before anything is predicted."""
 
 import argparse
 
 import numpy as np
 
-from mindspore_coupalign import build
+from mindspore_coupalign import build, visualize
 from mindspore_coupalign.cli.options import add_amp_argument, add_device_argument
 from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.data.refer import ReferData
@@ -22,7 +19,6 @@ from mindspore_coupalign.inference.loading import find_model
 from mindspore_coupalign.inference.model import Model
 from mindspore_coupalign.outputs import check_absent, make_folder
 from mindspore_coupalign.runtime import setup
-from mindspore_coupalign.visualize import figures
 from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
 _COLUMNS = 4
@@ -66,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
     chosen = (_distinct(data, ranked[::-1], args.count), _distinct(data, ranked, args.count), samples[: args.count])
     for name, picked in zip(_SHEETS, chosen, strict=True):
         panels = [_panel(data, predictor, int(s), config.data) for s in picked]
-        sheet = figures.contact_sheet(panels, min(_COLUMNS, len(panels)))
+        sheet = visualize.contact_sheet(panels, min(_COLUMNS, len(panels)))
         title = f"{config.data.dataset} {args.split}: {name} of {len(samples)} sentences"
-        sheet = np.concatenate([figures.legend(sheet.shape[1], title), sheet])
-        figures.write_png(output / f"{name}.png", sheet)
+        sheet = np.concatenate([visualize.legend(sheet.shape[1], title), sheet])
+        visualize.write_png(output / f"{name}.png", sheet)
     mean = 100 * iou(*scores["image"].T).mean()
     print(f"{config.data.dataset} {args.split}: {len(samples)} sentences, mIoU {mean:.2f} (image's own size); wrote "
           f"{', '.join(f'{name}.png' for name in _SHEETS)} to {output}")
@@ -89,4 +85,4 @@ def _panel(data: ReferData, predictor: Model, sample: int, names: DataConfig) ->
     mask = predictor.predict(image, sentence, strict=False).mask
     score = float(iou(*np.array(overlap(mask, truth))))
     nothing = "" if data.has_target[r] else "; no target"
-    return figures.overlay(image, mask, sentence, truth, f"IoU {score:.2f}{nothing}")
+    return visualize.overlay(image, mask, sentence, truth, f"IoU {score:.2f}{nothing}")

@@ -30,9 +30,6 @@ def read_annotations(refs_file: Path, instances_file: Path) -> dict:
             annotation or image instances.json does not have or has twice, a segmentation that is none.
     """
     refs = load_refs(refs_file)
-    if not isinstance(refs, list) or not refs:
-        found = "an empty one" if refs == [] else type(refs).__name__
-        raise UserError(f"{refs_file}: expected a list of refs, found {found}; is this the right file?")
     columns, keys = _read_refs(refs, refs_file)
     del refs  # before the larger file is read
     return columns | _join_instances(keys, instances_file, refs_file)
@@ -90,7 +87,7 @@ def _wordings(sentence, where: tuple) -> tuple[bytes, bytes]:
 
 def _join_instances(keys: list, source: Path, refs_file: Path) -> dict:
     """The columns of images and masks that instances.json gives for the refs with these keys."""
-    instances = _read_instances(source)
+    instances = read_dict(source, "images", "annotations")
     images, annotations = _Records(instances, "images", source), _Records(instances, "annotations", source)
     files: list[str] = []
     index, sizes, ref_image, regions, meant, crowds = {}, [], [], [], [], 0
@@ -147,7 +144,7 @@ class _Records:
         self.name, self.source = key, source
         self.found: dict[int, tuple[int, dict]] = {}  # id -> its place in the list, the record
         self.twice: dict[int, tuple[int, int]] = {}  # id -> the places of two that differ
-        for number, record in enumerate(_field(instances, key, (list,), source, "the top", "level")):
+        for number, record in enumerate(instances[key]):
             record_id = _id(record, "id", source, f"{key} number", number)
             first = self.found.setdefault(record_id, (number, record))
             if first[1] is not record and first[1] != record:  # a record that is there twice does no harm
@@ -182,13 +179,6 @@ def _region(annotation: dict, size: list, source: Path, ann_id, ref_id) -> Regio
         raise UserError(f"{source}: annotation {ann_id} (ref {ref_id}): segmentation: {exc}") from exc
 
 
-def _read_instances(path: Path) -> dict:
-    values = read_json(path, "REFER's archive has it beside refs(*).p", "not valid JSON")
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a dict with images and annotations, found {type(values).__name__}")
-    return values
-
-
 def _id(record, key: str, source: Path, name: str, which):
     """An id, whole number or text, as ``as_key`` has it."""
     value = as_key(_field(record, key, _ID, source, name, which))
@@ -218,13 +208,13 @@ def _offsets(parts: list | tuple) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
 
 
-def load_refs(path: Path):
-    """What the file holds, whichever of the two forms it has; its records are left to ``read_refer``.
-
-    Raises:
-        UserError: a missing or damaged file.
-    """
-    return read_json(path) if path.suffix == ".json" else load_plain_pickle(path)
+def load_refs(path: Path) -> list:
+    """The list of refs, whichever of the two forms the file has. Raises UserError."""
+    refs = read_json(path) if path.suffix == ".json" else load_plain_pickle(path)
+    if not isinstance(refs, list) or not refs:
+        found = "an empty one" if refs == [] else type(refs).__name__
+        raise UserError(f"{path}: expected a list of refs, found {found}; is this the right file?")
+    return refs
 
 
 def annotations_of(ref: dict) -> list:
@@ -254,25 +244,28 @@ def as_key(value):
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
-def read_json(path: Path, origin: str = "check the path", fault: str = "not complete JSON"):
-    """The content of a JSON file.
-
-    Args:
-        origin: where a missing file comes from.
-        fault: what a damaged one is called.
-
-    Raises:
-        UserError: a missing, empty or damaged file; it names what the file is instead.
-    """
+def read_json(path: Path):
+    """The content of a JSON file. Raises UserError, which names what a file of another kind is."""
     try:
         content = path.read_bytes()
     except FileNotFoundError as exc:
-        raise UserError(f"{path}: no such file; {origin}") from exc
+        raise UserError(f"{path}: no such file; check the path") from exc
     except OSError as exc:
         raise UserError(f"{path}: cannot be read ({exc.strerror or exc}); expected a JSON file") from exc
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as exc:
         kind = kind_of_file(content[:64])
-        raise UserError(f"{path}: {fault} but {kind}" if kind else
-                        f"{path}: {fault} ({one_line(exc, 100)}); truncated? get it again") from exc
+        fault = f"but {kind}" if kind else f"({one_line(exc, 100)}); truncated? get it again"
+        raise UserError(f"{path}: not complete JSON {fault}") from exc
+
+
+def read_dict(path: Path, *keys: str) -> dict:
+    """A JSON file that holds a dict with lists under these keys. Raises UserError."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a dict, found {type(content).__name__}; is this the right file?")
+    for key in keys:
+        if not isinstance(content.get(key), list):
+            raise UserError(f"{path}: has no list {key!r}; is this the right file?")
+    return content

@@ -66,10 +66,7 @@ def find_images(root: Path, dataset: str, images: str) -> Path:
     Raises:
         UserError: there is none; names every folder tried.
     """
-    if images:
-        tried = [Path(images)] if Path(images).is_absolute() else [Path(images), root / images]
-    else:
-        tried = image_places(root, dataset)
+    tried = dict.fromkeys([Path(images), root / images]) if images else image_places(root, dataset)
     for folder in tried:
         if folder.is_dir():
             return folder
@@ -101,7 +98,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 HEADS = ("refs", "sentences", "images")
 # Refs, sentences, images per split, None where not known. RefCOCO's val, testA and testB were counted on the real
-# files; the others are quoted from the literature.
+# files; the others are quoted from the literature: PhraseCut's from its README, RRSIS-D's from RMSIN (CVPR 2024).
 Counts = dict[str, tuple[int | None, int | None, int | None]]  # by split
 PUBLISHED: dict[tuple[str, str], Counts] = {
     ("refcoco", "unc"): {"train": (42404, 120624, 16994), "val": (3811, 10834, 1500), "testA": (1975, 5657, 750),
@@ -111,10 +108,6 @@ PUBLISHED: dict[tuple[str, str], Counts] = {
     ("refcocog", "umd"): {"train": (42226, 80512, 21899), "val": (2573, 4896, 1300), "test": (5023, 9602, 2600)},
     ("refcocog", "google"): {"train": (None, 85474, None), "val": (None, 9536, None)},
     ("refclef", "berkeley"): {"train": (None, 54127, None), "val": (None, 5842, None), "test": (None, 60103, None)},
-}
-# Refs, sentences and images per split of sets that check-data does not know, None where not known: PhraseCut's own
-# README, and the paper of RRSIS-D (RMSIN, CVPR 2024).
-MORE_PUBLISHED: dict[tuple[str, str], Counts] = {
     ("phrasecut", "vg"): {"train": (308893, 308893, 71354), "val": (20350, 20350, 2971), "test": (18980, 18980, 2937)},
     ("rrsisd", "unc"): {"train": (12181, 12181, None), "val": (1740, 1740, None), "test": (3481, 3481, None)},
 }

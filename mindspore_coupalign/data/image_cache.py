@@ -45,7 +45,6 @@ class ImageCache:
         self.root, self.folder, self.size = Path(folder), Path(folder) / str(size), size
         self.limit = int(gigabytes * 1e9)
         self.lock, self.added, self.writes = threading.Lock(), 0, True
-        self.hits = self.misses = 0  # of this process, roughly: threads count without a lock
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._clear_up()
@@ -76,13 +75,10 @@ class ImageCache:
             return make()
         key = hashlib.blake2b(repr((RULE, os.path.abspath(path), about.st_size, about.st_mtime_ns, shape)).encode(),
                               digest_size=16).hexdigest()
-        found = self._read(self.folder / key)
-        if found is not None:
-            self.hits += 1
-            return found
-        self.misses += 1
-        picture = make()
-        self._add(self.folder / key, picture)
+        picture = self._read(self.folder / key)
+        if picture is None:
+            picture = make()
+            self._add(self.folder / key, picture)
         return picture
 
     def _read(self, entry: Path) -> Picture | None:

@@ -22,7 +22,7 @@ def to_rgb(image) -> np.ndarray:
 
     Raises:
         UserError: the file cannot be read; no uint8 (0..1, 0..255 and normalised floats cannot be told apart for
-            certain); channels first; a batch; no pixels; channels that are none of the above.
+            certain); another shape.
     """
     if isinstance(image, (str, os.PathLike)):
         return read_rgb(os.fsdecode(image), upright=True)
@@ -98,10 +98,8 @@ def _check_shape(shape: tuple, kind: str):
     text = f"image: {kind} of shape {shape}"
     if len(shape) == 4:
         raise UserError(f"{text} is a batch; give one image at a time, for example image[0]")
-    if len(shape) not in (2, 3):
+    if len(shape) not in (2, 3) or 0 in shape:
         raise UserError(f"{text} is no image; {_WANTED}")
-    if 0 in shape:
-        raise UserError(f"{text} has no pixels; {_WANTED}")
     if len(shape) == 3 and not 1 <= shape[2] <= 4:
         if shape[0] <= 4:
             raise UserError(f"{text} has its channels first; give image.transpose(1, 2, 0)")
@@ -119,14 +117,5 @@ def _check_type(pixels: np.ndarray):
         raise UserError(f"{text} is no image; {_WANTED}")
     if not np.isfinite(pixels).all():
         raise UserError(f"{text} holds non-finite values (NaN or infinity); {_WANTED}")
-    low, high = float(pixels.min()), float(pixels.max())
-    text = f"{text} with values {low:.4g} to {high:.4g}, not uint8"
-    if low < 0:
-        remedy = "give the image as it was before it was normalised: the network's normalisation is applied here"
-    elif high <= 1 and pixels.dtype.kind == "f":
-        remedy = "if its white is 1, give (255 * image).round().astype(np.uint8)"
-    elif high <= 255:
-        remedy = "if its white is 255, give image.round().astype(np.uint8)"
-    else:
-        remedy = "scale it to 0..255 (16-bit: image // 257) and give it as uint8"
-    raise UserError(f"{text}; {remedy}")
+    raise UserError(f"{text} with values {pixels.min():.4g} to {pixels.max():.4g}, not uint8; give it as it was before "
+                    "it was normalised or scaled, (h, w, 3) uint8 RGB with values 0..255")

@@ -1,7 +1,7 @@
 """mindspore.dataset pipelines over a ReferData.
 
 Training batch: image (b, 3, H, W), ids, word_mask (b, T), mask (b, 1, H, W), sample (b,) sentence index.
-Evaluation batch: image, ids, word_mask, sample; sample is -1 for the padding that fills the last batch.
+Evaluation batch: image, ids, word_mask, index of the prompt, -1 for the padding that fills the last batch.
 b is this rank's share of the batch.
 """
 
@@ -137,31 +137,6 @@ class _Place:
 
     def __init__(self):
         self.lock, self.picture = threading.Lock(), None
-
-
-class EvalSource(_Source):
-    """Every r-th of R sentence once, then padding (sample -1) to fill whole batches."""
-
-    def __init__(self, data, samples, tokens, transform, batch_size, rank=0, ranks=1):
-        share = samples[rank::ranks]
-        batches = -(-len(samples[::ranks]) // batch_size)  # the same for every rank
-        self.samples = np.full(batches * batch_size, -1, np.int32)
-        self.samples[:len(share)] = share
-        self.data, self.tokens, self.transform = data, tokens, transform
-        self.pictures = Pictures(data, lambda r: transform.normalise(data.resized_image(r, transform)))
-
-    def __len__(self):
-        return len(self.samples)
-
-    def item(self, k):
-        s = self.samples[k]
-        if s < 0:
-            size, tokens = self.transform.size, self.tokens.ids.shape[1]
-            word_mask = np.zeros(tokens, np.int32)
-            word_mask[0] = 1
-            return np.zeros((3, size, size), np.float32), np.zeros(tokens, np.int32), word_mask, s
-        ids, word_mask = self.tokens[s]
-        return self.pictures.of_ref(int(self.data.sentence_ref[s])), ids, word_mask, s
 
 
 class PromptSource(_Source):

@@ -38,15 +38,14 @@ def segmentation_to_rle(segmentation, h: int, w: int) -> Region:
         return Region(_checked_rle(segmentation, h, w), b"")
     if not isinstance(segmentation, list):
         raise ValueError(f"expected polygons or an RLE dict, found {type(segmentation).__name__}")
-    if not segmentation:
-        raise ValueError("the list of polygons is empty: nothing is segmented; add the polygons, or leave the ref out")
-    if all(isinstance(part, dict) for part in segmentation):
+    if segmentation and all(isinstance(part, dict) for part in segmentation):
         parts = [{"size": [h, w], "counts": _checked_rle(part, h, w)} for part in segmentation]
         return Region(*_joined(parts))
-    points = [_polygon(part) for part in segmentation]
+    points = [polygon_points(part) for part in segmentation]
     polygons = [polygon for polygon in points if len(polygon) >= 3]
     if not polygons:
-        raise ValueError(_why_no_polygon(segmentation, max(map(len, points))))
+        raise ValueError(f"{reprlib.repr(segmentation):.60} holds no polygon of at least three points; a polygon is "
+                         "one flat list of numbers, [[x0, y0, x1, y1, x2, y2, ...]]")
     low = np.min([polygon.min(axis=0) for polygon in polygons], axis=0)
     high = np.max([polygon.max(axis=0) for polygon in polygons], axis=0)
     outside = bool(low.min() < -1 or high[0] > w + 1 or high[1] > h + 1)
@@ -70,17 +69,6 @@ def united(regions: list[Region], h: int, w: int) -> Region:
                   sum(region.left_out for region in regions))
 
 
-def _why_no_polygon(segmentation: list, longest: int) -> str:
-    """What a list of parts probably is whose longest has fewer than three points."""
-    shown = f"{reprlib.repr(segmentation):.60}"
-    if longest == 1 and len(segmentation) >= 3:
-        return (f"{shown} is a list of points; a polygon is one flat list of numbers, "
-                "[[x0, y0, x1, y1, x2, y2, ...]]")
-    if longest == 2:
-        return f"{shown} has two points (a box?); a polygon needs at least three: [[x0, y0, x1, y1, x2, y2, ...]]"
-    return f"{shown} holds no polygon of at least three points; add its points, or leave the ref out"
-
-
 def _joined(parts: list) -> tuple[bytes, bytes]:
     """``union`` and ``single`` of RLEs of one image."""
     if len(parts) == 1:
@@ -102,7 +90,7 @@ def rle_area(counts: bytes, h: int, w: int) -> int:
     return int(coco.area({"size": [h, w], "counts": counts}))
 
 
-def _polygon(part) -> np.ndarray:
+def polygon_points(part) -> np.ndarray:
     """(n, 2) float64 points x, y."""
     try:
         points = np.asarray(part, np.float64)

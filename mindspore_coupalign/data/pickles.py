@@ -47,9 +47,8 @@ def _bounded_memory(more: int):
     if not used.exists():  # not Linux
         yield
         return
-    pages = int(used.read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + more
+    limit = int(used.read_text().split()[0]) * resource.getpagesize() + more
     bounds = [bound for bound in (soft, hard, limit) if bound != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
     try:
@@ -84,14 +83,6 @@ class _PlainUnpickler(AllowList, pickle.Unpickler):
     def __init__(self, file, size: int):
         super().__init__(file, encoding="utf-8", errors="coupalign-latin-1")
         self.allowed = _NumpyValues(size).allowed
-
-
-def _remedy(module: str) -> str:
-    package = module.partition(".")[0]
-    if package in _DATA_PACKAGES:
-        return (f"write what {package} holds as plain values, for example pickle.dump(frame.to_dict('records'), file), "
-                "or get the file from its original source")
-    return "do not use this file, get it from its original source"
 
 
 def _with_unix_lines(file) -> io.BytesIO:
@@ -130,22 +121,23 @@ def load_plain_pickle(path: str | Path):
     except OSError as exc:
         raise UserError(f"{path}: cannot be read ({exc.strerror or exc}); expected a pickle file") from exc
     except Refused as exc:
-        raise UserError(f"{path}: refuses to load {exc}: only plain lists, dicts, text and numbers are read; "
-                        f"{_remedy(exc.module)}") from exc
+        package = exc.module.partition(".")[0]
+        remedy = "do not use this file" if package not in _DATA_PACKAGES else (
+            f"write what {package} holds as plain values, for example pickle.dump(frame.to_dict('records'), file)")
+        raise UserError(f"{path}: refuses to load {exc}: only plain lists, dicts, text and numbers are read; {remedy}, "
+                        "or get it from its original source") from exc
     except Malformed as exc:
         raise UserError(f"{path}: {exc} where one of NumPy's numbers or arrays should be; write plain lists, dicts, "
                         "text and numbers, or get the file from its original source") from exc
+    except UserError:
+        raise
     except Exception as exc:  # a damaged pickle raises nearly anything, and all of it means the same to the user
-        if isinstance(exc, UserError):
-            raise
         raise UserError(f"{path}: not a complete pickle file{_diagnosis(path, start, size)}") from exc
 
 
 def _neighbours(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; the folder {path.parent} does not exist either"
     found = sorted(p.name for p in path.parent.glob("refs(*).p"))
-    return f"; found beside it: {', '.join(found)}" if found else f"; {path.parent} holds no refs(*).p at all"
+    return f"; found beside it: {', '.join(found) or 'no refs(*).p at all'}"
 
 
 def _diagnosis(path: Path, start: bytes, size: int) -> str:
@@ -173,16 +165,12 @@ class Call:
     """A function that a pickle may name and call."""
 
     __slots__ = ("_make",)
-    _make: Callable
 
-    def __init__(self, make):
-        object.__setattr__(self, "_make", make)
+    def __init__(self, make: Callable):
+        self._make = make
 
     def __call__(self, *arguments):
         return self._make(*arguments)
-
-    def __setattr__(self, name, value):
-        raise Malformed("a state for a function")
 
     def __setstate__(self, state):
         raise Malformed("a state for a function")
@@ -239,10 +227,8 @@ class _NumpyValues:
         array._elements = self._elements
         return array
 
-    def _from_buffer(self, data=None, dtype=None, shape=None, order="C") -> Array:
-        array = self._array()
-        array[:] = self._elements(data, dtype, shape, order)
-        return array
+    def _from_buffer(self, data=None, dtype=None, shape=None, order="C") -> list:
+        return self._elements(data, dtype, shape, order)
 
     def _encode(self, text=None, encoding=None) -> bytes:
         """How Python 3 writes bytes for protocols 0 to 2."""

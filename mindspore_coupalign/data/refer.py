@@ -21,7 +21,6 @@ from mindspore_coupalign.data.masks import rle_area, rle_to_mask
 from mindspore_coupalign.data.transforms import ImageTransform
 from mindspore_coupalign.errors import UserError
 
-SENTENCE_FIELDS = ("sent", "raw")
 OVERLAPS = ("union", "single")
 
 
@@ -63,8 +62,6 @@ class ReferData:
 
         Each stands for the other where that is missing or blank.
         """
-        if field not in SENTENCE_FIELDS:
-            raise ValueError(f"field must be one of {', '.join(SENTENCE_FIELDS)}, found {field!r}")
         if field == "raw" and self.raw_at[s + 1] > self.raw_at[s]:
             return self.raw[self.raw_at[s] : self.raw_at[s + 1]].decode("utf-8")
         return self.text[self.text_at[s] : self.text_at[s + 1]].decode("utf-8")
@@ -120,14 +117,14 @@ class ReferData:
     def epoch_samples(self, split: str, seed: int, epoch: int) -> np.ndarray:
         """The samples of one training epoch: one random sentence per ref, shuffled; (n,) int64 sentence indices.
 
-        Depends on nothing but the arguments, so that every rank and a resumed run draw the same. A ref without
-        sentences is left out.
+        Depends on nothing but the arguments, so that every rank and a resumed run draw the same.
         """
-        refs = self.refs_to_train(split)
+        return self.one_sentence_each(self.refs_to_train(split), seed, epoch)
+
+    def one_sentence_each(self, refs: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         first = self.ref_sentences[refs]
-        count = self.ref_sentences[refs + 1] - first
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
-        return random.permutation(first + random.integers(0, count))
+        return random.permutation(first + random.integers(0, self.ref_sentences[refs + 1] - first))
 
     def mask(self, r: int, overlap: str = "union") -> np.ndarray:
         """(h, w) uint8, 1 on ref r's target.
@@ -143,8 +140,6 @@ class ReferData:
         return rle_area(self._rle(r, overlap), *self.image_sizes[self.ref_image[r]].tolist())
 
     def _rle(self, r: int, overlap: str) -> bytes:
-        if overlap not in OVERLAPS:
-            raise ValueError(f"overlap must be one of {', '.join(OVERLAPS)}, found {overlap!r}")
         if overlap == "single" and self.single_at[r + 1] > self.single_at[r]:
             return self.single[self.single_at[r] : self.single_at[r + 1]]
         return self.rle[self.rle_at[r] : self.rle_at[r + 1]]

@@ -23,21 +23,13 @@ from mindspore_coupalign.errors import UserError
 
 
 def open_data(names: DataConfig) -> ReferData:
-    """``data.root``, ``dataset``, ``split_by`` and ``images``, without the images of ``skip_images``.
-
-    Raises:
-        UserError: as ``read_refer`` and ``without_images``.
-    """
+    """``data.root``, ``dataset``, ``split_by`` and ``images``, without the images of ``skip_images``."""
     data, line = without_images(read_refer(names.root, names.dataset, names.split_by, names.images), names.skip_images)
     return dataclasses.replace(data, notes=(*data.notes, line)) if line else data
 
 
 def with_cache(data: ReferData, names: DataConfig) -> ReferData:
-    """The data with the folder ``data.cache`` where one is named.
-
-    Raises:
-        UserError: it cannot be used.
-    """
+    """The data with the folder ``data.cache`` where one is named."""
     if not names.cache:
         return data
     cache = ImageCache(names.cache, names.cache_gb, names.image_size)
@@ -177,10 +169,7 @@ class UnionData(ReferData):
     def epoch_samples(self, split: str, seed: int, epoch: int) -> np.ndarray:
         chosen = [_take(refs, _samples(part.weight, len(refs)), (seed, k), epoch)
                   for k, (part, refs) in enumerate(self._refs_by_part(split))]
-        refs = np.concatenate(chosen)
-        first = self.ref_sentences[refs]
-        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
-        return random.permutation(first + random.integers(0, self.ref_sentences[refs + 1] - first))
+        return self.one_sentence_each(np.concatenate(chosen), seed, epoch)
 
     def _refs_by_part(self, split: str) -> list[tuple[Part, np.ndarray]]:
         refs = self.refs_to_train(split)
@@ -229,9 +218,8 @@ def open_union(names: DataConfig, validation: ReferData) -> UnionData:
     """
     configs = [set_config(names, entry) for entry in names.sets]
     opened = [open_data(config) for config in configs]
-    held = [path for data, config in zip([validation, *opened], [names, *configs], strict=True)
-            for path in held_out(data, config.train_split)]
-    held = list(dict.fromkeys(held))
+    held = list(dict.fromkeys(path for data, config in zip([validation, *opened], [names, *configs], strict=True)
+                              for path in held_out(data, config.train_split)))
     kept, parts, lines, counts, start = [], [], [], np.zeros(3, np.int64), 0
     for data, config, entry in zip(opened, configs, names.sets, strict=True):
         keep = np.zeros(len(data.ref_ids), bool)

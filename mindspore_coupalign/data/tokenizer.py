@@ -72,8 +72,7 @@ class SentenceTokenizer:
         """ids (S, T) int32 and word_mask (S, T) int32, 1 = word piece, 0 = padding. Truncation keeps [SEP]."""
         ids = np.full((len(sentences), self.max_tokens), self.pad_id, np.int32)
         word_mask = np.zeros_like(ids)
-        for row, encoding in enumerate(self._tokenizer.encode_batch(sentences)):
-            pieces = encoding.ids
+        for row, pieces in enumerate(self.pieces(sentences)):
             if len(pieces) > self.max_tokens:
                 pieces = pieces[: self.max_tokens - 1] + pieces[-1:]
             ids[row, : len(pieces)] = pieces
@@ -86,7 +85,7 @@ class SentenceTokenizer:
 
     def lengths(self, sentences: list[str]) -> np.ndarray:
         """Word pieces per sentence before truncation, with [CLS] and [SEP]; (S,) int32."""
-        return np.array([len(e.ids) for e in self._tokenizer.encode_batch(sentences)], np.int32)
+        return np.array([len(pieces) for pieces in self.pieces(sentences)], np.int32)
 
     def unknown(self, sentence: str) -> list[str]:
         """The sentence's words, as written, that the vocabulary cannot spell."""

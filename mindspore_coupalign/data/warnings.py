@@ -20,24 +20,17 @@ def data_warnings(data: ReferData, splits: dict, tokenizer: SentenceTokenizer, n
 def _split_warnings(data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, names: DataConfig) -> str:
     refs = np.unique(data.sentence_ref[samples])
     texts = [data.sentence(int(s), names.sentence_field) for s in samples]
-    meant = data.has_target
-    empty = [r for r in refs[meant[refs]].tolist() if data.mask_area(r, names.overlap) == 0]
-    twice = len(refs) - len(np.unique(data.ref_ids[refs]))
-    cut = int((tokenizer.lengths(texts) > tokenizer.max_tokens).sum()) if texts else 0
-    found = []
-    if empty:
-        found.append(f"{len(empty):,} of {len(refs):,} ground-truth masks are empty (first: ref "
-                     f"{data.ref_ids[empty[0]]})")
-    if twice:
-        found.append(f"{twice:,} refs have the ref_id of another")
+    empty = [r for r in refs[data.has_target[refs]].tolist() if data.mask_area(r, names.overlap) == 0]
     blank = sum(not text.strip() for text in texts)
-    if blank:
-        found.append(f"{blank:,} of {len(texts):,} sentences are blank")
-    if cut:
-        found.append(f"{cut:,} of {len(texts):,} sentences are cut at data.max_tokens={tokenizer.max_tokens}")
-    if data.ref_left_out[refs].any():
-        found.append(f"{data.ref_left_out[refs].sum():,} polygons of fewer than three points are left out")
-    return "; ".join(found)
+    cut = int((tokenizer.lengths(texts) > tokenizer.max_tokens).sum()) if texts else 0
+    first = data.ref_ids[empty[0]] if empty else None
+    found = (
+        (len(empty), f"of {len(refs):,} ground-truth masks are empty (first: ref {first})"),
+        (len(refs) - len(np.unique(data.ref_ids[refs])), "refs have the ref_id of another"),
+        (blank, f"of {len(texts):,} sentences are blank"),
+        (cut, f"of {len(texts):,} sentences are cut at data.max_tokens={tokenizer.max_tokens}"),
+        (data.ref_left_out[refs].sum(), "polygons of fewer than three points are left out"))
+    return "; ".join(f"{count:,} {text}" for count, text in found if count)
 
 
 def no_target_warnings(data: ReferData, samples: np.ndarray, has_head: bool) -> list[str]:

@@ -1,9 +1,8 @@
 """What the network reads under each protocol, each distinct reading once.
 
-A prompt is one reading: a ref's image with word pieces. A unit is what a protocol scores once: its prediction is the
-mean of its prompts' logits. Prompts of one ref with the same word pieces are one prompt, whichever protocols ask for
-it: ``raw`` mostly spells as ``sent``, and what is cut off matters to long sentences alone.
-Shapes: ids, word_mask (n,) int32, without padding at the end.
+A prompt is one reading: a ref's image with word pieces, ids and word_mask (n,) int32. A unit is what a protocol scores
+once: its prediction is the mean of its prompts' logits. Prompts of one ref with the same word pieces are one prompt,
+whichever protocols ask for it.
 
 Interleaved, as the first author's code does it in effect (its (T, S) ids are flattened row by row): the first piece
 of every sentence, then the second of every one, and so on; each sentence with its own [CLS] and [SEP], the shorter ones
@@ -126,10 +125,7 @@ def _arrays(ids: list, word_mask: list) -> tuple[np.ndarray, np.ndarray]:
 
 def check_positions(plan: Plan, protocols: list[Protocol], data: ReferData, positions: int):
     """Check that the network has positions for all prompts; those of several sentences exceed data.max_tokens.
-
-    Raises:
-        UserError: a prompt is longer; it names the ref and the protocol.
-    """
+    Raises UserError: a prompt is longer; it names the ref and the protocol."""
     for protocol in protocols:
         for unit in plan.units[protocol.name]:
             length = max(len(plan.prompts[k].ids) for k in unit.prompts)

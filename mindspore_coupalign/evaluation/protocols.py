@@ -90,10 +90,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 
 def choose(names: list) -> list[Protocol]:
     """The protocols of these names, without duplicates; ``all`` stands for every one.
-
-    Raises:
-        UserError: an unknown name.
-    """
+    Raises UserError: an unknown name."""
     if "all" in names:
         return list(PROTOCOLS.values())
     for name in names:
@@ -170,25 +167,3 @@ def describe(protocol: Protocol) -> str:
         parts.append("mIoU over refs")
     parts += [f"{ours} is its {its}" for ours, its in protocol.names]
     return f"{protocol.name}: " + "; ".join(parts)
-
-
-COLUMNS = ("protocol", "scored once", "text", "where cut", "compared at", "resized", "pixel inside where",
-           "parts overlap", "two empty masks", "mIoU over", "P@X", "its names")
-
-
-def markdown() -> str:
-    """The table of docs/protocols.md."""
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(_cells, PROTOCOLS.values())]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _cells(p: Protocol) -> list[str]:
-    field = p.text or "`data.sentence_field`"
-    thresholds = ", ".join(f"{x:.1f}".lstrip("0") for x in p.thresholds)
-    of_sum = ", of the ref's running sum" if p.running else ""
-    return [f"`{p.name}`", p.unit if p.prompt == SENTENCE else f"{p.unit}: {p.prompt}",
-            field + (", lower case" if p.lower else ""), p.cut, " and ".join(SIZE_NAMES[size] for size in p.sizes),
-            p.resize if IMAGE in p.sizes else "-", f"p > {'`eval.threshold`' if p.threshold is None else p.threshold}",
-            p.overlap or "`data.overlap`", p.empty, p.mean,
-            f"{p.comparison} {thresholds}{of_sum}" if thresholds else "-",
-            ", ".join(f"{its} = {ours}" for ours, its in p.names) or "-"]

@@ -1,15 +1,8 @@
-"""What ``evaluate`` prints and writes: the table, its legend, the data set's baselines, and the file of ``--details``.
-
-That file is JSON Lines, one line per sentence: split, ref_id, ann_id (a list where the sentence has several target
-objects, null where none), sentence_id, text, image (file below the image folder), intersection and union in pixels at
-the image's own size, pieces (word pieces of the sentence), cut (how many of them the network did not read), has_target
-(predicted; in files of earlier versions exists), and the predicted mask as COCO's compressed RLE,
-{"size": [h, w], "counts": text}, which pycocotools reads.
-"""
+"""What ``evaluate`` prints and writes: the table, its legend, the data set's baselines, and the file of ``--details``,
+whose fields docs/protocols.md lists."""
 
 import json
 import math
-from pathlib import Path
 
 from mindspore_coupalign.config import Config
 from mindspore_coupalign.data.refer import ReferData
@@ -20,7 +13,6 @@ from mindspore_coupalign.evaluation import protocols
 from mindspore_coupalign.evaluation.metrics import THRESHOLDS
 from mindspore_coupalign.evaluation.prompts import Plan
 from mindspore_coupalign.evaluation.protocols import IMAGE, SIZE_NAMES, SIZES
-from mindspore_coupalign.outputs import write_file
 
 REFERENCES = ("all_objects", "random_object", "noun_phrase")  # oIoU of perfect masks (data/refshapes)
 PHRASE = "noun_phrase_scores"  # all scores of the last one, in generalised RefShapes
@@ -32,7 +24,7 @@ def read_references(data: ReferData, splits: list) -> dict:
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))["splits"]
         baselines: dict[str, dict] = {}
-        for name in (name for name in splits if name in stated):
+        for name in filter(stated.__contains__, splits):
             baselines[name] = {key: float(stated[name][key]) for key in REFERENCES}
             if PHRASE in stated[name]:
                 scores = stated[name][PHRASE].items()
@@ -53,10 +45,9 @@ def announce(label: str, results: dict, chosen: list, config: Config, references
             print(protocols.describe(protocol))
     for name, result in results.items():
         cut = result["cut"]
-        if not cut["sentences"]:
-            continue
-        print(f"{name}: {cut['sentences']} of {result['sentences']} sentences were cut at "
-              f"data.max_tokens={config.data.max_tokens} (the longest has {cut['longest']} word pieces)")
+        if cut["sentences"]:
+            print(f"{name}: {cut['sentences']} of {result['sentences']} sentences were cut at "
+                  f"data.max_tokens={config.data.max_tokens} (the longest has {cut['longest']} word pieces)")
     for name, values in references.items():
         print(f"{name}: baselines with perfect masks: oIoU {values['all_objects']} for all objects, "
               f"{values['random_object']} for a random one, {values['noun_phrase']} for all that fit the noun phrase")
@@ -115,11 +106,6 @@ def gather_details(own: list[str], runtime: Runtime) -> list[str]:
     every = [line for part in gather("\n".join(own).encode(), runtime) for line in part.decode().split("\n") if line]
     pairs = sorted((int(place), line) for place, _, line in (line.partition(" ") for line in every))
     return [line for _, line in pairs]
-
-
-def write_details(path: str | Path, records: list[str]):
-    """Write the file whole or not at all. Raises UserError when it cannot be written."""
-    write_file(path, "".join(f"{line}\n" for line in records).encode())
 
 
 def without_nan(value):

@@ -1,12 +1,7 @@
-"""The models that ``evaluate`` can score: a checkpoint, or an exported graph with what its sidecar says; and in memory,
-the network that training validates.
+"""The models that ``evaluate`` can score: a checkpoint, or an exported graph with what its sidecar says."""
 
-A scored model gives ``score_plan`` its networks: called with the longest prompt's number of word pieces, they return
-the number T that prompts are padded to, and the ``Network`` for it; ``uint8``: whether it takes unnormalised pixels.
-"""
-
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mindspore_coupalign import build
@@ -19,69 +14,34 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.prompts import Plan, check_positions
 from mindspore_coupalign.inference import sidecar
 from mindspore_coupalign.inference.cells import CellNetwork
-from mindspore_coupalign.inference.loading import (
-    CHECKPOINT,
-    MINDIR,
-    check_overrides,
-    find_model,
-    open_mindir,
-    open_onnx,
-    overridden,
-)
+from mindspore_coupalign.inference.loading import CHECKPOINT, check_overrides, find_model, open_graph, overridden
+from mindspore_coupalign.inference.network import Network
 from mindspore_coupalign.weights.checkpoint import Checkpoint, load_checkpoint
 
 
-class CheckpointNetworks:
-    """The checkpoint's network for data.max_tokens word pieces, and for the longest prompt of several sentences."""
-
-    uint8 = False
-
-    def __init__(self, checkpoint: Checkpoint, config: Config, amp: str | None, runtime: Runtime, longest: int):
-        self.longest, self.has_head = max(longest, config.data.max_tokens), config.model.no_target
-        self.built, self.runtime, cells = {}, runtime, {}
-        for tokens in sorted({config.data.max_tokens, self.longest}):
-            own = replace(config, data=replace(config.data, max_tokens=tokens))
-            cells[tokens], _ = build.restore_model(checkpoint, own, amp, runtime.target)
-            self.built[tokens] = CellNetwork(cells[tokens])
-        self.precision = cells[config.data.max_tokens].precision._asdict()
-        if self.longest > config.data.max_tokens and not config.model.text_weights and runtime.rank == 0:
-            print(f"note: prompts of several sentences take up to {self.longest} positions; training from scratch has "
-                  f"seen {config.data.max_tokens} of them, the others keep their random initial values")
-
-    def __call__(self, length: int) -> tuple:
-        self.runtime.watch.enter("evaluating", 0, compiles=True)
-        tokens = min(self.built) if length <= min(self.built) else self.longest
-        return tokens, self.built[tokens]
-
-
-class GraphNetworks:
-    """An exported graph, which reads one number of word pieces.
+@dataclass(frozen=True)
+class Networks:
+    """What ``score_plan`` computes with: networks by the number T of word pieces that they read.
 
     Args:
-        facts: the sidecar's.
+        uint8: they take pixels that are not normalised.
+        has_head: they have a target-presence head.
+        precision: its fields in the results file.
+        runtime: its watch is told of what may compile.
     """
 
-    def __init__(self, network: Callable, facts: dict, runtime: Runtime):
-        self.network, self.runtime, self.tokens = network, runtime, facts["max_tokens"]
-        self.uint8 = facts["inputs"][0]["type"] == "uint8"
-        self.has_head = len(facts.get("outputs", ())) > 1
-        self.precision = {"amp": facts.get("amp"), "amp_dtype": facts.get("amp_dtype")}
+    by_tokens: Mapping[int, Network]
+    uint8: bool = False
+    has_head: bool = False
+    precision: dict | None = None
+    runtime: Runtime | None = None
 
-    def __call__(self, length: int) -> tuple:
-        self.runtime.watch.enter("evaluating", 0, compiles=True)
-        return self.tokens, self.network
-
-
-class LoadedNetwork:
-    """A network in memory, for prompts of at most ``tokens`` word pieces."""
-
-    uint8 = False
-
-    def __init__(self, cell, tokens: int):
-        self.network, self.tokens = CellNetwork(cell), tokens
-
-    def __call__(self, length: int) -> tuple:
-        return self.tokens, self.network
+    def __call__(self, length: int) -> tuple[int, Network]:
+        """T and network for prompts of at most ``length`` word pieces."""
+        if self.runtime is not None:
+            self.runtime.watch.enter("evaluating", 0, compiles=True)
+        tokens = min(tokens for tokens in self.by_tokens if tokens >= length)
+        return tokens, self.by_tokens[tokens]
 
 
 class ScoredCheckpoint:
@@ -106,8 +66,20 @@ class ScoredCheckpoint:
         for plan in plans:
             check_positions(plan, resolved, data, config.model.text.max_positions)
 
-    def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> CheckpointNetworks:
-        return CheckpointNetworks(self._checkpoint, config, self._amp, runtime, max(plan.longest for plan in plans))
+    def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> Networks:
+        """For data.max_tokens word pieces, and for the longest prompt of several sentences."""
+        trained = config.data.max_tokens
+        longest = max(trained, *(plan.longest for plan in plans))
+        by_tokens = {}
+        for tokens in sorted({trained, longest}, reverse=True):  # the last one's precision is that of all
+            own = replace(config, data=replace(config.data, max_tokens=tokens))
+            cell, _ = build.restore_model(self._checkpoint, own, self._amp, runtime.target)
+            by_tokens[tokens] = CellNetwork(cell)
+        if longest > trained and not config.model.text_weights and runtime.rank == 0:
+            print(f"note: prompts of several sentences take up to {longest} positions; training from scratch has seen "
+                  f"{trained} of them, the others keep their random initial values")
+        return Networks(by_tokens, has_head=config.model.no_target, precision=cell.precision._asdict(),
+                        runtime=runtime)
 
 
 class ScoredGraph:
@@ -121,10 +93,8 @@ class ScoredGraph:
 
     def configuration(self, path: str | None, overrides: list) -> Config:
         """The file's configuration, or the sidecar's with the overrides; batches are of the graph's size.
-
-        Raises:
-            UserError: a bad file or override, nothing says where the data lies, or another input than the graph's.
-        """
+        Raises UserError: a bad file or override, nothing says where the data lies, or another input than the
+        graph's."""
         source = sidecar.sidecar_path(self.path)
         if of_network := [override for override in overrides if override.startswith("model.")]:
             raise UserError(f"{of_network[0]}: {self.path} is fixed; leave this out, or export the checkpoint again")
@@ -158,21 +128,15 @@ class ScoredGraph:
             raise UserError(f"{self.path}: reads {tokens} word pieces, but a prompt of several sentences has "
                             f"{longest}; leave out protocols that join sentences, or evaluate the checkpoint")
 
-    def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> GraphNetworks:
-        if self.kind == MINDIR:
-            network, facts = open_mindir(self.path)
-        else:
-            network, facts = open_onnx(self.path, "auto", "")
-        return GraphNetworks(network, facts, runtime)
+    def networks(self, config: Config, runtime: Runtime, plans: list[Plan]) -> Networks:
+        network, facts = open_graph(self.path, self.kind)
+        return Networks({facts["max_tokens"]: network}, sidecar.takes_uint8(facts), len(facts.get("outputs", ())) > 1,
+                        {name: facts.get(name) for name in ("amp", "amp_dtype")}, runtime)
 
 
 def configuration(path: str | None, overrides: list, checkpoint: Checkpoint) -> Config:
     """The file's configuration, or the checkpoint's own with the overrides.
-
-    Raises:
-        UserError: a bad file or override, one that only training follows, or nothing says where the
-            data lies.
-    """
+    Raises UserError: a bad file or override, one that only training follows, or nothing says where the data lies."""
     check_overrides(overrides)
     if path:
         return load_config(path, overrides)

@@ -6,9 +6,10 @@ whether the unit has a target, and whether the network predicts one.
 """
 
 import os
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,8 @@ from mindspore_coupalign.evaluation import protocols as rules
 from mindspore_coupalign.evaluation.metrics import overlap, summarize, target_scores
 from mindspore_coupalign.evaluation.prompts import Plan, make_plan
 from mindspore_coupalign.evaluation.protocols import IMAGE, INPUT, NO_TARGET, SIZES, Protocol, predicted_mask
-from mindspore_coupalign.evaluation.scored_models import LoadedNetwork
+from mindspore_coupalign.evaluation.scored_models import Networks
+from mindspore_coupalign.inference.cells import CellNetwork
 from mindspore_coupalign.inference.network import TargetRule, as_output
 
 THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -50,30 +52,24 @@ def validate(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTok
 
 def evaluate_samples(model, data: ReferData, samples: np.ndarray, tokenizer: SentenceTokenizer, config: Config, *,
                      progress: str = "", runtime: Runtime | None = None) -> dict:
-    """Counts of protocol ``sentence`` for a network in memory, in the order of ``samples`` (S,): {"sample": (S,),
-    "image": (S, 2), "input": (S, 2), "predicted_target": (S,) bool}, I and U at both sizes, the same on every rank.
-
-    Args:
-        progress: label of the progress bar; empty for none.
-        runtime: of several ranks, each of which takes its share; None: this process is alone.
-    """
+    """``score_plan`` by protocol ``sentence`` for a network in memory, in the order of ``samples`` (S,): {"sample":
+    (S,), "image": (S, 2), "input": (S, 2), "predicted_target": (S,) bool}, I and U at both sizes."""
     protocol = rules.resolve(rules.PROTOCOLS["sentence"], config)
     order = np.argsort(samples)  # a ref's sentences are neighbours
     plan = make_plan(data, samples[order], tokenizer, [protocol], config.data.sentence_field)
     model.set_train(False)
-    counts = score_plan(LoadedNetwork(model, config.data.max_tokens), plan, [protocol], data, tokenizer, config,
-                        progress=progress, runtime=runtime)
+    networks = Networks({config.data.max_tokens: CellNetwork(model)})
+    counts = score_plan(networks, plan, [protocol], data, tokenizer, config, progress=progress, runtime=runtime)
     place = np.argsort(order)
     return {"sample": np.array(samples), **{size: counts["sentence", size][place, :2] for size in SIZES},
             "predicted_target": counts["sentence", IMAGE][place, 3] > 0}
 
 
-def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData, tokenizer: SentenceTokenizer,
+def score_plan(networks: Networks, plan: Plan, protocols: list[Protocol], data: ReferData, tokenizer: SentenceTokenizer,
                config: Config, *, keep: list | None = None, progress: str = "", runtime: Runtime | None = None) -> dict:
     """Counts of all units, {(protocol name, size): (n, 4) int64}, the same on every rank.
 
     Args:
-        networks: see scored_models.py.
         protocols: the resolved ones that the plan was made with.
         keep: list that receives a Kept for each of this rank's sentences, by protocol ``sentence``.
         progress: label of the progress bar; empty for none.
@@ -102,47 +98,45 @@ def score_plan(networks, plan: Plan, protocols: list[Protocol], data: ReferData,
             if keep is not None and protocol.name == "sentence":
                 keep.append(scored.kept(protocol, unit))
 
+    # pixels are counted in a few threads, so that the network does not wait; few refs wait, which bounds memory
+    calls: deque[Future] = deque()
     with tqdm(total=len(mine), desc=progress, unit="prompt", leave=False, disable=None if progress else True) as bar, \
-            Pool(4 * config.eval.batch_size) as pool:
+            ThreadPoolExecutor(THREADS, "coupalign-score") as pool:
         for prompts in filter(None, passes):
             tokens, model = networks(max(len(prompt[2]) for prompt in prompts))
             waiting = _units_by_ref(plan, protocols, {prompt[0] for prompt in prompts})
             source = PromptSource(data, prompts, tokens, tokenizer.pad_id, prepare, config.eval.batch_size)
-            for ref, outputs in _refs(model, source, config, runtime, bar):
-                pool.submit(score, ref, outputs, waiting[ref])
+            for ref, computed in groupby(_computed(model, source, config, runtime, bar), itemgetter(0)):
+                outputs = {k: output for _, k, output in computed}
+                calls.append(pool.submit(score, ref, outputs, waiting[ref]))
+                if len(calls) > 4 * config.eval.batch_size:
+                    calls.popleft().result()
+        for call in calls:
+            call.result()
     sums = all_reduce_sum(np.concatenate(list(counts.values())), runtime).astype(np.int64)  # others' refs count 0
     return dict(zip(counts, np.split(sums, np.cumsum([len(part) for part in counts.values()])[:-1]), strict=True))
 
 
 def _units_by_ref(plan: Plan, protocols: list[Protocol], prompts: set) -> dict:
     """{ref: [(protocol, index, unit)]} of the units whose prompts are in a pass; no unit has prompts in both passes."""
-    waiting: dict[int, list] = {}
+    waiting: dict[int, list] = defaultdict(list)
     for protocol in protocols:
         for u, unit in enumerate(plan.units[protocol.name]):
             if unit.prompts[0] in prompts:
-                waiting.setdefault(unit.ref, []).append((protocol, u, unit))
+                waiting[unit.ref].append((protocol, u, unit))
     return waiting
 
 
-def _refs(model, source: PromptSource, config: Config, runtime: Runtime, bar):
-    """Yields (ref, {prompt: (logits (H, W), target logit or None)}) once all of a ref's prompts, which are neighbours,
-    have been computed."""
+def _computed(model, source: PromptSource, config: Config, runtime: Runtime, bar):
+    """Yields (ref, prompt, (logits (H, W), target logit or None)) of every prompt; a ref's are neighbours."""
     ref_of = {prompt[0]: prompt[1] for prompt in source.prompts}
-    outputs: dict[int, tuple] = {}
-    current = None
     for image, ids, word_mask, index in batches(source, config.eval.batch_size, config.data.workers):
         output = as_output(model(image, ids, word_mask))
         runtime.watch.compiled()
         for i in np.flatnonzero(index >= 0):
-            ref = ref_of[int(index[i])]
-            if ref != current and outputs:
-                yield current, outputs
-                outputs = {}
-            current = ref
-            outputs[int(index[i])] = output.logits[i, 0], output.target_logit(i)
             bar.update()
-    if outputs:
-        yield current, outputs
+            k = int(index[i])
+            yield ref_of[k], k, (output.logits[i, 0], output.target_logit(i))
 
 
 class _Ref:
@@ -196,24 +190,21 @@ def report_plan(data: ReferData, plan: Plan, chosen: list, counts: dict, max_tok
     """The results of a split: those of ``report`` where protocol ``sentence`` is among the chosen; ``protocols``: the
     scores of every other one by its name; ``cut``: sentences longer than ``max_tokens``, and the longest."""
     result: dict = {}
+    others = {}
     for protocol in chosen:
         units = plan.units[protocol.name]
         if protocol.name == "sentence":
-            samples = np.array([unit.sentence for unit in units])
-            scores = {size: counts["sentence", size][:, :2] for size in SIZES}
-            scores["predicted_target"] = counts["sentence", IMAGE][:, 3] > 0
-            result = report(data, {"sample": samples, **scores})
-    sentences = len(plan.lengths)
-    result |= {"sentences": sentences, "refs": len(plan.refs), "images": len(np.unique(data.ref_image[plan.refs])),
-               "cut": {"sentences": int((plan.lengths > max_tokens).sum()), "longest": int(plan.lengths.max())}}
-    result["protocols"] = {}
-    for protocol in chosen:
-        if protocol.name != "sentence":
+            result = report(data, {"sample": np.array([unit.sentence for unit in units]),
+                                   **{size: counts["sentence", size][:, :2] for size in SIZES},
+                                   "predicted_target": counts["sentence", IMAGE][:, 3] > 0})
+        else:
             inter, union, has_target, predicted_target = counts[protocol.name, protocol.sizes[0]].T
-            refs = np.array([unit.ref for unit in plan.units[protocol.name]])
-            result["protocols"][protocol.name] = rules.count(protocol, inter, union, refs, has_target > 0,
-                                                             predicted_target > 0)
-    return result
+            refs = np.array([unit.ref for unit in units])
+            others[protocol.name] = rules.count(protocol, inter, union, refs, has_target > 0, predicted_target > 0)
+    return result | {
+        "sentences": len(plan.lengths), "refs": len(plan.refs), "images": len(np.unique(data.ref_image[plan.refs])),
+        "cut": {"sentences": int((plan.lengths > max_tokens).sum()), "longest": int(plan.lengths.max())},
+        "protocols": others}
 
 
 def report(data: ReferData, scores: dict) -> dict:
@@ -230,32 +221,3 @@ def report(data: ReferData, scores: dict) -> dict:
         result["by_kind"] = {name: summarize(*scores["image"][kinds == code].T)
                              for code, name in enumerate(data.kind_names) if (kinds == code).any()}
     return result
-
-
-class Pool:
-    """Counts pixels in a few threads, so that the network does not wait: ``submit`` starts a call; leaving the ``with``
-    block waits for all calls and raises what one raised.
-
-    Args:
-        pending: most calls that may wait; a further ``submit`` waits for the oldest, which bounds memory.
-    """
-
-    def __init__(self, pending: int, threads: int = THREADS):
-        self._pending = pending
-        self._threads = ThreadPoolExecutor(threads, "coupalign-score")
-        self._calls: deque = deque()
-
-    def submit(self, call: Callable, *arguments):
-        while len(self._calls) >= self._pending or self._calls and self._calls[0].done():
-            self._calls.popleft().result()
-        self._calls.append(self._threads.submit(call, *arguments))
-
-    def __enter__(self) -> "Pool":
-        return self
-
-    def __exit__(self, kind, *_):
-        try:
-            while self._calls and kind is None:
-                self._calls.popleft().result()
-        finally:
-            self._threads.shutdown(cancel_futures=True)

@@ -1,8 +1,4 @@
-"""MindSpore cells as a ``Network``: NumPy arrays in, a NetworkOutput of NumPy arrays out.
-
-Shapes: image (B, 3, H, W) float32, or (B, H, W, 3) uint8 for graphs that normalise; ids, word_mask (B, T) int32;
-logits (B, 1, H, W) and target_logits (B,) float32.
-"""
+"""MindSpore cells as a ``Network``: NumPy arrays in, a NetworkOutput of NumPy arrays out; shapes as in network.py."""
 
 import threading
 from collections.abc import Callable

@@ -7,10 +7,10 @@ Shapes: rgb (h, w, 3) uint8; pixels as the network takes them, without the batch
 import glob
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +49,23 @@ def read_ahead(pairs: Iterable, prepare: Callable, encode: Callable, ahead: int)
         encode: sentence -> encoded; raises UserError.
         ahead: pairs that may be read before they are needed.
     """
+    def read(image) -> tuple[np.ndarray, np.ndarray]:
+        rgb = to_rgb(image)
+        return rgb, prepare(rgb)
+
     waiting: deque[tuple[Future, str, str]] = deque()
+    last: str | None = None  # the last pair's file
+    future: Future = Future()
     with ThreadPoolExecutor(_THREADS, "coupalign-reader") as pool:
-        reader = _Reader(pool, prepare)
         try:
             for pair in pairs:
                 image, text = _checked(pair)
-                waiting.append((reader(image), source_of(image), text))
+                if not isinstance(image, (str, os.PathLike)):
+                    last, future = None, _in_memory(image, prepare)
+                elif os.fsdecode(image) != last:
+                    last = os.fsdecode(image)
+                    future = pool.submit(read, last)
+                waiting.append((future, source_of(image), text))
                 if len(waiting) > ahead:
                     yield _job(encode, *waiting.popleft())
             while waiting:
@@ -65,37 +75,15 @@ def read_ahead(pairs: Iterable, prepare: Callable, encode: Callable, ahead: int)
                 future.cancel()
 
 
-class _Reader:
-    """image -> future of (rgb, pixels). Files are read in threads; arrays are copied immediately, because their owner
-    may reuse the buffer."""
-
-    def __init__(self, pool: ThreadPoolExecutor, prepare: Callable):
-        self._pool, self._prepare = pool, prepare
-        self._last: str | np.ndarray | None = None
-        self._future: Future = Future()
-
-    def __call__(self, image) -> Future:
-        if isinstance(image, (str, os.PathLike)):
-            path = os.fsdecode(image)
-            if not (isinstance(self._last, str) and self._last == path):
-                self._last, self._future = path, self._pool.submit(self._read, path)
-            return self._future
-        future: Future = Future()
-        try:
-            rgb = to_rgb(image)
-        except UserError as exc:
-            self._last = None
-            future.set_exception(exc)
-            return future
-        if not (isinstance(self._last, np.ndarray) and np.array_equal(rgb, self._last)):
-            rgb = rgb.copy()
-            future.set_result((rgb, self._prepare(rgb)))
-            self._last, self._future = rgb, future
-        return self._future
-
-    def _read(self, path: str) -> tuple[np.ndarray, np.ndarray]:
-        rgb = to_rgb(path)
-        return rgb, self._prepare(rgb)
+def _in_memory(image, prepare: Callable) -> Future:
+    """(rgb, pixels) of an image that its owner may change afterwards: copied at once."""
+    future: Future = Future()
+    try:
+        rgb = to_rgb(image).copy()
+        future.set_result((rgb, prepare(rgb)))
+    except UserError as exc:
+        future.set_exception(exc)
+    return future
 
 
 def _checked(pair) -> tuple:
@@ -141,25 +129,20 @@ class Request:
 
 def of_options(images: list[str], sentences: list[str]) -> list[Request]:
     """Every sentence for every image; a file that is given twice counts once.
-
-    Raises:
-        UserError: a folder without images, a pattern that matches no file, a blank sentence.
-    """
+    Raises UserError: a folder without images, a pattern that matches no file, a blank sentence."""
     texts = to_sentences(sentences)
     if blank := [text for text in texts if not text.strip()]:
         raise UserError(f"--text {blank[0]!r}: empty; write what the mask shall cover, for example 'the red cup'")
     paths: dict = {}
-    for path in (path for image in images for path in _files(image)):
-        paths.setdefault(os.path.abspath(path), path)
+    for image in images:
+        for path in _files(image):
+            paths.setdefault(os.path.abspath(path), path)
     return _named([Request(path, text, number) for path in paths.values() for number, text in enumerate(texts, 1)])
 
 
 def of_list(path: str | Path) -> list[Request]:
     """A file of JSON lines {"image": path, "sentence": text}; relative paths begin at the file's folder.
-
-    Raises:
-        UserError: the file cannot be read, or a line is no such record; only empty lines are skipped.
-    """
+    Raises UserError: the file cannot be read, or a line is no such record; only empty lines are skipped."""
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -168,12 +151,12 @@ def of_list(path: str | Path) -> list[Request]:
     except UnicodeDecodeError as exc:
         raise UserError(f"{path}: not UTF-8 at byte {exc.start}; save the list as UTF-8") from exc
     requests: list = []
-    counts: dict = {}
+    counts: Counter[str] = Counter()
     for number, line in enumerate(lines, 1):
         if line.strip():
             image, sentence = _record(line, f"{path}: line {number}")
             file = os.path.join(path.parent, image)
-            counts[file] = counts.get(file, 0) + 1
+            counts[file] += 1
             requests.append(Request(file, sentence, counts[file], origin=f"{path}: line {number}: "))
     if not requests:
         raise UserError(f'{path}: has no lines; write {{"image": "photo.jpg", "sentence": "the red cup"}} per line')
@@ -197,33 +180,26 @@ def _record(line: str, where: str) -> tuple[str, str]:
 
 
 def _files(image: str) -> list[str]:
-    """The file itself, a folder's images, or the files that match a pattern."""
+    """The file itself, a folder's images, or the files that match a pattern; both without the masks and overlays that
+    an earlier call wrote there."""
     if os.path.isdir(image):
-        files = _without_results(sorted(
-            entry.path for entry in os.scandir(image)
-            if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and not entry.is_dir()))
-        if not files:
-            raise UserError(f"{image}: a folder without images ({', '.join(ENDINGS)}); give another folder, or files")
-        return files
-    if any(letter in image for letter in _PATTERN) and not os.path.lexists(image):
-        files = sorted(path for path in glob.glob(image, recursive=True) if not os.path.isdir(path))
-        files = _without_results(files)
-        if not files:
-            raise UserError(f"{image}: no file matches this pattern; check it, or give the files")
-        return files
-    return [image]
-
-
-def _without_results(paths: list[str]) -> list[str]:
-    """Without masks and overlays that an earlier call wrote into the same folders."""
-    written: dict[str, set] = {}
-    for folder in {os.path.dirname(path) for path in paths}:
-        written[folder] = results_in(Path(folder))
-    return [path for path in paths if os.path.basename(path) not in written[os.path.dirname(path)]]
+        files = [entry.path for entry in os.scandir(image)
+                 if entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") and not entry.is_dir()]
+        nothing = f"a folder without images ({', '.join(ENDINGS)}); give another folder, or files"
+    elif any(letter in image for letter in _PATTERN) and not os.path.lexists(image):
+        files = [path for path in glob.glob(image, recursive=True) if not os.path.isdir(path)]
+        nothing = "no file matches this pattern; check it, or give the files"
+    else:
+        return [image]
+    written = {folder: results_in(Path(folder)) for folder in {os.path.dirname(path) for path in files}}
+    files = [path for path in sorted(files) if os.path.basename(path) not in written[os.path.dirname(path)]]
+    if not files:
+        raise UserError(f"{image}: {nothing}")
+    return files
 
 
 def _named(requests: list[Request]) -> list[Request]:
     paths = list(dict.fromkeys(request.image for request in requests))
     stem = dict(zip(paths, image_stems(paths), strict=True))
     stems = distinct([f"{stem[r.image]}_{r.number}_{slug(r.sentence)}" for r in requests])
-    return [Request(r.image, r.sentence, r.number, s, r.origin) for r, s in zip(requests, stems, strict=True)]
+    return [replace(request, stem=s) for request, s in zip(requests, stems, strict=True)]

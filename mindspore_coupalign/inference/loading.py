@@ -10,6 +10,7 @@ from pathlib import Path
 from mindspore_coupalign.config import Config, with_overrides
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference.model import BATCH_SIZE, Model
+from mindspore_coupalign.inference.network import Network
 
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 CHECKPOINT, MINDIR, ONNX = "checkpoint", "mindir", "onnx"
@@ -37,16 +38,21 @@ def load(source: str | os.PathLike, device: str = "auto", amp: str | None = None
     """
     path = find_model(source)
     kind = kind_of(path)
-    for name, given in (("amp", amp), ("details", details)):
-        if given and kind != CHECKPOINT:
-            raise UserError(f"{path}: {name} needs a checkpoint; an exported graph computes the mask alone, in the "
-                            "precision that `export --amp` gave it")
+    check_of_checkpoint(path, kind, {"amp": amp, "details": details})
     return open_model(path, kind, device, amp, details, option="device=")
 
 
 def kind_of(path: Path) -> str:
     """The kind of a file, by its ending."""
     return {".mindir": MINDIR, ".onnx": ONNX}.get(path.suffix.lower(), CHECKPOINT)
+
+
+def check_of_checkpoint(path: Path, kind: str, options: dict):
+    """Raises UserError where a graph is given a value of an option that only checkpoints have."""
+    for name, value in options.items():
+        if value and kind != CHECKPOINT:
+            raise UserError(f"{path}: {name} needs a checkpoint; an exported graph computes the mask alone, in the "
+                            "precision that `export --amp` gave it")
 
 
 def open_model(path: Path, kind: str, device: str = "auto", amp: str | None = None, details: bool = False,
@@ -58,63 +64,42 @@ def open_model(path: Path, kind: str, device: str = "auto", amp: str | None = No
         option: how the user chose the device, for errors.
     """
     if kind == ONNX:
-        network, facts = open_onnx(path, device, option)
+        if device not in ("auto", "CPU"):
+            raise UserError(f"{path}: {option}{device}: ONNX files run on the CPU here; leave the device out, or "
+                            "export a .mindir")
+        network, facts = open_graph(path, kind)
         return Model.from_graph(network, _overridden(facts, overrides, path), path)
-    from mindspore_coupalign.inference.cells import LOCK
-
-    with LOCK:
-        return _open_on_mindspore(path, kind, device, amp, details, overrides, option)
-
-
-def _open_on_mindspore(path: Path, kind: str, device: str, amp: str | None, details: bool, overrides: Sequence[str],
-                       option: str) -> Model:
     from mindspore_coupalign import runtime
     from mindspore_coupalign.inference.cells import LOCK
     from mindspore_coupalign.weights.checkpoint import load_checkpoint
 
-    if kind == MINDIR:
-        target = runtime.choose_device(device, option)
-        network, facts = open_mindir(path)
-        model = Model.from_graph(network, _overridden(facts, overrides, path), path, LOCK)
-    else:
-        checkpoint = load_checkpoint(path)
-        config = overridden(checkpoint.config, overrides, f"{path}'s configuration with the overrides")
-        target = runtime.choose_device(device, option)
-        model = Model.from_checkpoint(checkpoint, details, amp, config)
+    with LOCK:
+        if kind == MINDIR:
+            target = runtime.choose_device(device, option)
+            network, facts = open_graph(path, kind)
+            model = Model.from_graph(network, _overridden(facts, overrides, path), path, LOCK)
+        else:
+            checkpoint = load_checkpoint(path)
+            config = overridden(checkpoint.config, overrides, f"{path}'s configuration with the overrides")
+            target = runtime.choose_device(device, option)
+            model = Model.from_checkpoint(checkpoint, details, amp, config)
     if target != "CPU":
         model.batch_size = BATCH_SIZE
     return model
 
 
-def open_mindir(path: Path) -> tuple:
-    """The MINDIR as a Network, and its sidecar's facts. The device has to be set."""
-    from mindspore_coupalign.inference.cells import CellNetwork
+def open_graph(path: Path, kind: str) -> tuple[Network, dict]:
+    """An exported graph, and its sidecar's facts. For a MINDIR the device has to be set."""
+    if kind == ONNX:
+        from mindspore_coupalign.inference.onnx.session import load_onnx
+        return load_onnx(path)
     from mindspore_coupalign.inference.mindir import load_mindir
-
-    graph, facts = load_mindir(path)
-    return CellNetwork(graph), facts
-
-
-def open_onnx(path: Path, device: str, option: str) -> tuple:
-    """The ONNX file as a Network, and its sidecar's facts.
-
-    Raises:
-        UserError: a device beside the CPU, or as ``load`` says.
-    """
-    from mindspore_coupalign.inference.onnx import load_onnx
-
-    if device not in ("auto", "CPU"):
-        raise UserError(f"{path}: {option}{device}: ONNX files run on the CPU here; leave the device out, or export "
-                        "a .mindir")
-    return load_onnx(path)
+    return load_mindir(path)
 
 
 def overridden(config: Config, overrides: Sequence[str], source: str) -> Config:
     """A configuration with overrides of what prediction reads.
-
-    Raises:
-        UserError: a bad override, or one of the precision, which --amp chooses.
-    """
+    Raises UserError: a bad override, or one of the precision, which --amp chooses."""
     check_overrides(overrides)
     return with_overrides(config, overrides, source) if overrides else config
 
@@ -146,10 +131,7 @@ def shipped_models() -> dict[str, Path]:
 
 def find_model(name: str | os.PathLike) -> Path:
     """The file of a name or path: a shipped model by its bare name, else the path itself.
-
-    Raises:
-        UserError: a bare name (no folder, no ending) of neither.
-    """
+    Raises UserError: a bare name (no folder, no ending) of neither."""
     if not isinstance(name, str | os.PathLike) or not os.fspath(name):
         raise UserError(f"a model's file or name is expected, found {name!r}")
     path, shipped = Path(name), shipped_models()

@@ -1,15 +1,14 @@
 """Exported graphs: a checkpoint becomes a MINDIR, which MindSpore runs without this project's model code.
 
-Inputs of the graph, B of any size or fixed: image (B, 3, H, W) float32, or (B, H, W, 3) uint8 where the graph
-normalises; ids (B, T) int32; word_mask (B, T) int32; outputs: logits (B, 1, H, W) float32 and, with a
-target-presence head, its logits (B,) float32. ``<file>.json`` beside it is the sidecar (sidecar.py). Beyond 1 GiB the
-weights lie in ``<file>.weights/``. The file gets its name only after it was loaded again and compared.
+Inputs and outputs are network.py's, B of any size or fixed. ``<file>.json`` beside it is the sidecar (sidecar.py).
+Beyond 1 GiB the weights lie in ``<file>.weights/``. The file gets its name only after it was loaded again and compared.
 """
 
 import contextlib
 import math
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mindspore as ms
@@ -19,7 +18,7 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 
 from mindspore_coupalign import build
 from mindspore_coupalign.data.transforms import ImageTransform
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, one_line
 from mindspore_coupalign.inference import sidecar
 from mindspore_coupalign.inference.cells import CellNetwork
 from mindspore_coupalign.inference.network import NetworkOutput
@@ -31,7 +30,6 @@ from mindspore_coupalign.weights.checkpoint import Checkpoint
 # the same precision: the difference is 0 on CPU, elsewhere fusions may round otherwise. In half precision that is two
 # roundings (2^-11 and 2^-8), less than what half precision itself costs (1e-3 to 3e-3 in float16, the tests' network).
 TOLERANCES = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
-BATCHES, LARGE = (1, 3, 5), (2,)  # that a graph of any batch is compared at; with inputs beyond 256 pixels
 
 
 class NotEqual(Exception):
@@ -56,29 +54,36 @@ def export_mindir(checkpoint: Checkpoint, output: Path, amp: str | None = None, 
     model, tokenizer = build.restore_model(checkpoint, amp=amp)
     data = checkpoint.config.data
     sizes = [batch] * 3 if batch else batches(data.image_size)
-    trials = [random_inputs(data, tokenizer, size, seed) for seed, size in enumerate(sizes)]
     facts = sidecar.describe("mindir", checkpoint.config, tokenizer, batch=batch, uint8=uint8)
+    with replacing(output) as file:
+        weights = write_graph(FromPixels(model, data.mean, data.std) if uint8 else model, facts["inputs"], file)
+        facts |= {**sidecar.origin(checkpoint.progress), **model.precision._asdict()}
+        facts["differences"] = compare(model, CellNetwork(nn.GraphCell(ms.load(str(file)))), sizes, data, tokenizer,
+                                       uint8, TOLERANCES[model.precision.amp_dtype])
+        sidecar.write(file, facts, weights)
+    return facts["differences"], model.precision
+
+
+@contextlib.contextmanager
+def replacing(output: Path):
+    """A file beside the output to write to; it, its sidecar and its folder of weights take their names when the block
+    ends well."""
     try:
-        # a folder of its own below the output's: same file system, and whatever export leaves goes with it
-        with scratch(".export-", output.parent) as folder:
+        with scratch(".export-", output.parent) as folder:  # the same file system; what export leaves goes with it
             file = folder / output.name
-            weights = write_graph(FromPixels(model, data.mean, data.std) if uint8 else model, facts["inputs"], file)
-            differences = _compare(model, nn.GraphCell(ms.load(str(file))), trials, data, uint8)
-            facts |= {**sidecar.origin(checkpoint.progress), **model.precision._asdict(), "differences": differences}
-            sidecar.write(sidecar.sidecar_path(file), file, facts, weights)
-            if weights:
+            yield file
+            if _weights_folder(file).is_dir():
                 shutil.rmtree(_weights_folder(output), ignore_errors=True)
                 os.replace(_weights_folder(file), _weights_folder(output))
-            for name in (file, sidecar.sidecar_path(file)):
-                os.replace(name, output.with_name(name.name))
+            for written in (file, sidecar.sidecar_path(file)):
+                os.replace(written, output.with_name(written.name))
     except OSError as exc:
         raise UserError(f"{output}: cannot be written ({exc.strerror or exc}); choose another --output") from exc
-    return differences, model.precision
 
 
 def batches(image_size: int) -> tuple[int, ...]:
     """Batch sizes that a graph of any batch is compared at. On a CPU the full recipe takes 3 GiB per image."""
-    return BATCHES if image_size <= 256 else LARGE
+    return (1, 3, 5) if image_size <= 256 else (2,)
 
 
 class FromPixels(nn.Cell):
@@ -162,14 +167,17 @@ def normalised(pixels: np.ndarray, data) -> np.ndarray:
     return np.stack([transform.image(rgb) for rgb in pixels])
 
 
-def _compare(model, graph, trials: list, data, uint8: bool) -> list[float]:
-    """The largest difference per trial from the network, which reads one sample at a time."""
-    differences, tolerance = [], TOLERANCES[model.precision.amp_dtype]
-    for pixels, *words in trials:
+def compare(model, exported: Callable[..., NetworkOutput], sizes: Sequence[int], data, tokenizer, uint8: bool,
+            tolerance: float) -> list[float]:
+    """The largest difference from the network, which reads one sample at a time, on random inputs of each batch size.
+    Raises NotEqual: it exceeds the tolerance."""
+    differences = []
+    for seed, size in enumerate(sizes):
+        pixels, *words = random_inputs(data, tokenizer, size, seed)
         image = normalised(pixels, data)
         rows = zip(image, *words, strict=True)
-        ours = join([CellNetwork(model)(*(part[None] for part in row)) for row in rows])
-        differences.append(difference(CellNetwork(graph)(pixels if uint8 else image, *words), ours))
+        expected = join([CellNetwork(model)(*(part[None] for part in row)) for row in rows])
+        differences.append(difference(exported(pixels if uint8 else image, *words), expected))
         if not differences[-1] <= tolerance:  # also when it is not a number
             raise NotEqual(f"the exported graph differs from the checkpoint by {differences[-1]:.1e} of the logits' "
                            f"scale (allowed: {tolerance:.0e})")
@@ -192,24 +200,13 @@ def difference(output: NetworkOutput, expected: NetworkOutput) -> float:
     return float(np.max([np.abs(ours - theirs).max() / np.abs(theirs).max() for ours, theirs in pairs]))  # NaN stays
 
 
-def load_mindir(path: str | Path) -> tuple[nn.GraphCell, dict]:
-    """The graph, ready to call, and its sidecar.
-
-    Raises:
-        UserError: the MINDIR or its sidecar is missing, damaged, or they do not belong together.
-    """
+def load_mindir(path: str | Path) -> tuple[CellNetwork, dict]:
+    """The graph and its sidecar. The device has to be set.
+    Raises UserError: the MINDIR or its sidecar is missing, damaged, or they do not belong together."""
     path = Path(path)
-    check_utf8(path, "rename it")
     facts = sidecar.read(path, "mindir")
     try:
-        return nn.GraphCell(ms.load(str(path))), facts
+        return CellNetwork(nn.GraphCell(ms.load(str(path)))), facts
     except (RuntimeError, ValueError) as exc:
-        raise UserError(f"{path}: MindSpore {ms.__version__} cannot load it ({' '.join(str(exc).split())[:120]}); "
-                        "export the checkpoint again with this version") from exc
-
-
-def check_utf8(path: Path, remedy: str):
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as exc:
-        raise UserError(f"{path}: MindSpore reads and writes no file whose path is not UTF-8; {remedy}") from exc
+        raise UserError(f"{path}: MindSpore {ms.__version__} cannot load it ({one_line(exc)}); export the checkpoint "
+                        "again with this version") from exc

@@ -1,10 +1,7 @@
 """``Model``: predicts the masks of what sentences refer to in images, whatever computes the logits.
 
-Reading this module imports no MindSpore; the constructors that need it import it.
-Shapes: image (h, w, 3) uint8 RGB; the network reads pixels (B, 3, H, W) float32, or (B, H, W, 3) uint8 where it
-normalises them itself, ids and word_mask (B, T) int32, and returns logits (B, 1, H, W) float32 and, where it has a
-target-presence head, target_logits (B,) float32.
-Images are prepared and logits are resized exactly as ``evaluate`` does it.
+Reading this module imports no MindSpore; the constructors that need it import it. Images (h, w, 3) uint8 RGB are
+prepared and logits are resized exactly as ``evaluate`` does it; network.py has the network's shapes.
 """
 
 import contextlib
@@ -12,9 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -42,8 +38,7 @@ _PIXELS = BATCH_SIZE * 128**2  # of a batch on a CPU: more gains nothing there, 
 _Self = TypeVar("_Self", bound="Model")
 
 
-@dataclass(frozen=True)
-class _Encoded:
+class _Encoded(NamedTuple):
     """A sentence, ready for the network."""
 
     text: str
@@ -89,17 +84,9 @@ class Model:
     @classmethod
     def from_checkpoint(cls: type[_Self], checkpoint, details: bool = False, amp: str | None = None,
                         config: Config | None = None) -> _Self:
-        """From training's file, on the device that ``runtime.setup`` (or MindSpore itself) was given. ``runtime.setup``
-        also chooses graph mode, in which a sentence takes a hundredth of the time.
-
-        Args:
-            checkpoint: path, or a ``Checkpoint`` that was read already.
-            details: predictions say what the network looked at.
-            amp: level of mixed precision; None: the one that training has on this device.
-            config: None: the checkpoint's own.
-
-        Raises:
-            UserError: missing, damaged or not a checkpoint of this project.
+        """From training's file (a path or a ``Checkpoint``), on the device that ``runtime.setup`` (or MindSpore itself)
+        was given; see ``coupalign.load``. ``runtime.setup`` also chooses graph mode, in which a sentence takes a
+        hundredth of the time.
         """
         from mindspore_coupalign import build
         from mindspore_coupalign.inference.cells import CellNetwork, Explainer, WithOutputs
@@ -126,16 +113,11 @@ class Model:
 
     @classmethod
     def from_mindir(cls: type[_Self], path: str | Path) -> _Self:
-        """From ``export``'s file and the .json beside it.
-
-        Raises:
-            UserError: one of the two is missing or damaged, or they do not belong together.
-        """
-        from mindspore_coupalign.inference.cells import LOCK, CellNetwork
+        """From ``export``'s file and the .json beside it."""
+        from mindspore_coupalign.inference.cells import LOCK
         from mindspore_coupalign.inference.mindir import load_mindir
 
-        graph, facts = load_mindir(path)
-        return cls.from_graph(CellNetwork(graph), facts, path, LOCK)
+        return cls.from_graph(*load_mindir(path), path, LOCK)
 
     @classmethod
     def from_graph(cls: type[_Self], network: Network, facts: dict, path: str | Path, lock=None) -> _Self:
@@ -166,16 +148,14 @@ class Model:
         """The mask of what each sentence refers to in one image, at the image's own size.
 
         Args:
-            image: a file's path or a PIL image, both turned by their EXIF orientation, masks included; or an array, all
-                uint8: (h, w, 3) RGB (cv2 reads BGR), (h, w, 4) RGBA, (h, w) or (h, w, 1) grey, (h, w, 2) grey with
-                alpha. Transparency is composed on white.
+            image: as ``data.inputs`` takes it: a path, a PIL image, or an array (h, w, 3) uint8 RGB (cv2 reads BGR).
             sentences: a string returns one Prediction, a list of strings returns a list.
             threshold: probability above which a pixel is in the mask; None: ``self.threshold``.
             strict: False also accepts sentences without any word of the vocabulary, as ``evaluate`` does.
 
         Raises:
-            UserError: the image is none of these (``data.inputs``), a sentence is not UTF-8, is empty or has no
-                word of the vocabulary (``strict``), or the network returns non-finite numbers.
+            UserError: a bad image, a sentence that is not UTF-8, is empty or has no word of the vocabulary
+                (``strict``), or the network returns non-finite numbers.
         """
         cut = self._cut(threshold)
         texts = to_sentences(sentences)
@@ -187,7 +167,7 @@ class Model:
         predictions: list[Prediction] = []
         for start in range(0, len(jobs), most):
             part = jobs[start : start + most]
-            for result in self._results(part, self._batch(len(part), most), cut):
+            for result in self._results(part, self._batch(len(part), most, True), cut):
                 if isinstance(result, UserError):
                     raise result
                 predictions.append(result)
@@ -201,10 +181,8 @@ class Model:
         in memory. ``pairs`` may be endless: it is consumed as results are taken.
 
         Args:
-            pairs: an image as ``predict`` takes it, and one sentence.
             batch_size: pairs that go through the network at once; None: ``self.batch_size``. A graph of a fixed batch
                 takes its own.
-            threshold, strict: as for ``predict``.
             errors: "raise" raises a pair's UserError at its turn, after the predictions before it; "return" yields the
                 error in place of the prediction and continues.
 
@@ -244,14 +222,12 @@ class Model:
             raise UserError(f"threshold must lie between 0 and 1, found {value!r}")
         return logit(value)
 
-    def _batch(self, number: int, wanted: int, alone: bool = True) -> int:
-        """The size of the batch that holds ``number`` pairs. A network that is compiled for each size gets powers of
-        two, or, when other batches came before, their size."""
+    def _batch(self, number: int, most: int, alone: bool) -> int:
+        """The size of the batch that holds ``number`` <= ``most`` pairs. A network that is compiled for each size gets
+        powers of two, or, when other batches came before, their size."""
         if self._spec.batch == ANY:
             return number
-        if self._spec.batch:
-            return self._spec.batch
-        return min(wanted, 1 << (number - 1).bit_length()) if alone and number <= wanted else wanted
+        return min(most, 1 << (number - 1).bit_length()) if alone and not self._spec.batch else most
 
     def _encode(self, text: str, strict: bool) -> _Encoded:
         ids, word_mask = self._tokenizer([text])
@@ -273,11 +249,9 @@ class Model:
 
     def _results(self, jobs: list[Job], size: int, cut: float) -> Iterator[Prediction | UserError]:
         """One result per job, made when it is taken: masks of large images need not be in memory together."""
-        for start in range(0, len(jobs), size):
-            part = jobs[start : start + size]
-            output, details, share = self._compute(part, size)
-            for k, job in enumerate(part):
-                yield self._result(job, output, share, cut, details, k)
+        output, details, share = self._compute(jobs, size)
+        for k, job in enumerate(jobs):
+            yield self._result(job, output, share, cut, details, k)
 
     def _compute(self, jobs: list[Job], size: int) -> tuple[NetworkOutput, Callable | None, float]:
         """Output and details of one batch of ``size``, padded with its last job, and the seconds per job."""
@@ -293,10 +267,9 @@ class Model:
     def _run(self, pixels, ids, word_mask) -> tuple[NetworkOutput, Callable | None]:
         actions = Actions(signal.SIGINT)
         try:
-            if self._explain is not None:
-                result, details = self._explain(pixels, ids, word_mask)
-                return as_output(result), details
-            return as_output(self._network(pixels, ids, word_mask)), None
+            network = self._explain or (lambda *inputs: (self._network(*inputs), None))
+            result, details = network(pixels, ids, word_mask)
+            return as_output(result), details
         finally:
             actions.restore()
 
@@ -349,6 +322,16 @@ def list_words(words: list[str]) -> str:
     """At most ten words, shortened, for a message."""
     shown = ", ".join(word if len(word) <= 40 else f"{word[:40]}..." for word in words[:10])
     return shown if len(words) <= 10 else f"{shown} and {len(words) - 10} more"
+
+
+def notes_of(prediction: Prediction) -> list[str]:
+    """What the reader of a mask should know about its sentence."""
+    notes = []
+    if prediction.unknown:
+        notes.append(f"not in the network's vocabulary, read as unknown: {list_words(prediction.unknown)}")
+    if prediction.truncated:
+        notes.append("longer than the network reads; its end was cut off")
+    return notes
 
 
 class Predictor(Model):

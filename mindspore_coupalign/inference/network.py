@@ -1,7 +1,9 @@
 """What computes logits, seen from outside: its inputs, its output, and what the output says about target presence.
 Needs no MindSpore.
 
-Shapes: logits (B, 1, H, W) float32; target_logits (B,) float32, positive where the sentence has a target.
+Shapes: image (B, 3, H, W) float32, or (B, H, W, 3) uint8 where the network normalises; ids, word_mask (B, T) int32,
+1 = word, 0 = padding; logits (B, 1, H, W) float32; target_logits (B,) float32, positive where the sentence has a
+target.
 """
 
 import math
@@ -32,7 +34,7 @@ class Network(Protocol):
 
     def __call__(self, image: np.ndarray, ids: np.ndarray,
                  word_mask: np.ndarray) -> NetworkOutput | tuple | np.ndarray:
-        """Logits (B, 1, H, W), or (logits, target_logits (B,)), of pixels, ids (B, T) and word_mask (B, T) int32."""
+        """Logits, or (logits, target_logits)."""
 
 
 class InputSpec(NamedTuple):

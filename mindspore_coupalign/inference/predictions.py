@@ -14,6 +14,7 @@ Names of files: a stem is ``<image>_<n>_<sentence>``, n the sentence's number; f
 ``_mask.png`` and so on. No two stems of a call are alike.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -110,10 +111,7 @@ class Prediction:
 
     def rle(self) -> dict:
         """The mask as COCO's compressed RLE, {"size": [h, w], "counts": text}, ready for JSON.
-
-        Raises:
-            UserError: pycocotools is not installed.
-        """
+        Raises UserError: pycocotools is not installed."""
         try:
             from pycocotools import mask as coco
         except ImportError as exc:
@@ -123,12 +121,8 @@ class Prediction:
 
     def overlay(self) -> np.ndarray:
         """The image with the mask outlined and the sentence and score below, (h', w', 3) uint8 RGB; small images are
-        enlarged.
-
-        Raises:
-            UserError: the prediction does not hold its image.
-        """
-        from mindspore_coupalign.visualize import figures
+        enlarged. Raises UserError when the prediction does not hold its image."""
+        from mindspore_coupalign import visualize
 
         if self.image is None:
             raise UserError("this prediction does not hold its image; predict with `Model.predict`, which keeps it")
@@ -136,7 +130,7 @@ class Prediction:
         note = f"score {self.score:.2f}" if self.has_target else ""
         if self.target_probability is not None:
             note = f"{note}; target probability {self.target_probability:.2f}".removeprefix("; ")
-        return figures.overlay(self.image, self.mask, text, note=note)
+        return visualize.overlay(self.image, self.mask, text, note=note)
 
     def save(self, folder: str | os.PathLike) -> Saved:
         """Write mask and overlay into a folder, which is created where it is missing; nothing is overwritten.
@@ -151,16 +145,12 @@ class Prediction:
         return self.write(_free_stem(folder, f"{image}_{slug(self.sentence)}"))
 
     def write(self, stem: str | os.PathLike) -> Saved:
-        """Write ``<stem>_mask.png`` and ``<stem>_overlay.png``, over older ones.
-
-        Raises:
-            UserError: a file cannot be written.
-        """
-        from mindspore_coupalign.visualize import figures
+        """Write ``<stem>_mask.png`` and ``<stem>_overlay.png``, over older ones. Raises UserError when it cannot."""
+        from mindspore_coupalign import visualize
 
         saved = Saved(Path(f"{os.fspath(stem)}_mask.png"), Path(f"{os.fspath(stem)}_overlay.png"))
-        figures.write_png(saved.mask, self.mask.astype(np.uint8) * 255)
-        figures.write_png(saved.overlay, self.overlay())
+        visualize.write_png(saved.mask, self.mask.astype(np.uint8) * 255)
+        visualize.write_png(saved.overlay, self.overlay())
         return saved
 
 
@@ -171,15 +161,10 @@ def _free_stem(folder: Path, stem: str) -> Path:
     while True:
         path = folder / (stem if number == 1 else f"{stem}-{number}")
         number += 1
-        if os.path.lexists(f"{path}_overlay.png"):
-            continue
-        try:
-            open(f"{path}_mask.png", "xb").close()
-            return path
-        except FileExistsError:
-            continue
-        except OSError as exc:
-            raise UserError(f"{path}_mask.png: cannot be written ({exc.strerror}); choose another folder") from exc
+        with contextlib.suppress(FileExistsError):
+            if not os.path.lexists(f"{path}_overlay.png"):
+                open(f"{path}_mask.png", "xb").close()
+                return path
 
 
 def image_stems(paths: list[str]) -> list[str]:
@@ -194,16 +179,17 @@ def image_stems(paths: list[str]) -> list[str]:
 
 def distinct(names: list[str]) -> list[str]:
     """The names, with a number appended to later duplicates; case is ignored."""
-    names, seen = list(names), set()
+    taken, seen = {name.casefold() for name in names}, set()
     numbers: Counter[str] = Counter()
-    taken = {name.casefold() for name in names}
-    for i, name in enumerate(names):
-        key = name.casefold()
-        while names[i].casefold() in seen or (numbers[key] and names[i].casefold() in taken):
-            numbers[key] = max(numbers[key], 1) + 1
-            names[i] = f"{name}-{numbers[key]}"
-        seen.add(names[i].casefold())
-    return names
+    result = []
+    for name in names:
+        own = name
+        while own.casefold() in seen or own != name and own.casefold() in taken:
+            numbers[name.casefold()] += 1
+            own = f"{name}-{numbers[name.casefold()] + 1}"
+        seen.add(own.casefold())
+        result.append(own)
+    return result
 
 
 def slug(sentence: str) -> str:
@@ -249,23 +235,16 @@ class Records:
 
     def _old(self, masks: set, overwrite: bool) -> list[str]:
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return []
-        except (OSError, UnicodeDecodeError) as exc:
-            if overwrite and isinstance(exc, UnicodeDecodeError):
-                return []
-            raise UserError(f"{self.path}: cannot be read ({getattr(exc, 'strerror', None) or 'not UTF-8'}); choose "
-                            "another --output") from exc
-        kept = []
-        for number, line in enumerate(lines, 1):
-            mask = _mask_of(line)
-            if mask is None and not overwrite:
-                raise UserError(f"{self.path}: line {number} is not a prediction record; add --overwrite to replace "
-                                "the file, or choose another --output")
-            if mask is not None and mask not in masks:
-                kept.append(line)
-        return kept
+        except OSError as exc:
+            raise UserError(f"{self.path}: cannot be read ({exc.strerror}); choose another --output") from exc
+        records = [_record_of(line) for line in lines]
+        if None in records and not overwrite:
+            raise UserError(f"{self.path}: line {records.index(None) + 1} is not a prediction record; add --overwrite "
+                            "to replace the file, or choose another --output")
+        return [line for line, record in zip(lines, records, strict=True) if record and record["mask"] not in masks]
 
     def __enter__(self) -> "Records":
         if not self._rle:
@@ -275,11 +254,7 @@ class Records:
         return self
 
     def add(self, image: str, prediction: Prediction, saved: Saved, more: dict):
-        """One line, on the disk when this returns.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """One line, on the disk when this returns. Raises UserError: the file cannot be written."""
         height, width = prediction.mask.shape
         probability = prediction.target_probability
         record = {"image": _text(image), "sentence": prediction.sentence, "has_target": prediction.has_target,
@@ -304,23 +279,19 @@ class Records:
 def results_in(folder: Path) -> set[str]:
     """Names of the files that the folder's records list."""
     try:
-        lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = (folder / RECORDS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
         return set()
-    names = set()
-    for line in lines:
-        if _mask_of(line) is not None:
-            record = json.loads(line)
-            names |= {record[key] for key in ("mask", "overlay", "attention") if isinstance(record.get(key), str)}
-    return names
+    records = [record for line in lines if (record := _record_of(line))]
+    return {record[key] for record in records for key in ("mask", "overlay", "attention") if key in record}
 
 
-def _mask_of(line: str) -> str | None:
+def _record_of(line: str) -> dict | None:
     try:
-        mask = json.loads(line)["mask"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        record = json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return mask if isinstance(mask, str) else None
+    return record if isinstance(record, dict) and isinstance(record.get("mask"), str) else None
 
 
 def _text(name: str) -> str:

@@ -19,8 +19,6 @@ from mindspore_coupalign.errors import UserError
 FORMAT = "coupalign-graph-2"
 SEEN = "seen_images"  # KEY of data/leakage.py, which would import what only training needs
 FIRST_FORMAT = "coupalign-mindir-1"  # a batch of one, float32 pixels; no lists of inputs and outputs
-_FIELDS = {"sha256": str, "input_size": int, "mean": list, "std": list, "threshold": float, "max_tokens": int,
-           "tokenizer": str}
 _AGAIN = "; export the checkpoint again"
 _COMPLETED: dict = {"exists_threshold": 0.5, "min_pixels": 0}  # what files of earlier versions lack
 RESIZE = {
@@ -55,16 +53,14 @@ def describe(kind: str, config: Config, tokenizer, *, batch: int | None = None, 
     """
     data, b = config.data, batch or "B"
     size, tokens = data.image_size, data.max_tokens
-    image = {"name": "image", "shape": [b, size, size, 3] if uint8 else [b, 3, size, size],
-             "type": "uint8" if uint8 else "float32", "values": PLAIN if uint8 else NORMALISED}
+    values = (PLAIN if uint8 else NORMALISED, "word pieces, see padding", "1 = piece, 0 = padding")
     outputs = [{"name": "logits", "shape": [b, 1, size, size], "type": "float32", "values": "see resize"}]
     if config.model.no_target:
         outputs.append({"name": "has_target", "shape": [b], "type": "float32", "values": HAS_TARGET})
     return {
         "format": FORMAT, "kind": kind,
-        "inputs": [image,
-                   {"name": "ids", "shape": [b, tokens], "type": "int32", "values": "word pieces, see padding"},
-                   {"name": "word_mask", "shape": [b, tokens], "type": "int32", "values": "1 = piece, 0 = padding"}],
+        "inputs": [entry | {"values": text}
+                   for entry, text in zip(_inputs(batch, size, tokens, uint8), values, strict=True)],
         "outputs": outputs,
         "batch": batch, "input_size": size, "mean": list(data.mean), "std": list(data.std), "resize": RESIZE,
         "threshold": config.eval.threshold, "exists_threshold": config.eval.target_threshold,
@@ -74,16 +70,26 @@ def describe(kind: str, config: Config, tokenizer, *, batch: int | None = None, 
         "tokenizer": tokenizer.to_json(), "config": without_paths(config)}
 
 
-def write(path: Path, graph: Path, facts: dict, weights: Sequence[Path] = ()):
-    """Write the sidecar of a finished graph.
+def _inputs(batch: int | None, size: int, tokens: int, uint8: bool) -> list[dict]:
+    b = batch or "B"
+    image = {"shape": [b, size, size, 3], "type": "uint8"} if uint8 else {"shape": [b, 3, size, size],
+                                                                          "type": "float32"}
+    words = {"shape": [b, tokens], "type": "int32"}
+    return [{"name": "image", **image}, {"name": "ids", **words}, {"name": "word_mask", **words}]
 
-    Args:
-        path: where to; ``sidecar_path`` of the graph's final name.
-        graph: the file; ``weights``, its files of weights, lie in folders beside it.
-    """
+
+def write(graph: Path, facts: dict, weights: Sequence[Path] = ()):
+    """Write the sidecar of a finished graph; ``weights``, its files of weights, lie in folders beside it."""
     beside = {file.relative_to(graph.parent).as_posix(): sha256(file) for file in weights}
-    path.write_text(json.dumps(facts | {"sha256": sha256(graph), "weights": beside}, indent=1) + "\n",
-                    encoding="utf-8")
+    sidecar_path(graph).write_text(json.dumps(facts | {"sha256": sha256(graph), "weights": beside}, indent=1) + "\n",
+                                   encoding="utf-8")
+
+
+def check_utf8(graph: Path, remedy: str):
+    try:
+        str(graph.absolute()).encode()
+    except UnicodeEncodeError as exc:
+        raise UserError(f"{graph}: MindSpore and onnxruntime take no file whose path is not UTF-8; {remedy}") from exc
 
 
 def read(graph: Path, kind: str) -> dict:
@@ -95,6 +101,7 @@ def read(graph: Path, kind: str) -> dict:
     Raises:
         UserError: graph or sidecar is missing or damaged, or they do not belong together.
     """
+    check_utf8(graph, "rename it")
     facts, path = _parse(graph, kind), sidecar_path(graph)
     for name, expected in ((graph.name, facts["sha256"]), *facts["weights"].items()):
         file = graph.parent / name
@@ -122,15 +129,10 @@ def _parse(graph: Path, kind: str) -> dict:
     facts = _load(graph, path, kind)
     if not isinstance(facts, dict) or facts.get("format") not in (FORMAT, FIRST_FORMAT):
         raise UserError(f"{path}: field 'format' is not {FORMAT!r}; export the checkpoint again with this version")
-    for name, wanted in _FIELDS.items():
-        if type(facts.get(name)) is not wanted and not (wanted is float and type(facts.get(name)) is int):
-            raise UserError(f"{path}: field {name!r} is missing or mistyped{_AGAIN}")
     facts = _COMPLETED | facts
-    _check_values(path, facts)
     if facts["format"] == FIRST_FORMAT:
         facts |= {"kind": "mindir", "batch": 1, "weights": {}, "inputs": [{"name": "image", "type": "float32"}]}
-    else:
-        _check_graph(path, facts)
+    _check_values(path, facts)
     if facts["kind"] != kind:
         raise UserError(f"{path}: {graph.name} is a graph of kind {facts['kind']}, not {kind}; give it as "
                         f"--{facts['kind']}, or as --model")
@@ -151,49 +153,41 @@ def _load(graph: Path, path: Path, kind: str):
 
 
 def _check_values(path: Path, facts: dict):
-    """Check the ranges of the numbers that both formats have."""
+    """Check the ranges of both formats, and what the first lacks."""
+    def number(value, low: float, high: float = math.inf) -> bool:
+        return type(value) in (int, float) and low < value < high
+
+    def colour(name: str, low: float) -> bool:
+        return isinstance(facts.get(name), list) and len(facts[name]) == 3 and all(number(v, low) for v in facts[name])
+
+    def check(name: str, is_right: bool, what: str):
+        if not is_right:
+            raise UserError(f"{path}: field {name!r} must be {what}, found {str(facts.get(name))[:80]!r}{_AGAIN}")
+
+    for name in ("sha256", "tokenizer"):
+        check(name, isinstance(facts.get(name), str), "a text")
     for name in ("threshold", "exists_threshold"):
-        if type(facts[name]) not in (int, float) or not 0 < facts[name] < 1:
-            raise UserError(f"{path}: field {name!r} must lie between 0 and 1, found {facts[name]!r}")
+        check(name, number(facts.get(name), 0, 1), "a number between 0 and 1")
     for name, least in (("min_pixels", 0), ("input_size", 1), ("max_tokens", 3)):
-        if type(facts[name]) is not int or facts[name] < least:
-            raise UserError(f"{path}: field {name!r} must be an integer of at least {least}, found "
-                            f"{facts[name]!r}{_AGAIN}")
-    for name, bound in (("mean", -math.inf), ("std", 0.0)):
-        values = facts[name]
-        if len(values) != 3 or not all(type(v) in (int, float) and bound < v < math.inf for v in values):
-            which = "positive" if bound == 0 else "finite"
-            raise UserError(f"{path}: field {name!r} must be three {which} numbers, R G B, found {values}")
-
-
-def _check_graph(path: Path, facts: dict):
-    """Check what the first format lacks."""
-    if facts.get("kind") not in ("mindir", "onnx"):
-        raise UserError(f"{path}: field 'kind' must be mindir or onnx, found {facts.get('kind')!r}{_AGAIN}")
-    batch, size, tokens = facts.get("batch", 0), facts["input_size"], facts["max_tokens"]
-    if batch is not None and not (type(batch) is int and batch >= 1):
-        raise UserError(f"{path}: field 'batch' must be null or a positive number, found {batch!r}{_AGAIN}")
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in _list(facts.get("inputs"))]
-    if names != ["image", "ids", "word_mask"] or facts["inputs"][0].get("type") not in ("float32", "uint8"):
-        raise UserError(f"{path}: field 'inputs' must list image (float32 or uint8), ids and word_mask{_AGAIN}")
-    b = batch or "B"
-    image = [b, size, size, 3] if takes_uint8(facts) else [b, 3, size, size]
-    for entry, expected in zip(facts["inputs"], (image, [b, tokens], [b, tokens]), strict=True):
-        if entry.get("shape") != expected:
-            raise UserError(f"{path}: input {entry['name']} has shape {entry.get('shape')}, but by batch, input_size, "
-                            f"max_tokens and its type it is {expected}{_AGAIN}")
-    outputs = [entry.get("name") if isinstance(entry, dict) else None for entry in _list(facts.get("outputs"))]
-    if outputs[:1] != ["logits"] or len(outputs) > 2 or not set(outputs[1:]) <= set(TARGET_OUTPUTS):
-        raise UserError(f"{path}: field 'outputs' must list logits, and has_target where the graph has it{_AGAIN}")
-    weights = facts.get("weights")
-    if not isinstance(weights, dict) or not all(
-            isinstance(value, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
-            for name, value in weights.items()):
-        raise UserError(f"{path}: field 'weights' must name files beside the graph{_AGAIN}")
-
-
-def _list(value) -> list:
-    return value if isinstance(value, list) else []
+        check(name, type(facts.get(name)) is int and facts[name] >= least, f"an integer of at least {least}")
+    check("mean", colour("mean", -math.inf), "three finite numbers, R G B")
+    check("std", colour("std", 0.0), "three positive numbers, R G B")
+    check("kind", facts.get("kind") in ("mindir", "onnx"), "mindir or onnx")
+    batch, weights, sizes = facts.get("batch", 0), facts.get("weights"), (facts["input_size"], facts["max_tokens"])
+    check("batch", batch is None or type(batch) is int and batch > 0, "null or a positive number")
+    check("weights", isinstance(weights, dict) and not any(
+        Path(name).is_absolute() or ".." in Path(name).parts for name in weights), "files beside the graph")
+    if facts["format"] == FIRST_FORMAT:
+        return
+    try:
+        inputs = [{key: entry[key] for key in ("name", "shape", "type")} for entry in facts["inputs"]]
+        outputs = [entry["name"] for entry in facts["outputs"]]
+    except (KeyError, TypeError):
+        inputs, outputs = [], []
+    check("inputs", inputs in [_inputs(batch, *sizes, uint8) for uint8 in (False, True)],
+          "image, ids and word_mask, with the shapes of batch, input_size and max_tokens")
+    check("outputs", outputs[:1] == ["logits"] and outputs[1:] in ([], *([name] for name in TARGET_OUTPUTS)),
+          "logits, and has_target where the graph has it")
 
 
 def sha256(path: Path) -> str:

@@ -13,18 +13,19 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
+from mindspore_coupalign import visualize
 from mindspore_coupalign.data.inputs import to_rgb
 from mindspore_coupalign.data.refshapes.scenes import draw_scene, paint
 from mindspore_coupalign.data.refshapes.sentences import claims, word
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.inference.model import Model, list_words
+from mindspore_coupalign.inference.inputs import ENDINGS
+from mindspore_coupalign.inference.model import Model, notes_of
 from mindspore_coupalign.inference.predictions import Prediction, slug
-from mindspore_coupalign.visualize import figures
 
 KEPT = 3600  # seconds after which the files of an answer are deleted
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-MOST = 24
+MOST = 24  # example images of a folder
 _SEED, _SCENES, _SENTENCES = 20221128, 6, 2
 _ENLARGED = 4  # times; the network resizes them back to the same pixels
 _LEARNED = ("attribute", "side", "corner")  # kinds of cues that the shipped model handles well
@@ -34,7 +35,6 @@ _LEARNED = ("attribute", "side", "corner")  # kinds of cues that the shipped mod
 class Limits:
     """What one request may cost, so that others are served as well."""
 
-    megabytes: int = 20  # of an uploaded file
     megapixels: int = 50  # of an image
     sentences: int = 16
     characters: int = 2000  # of all sentences together
@@ -49,16 +49,14 @@ class Answer(NamedTuple):
 
 def segment(model: Model, image: str | None, text: str, threshold: float, attention: bool, limits: Limits,
            folder: Path) -> Answer:
-    """Predict and write the files of one request.
+    """Predict and write the files of one request into a folder of their own in ``folder``.
 
     Args:
         image: path of the uploaded file.
         text: a sentence per line.
-        folder: in which a folder for this answer is created.
 
     Raises:
-        UserError: no image or sentence, beyond the limits, or what ``Model.predict`` raises; without paths of this
-            machine.
+        UserError: bad input, or what ``Model.predict`` raises; without paths of this machine.
     """
     if not isinstance(threshold, int | float) or not 0 < threshold < 1:
         raise UserError(f"the threshold must be a number between 0 and 1, found {threshold!r}")
@@ -78,27 +76,18 @@ def segment(model: Model, image: str | None, text: str, threshold: float, attent
 
 
 def check_place(image: str | None, places: list[Path]):
-    """Check the path of a request's image, which a program may choose freely.
-
-    Args:
-        places: resolved folders of uploads, and further files that may be read.
-
-    Raises:
-        UserError: the path leads elsewhere.
-    """
+    """Raises UserError where a request's image, whose path a program may choose freely, lies in none of the resolved
+    ``places``, folders or files."""
     if image and not any(Path(image).resolve().is_relative_to(place) for place in places):
         raise UserError("the image: not uploaded; upload it first, no other file of the server is read")
 
 
 def read_sentences(text: str, limits: Limits) -> list[str]:
-    """The lines that are not blank.
-
-    Raises:
-        UserError: none, or more than the limits allow.
-    """
-    if len(text or "") > limits.characters:
+    """The lines that are not blank. Raises UserError for none, or more than the limits allow."""
+    text = text or ""
+    if len(text) > limits.characters:
         raise UserError(f"{len(text)} characters of text; at most {limits.characters} are accepted at once")
-    sentences = [line.strip() for line in (text or "").splitlines() if line.strip()]
+    sentences = [line.strip() for line in text.splitlines() if line.strip()]
     if not sentences:
         raise UserError("no sentence: write what the mask shall cover, for example 'the red circle'")
     if len(sentences) > limits.sentences:
@@ -107,13 +96,8 @@ def read_sentences(text: str, limits: Limits) -> list[str]:
 
 
 def check_pixels(path: str, limits: Limits):
-    """Check the size in the file's header before anything is decoded: a small file may decode to gigabytes.
-
-    Raises:
-        UserError: not an image, or beyond the limits.
-    """
-    from PIL import Image, UnidentifiedImageError
-
+    """Raises UserError for no image, or one beyond the limits by its header, before anything is decoded: a small file
+    may decode to gigabytes."""
     if not Path(path).is_file():
         raise UserError("the image: no longer there; upload it again")
     if not Path(path).stat().st_size:
@@ -135,11 +119,7 @@ def record(prediction: Prediction) -> dict:
     """A prediction as JSON; box (x, y, width, height) and area in the image's pixels; exists and existence repeat
     has_target and target_probability under their earlier names."""
     height, width = prediction.mask.shape
-    notes = []
-    if prediction.unknown:
-        notes.append(f"not in the network's vocabulary: {list_words(prediction.unknown)}")
-    if prediction.truncated:
-        notes.append("longer than the network reads; its end was cut off")
+    notes = notes_of(prediction)
     has_target, probability = prediction.has_target, prediction.target_probability
     probability = None if probability is None else round(probability, 4)
     if not has_target:
@@ -151,18 +131,15 @@ def record(prediction: Prediction) -> dict:
 
 
 def write_files(predictions: list[Prediction], attention: bool, folder: Path) -> Answer:
-    """Write everything that the demo shows or offers for download into its own folder."""
     own = Path(tempfile.mkdtemp(prefix="answer-", dir=folder))
-    records, overlays, masks = [record(p) for p in predictions], [], []
-    for number, prediction in enumerate(predictions, 1):
-        saved = prediction.write(own / f"{number}_{slug(prediction.sentence)}")
-        overlays.append(str(saved.overlay))
-        masks.append(str(saved.mask))
-    file, sheet = own / "answer.json", own / "attention.png"
+    saved = [prediction.write(own / f"{number}_{slug(prediction.sentence)}")
+             for number, prediction in enumerate(predictions, 1)]
+    records, file, sheet = [record(p) for p in predictions], own / "answer.json", own / "attention.png"
     file.write_text(json.dumps(records, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if attention:
-        figures.write_png(sheet, figures.attention_sheet(predictions[0]))
-    return Answer(overlays, records, [*masks, str(file)], str(sheet) if attention else None)
+        visualize.write_png(sheet, visualize.attention_sheet(predictions[0]))
+    return Answer([str(files.overlay) for files in saved], records, [*(str(files.mask) for files in saved), str(file)],
+                  str(sheet) if attention else None)
 
 
 def forget_old(folder: Path, seconds: float = KEPT):
@@ -193,12 +170,8 @@ def shapes_examples(folder: Path) -> list[tuple[str, str]]:
 
 
 def folder_examples(folder: Path) -> list[tuple[str, str]]:
-    """(path, sentences) of a folder's images; sentences from its ``examples.jsonl`` ({"image", "sentence"} per line)
-    where it exists, else none.
-
-    Raises:
-        UserError: no folder, no images, or a damaged examples.jsonl.
-    """
+    """(path, sentences) of a folder's images; sentences from its ``examples.jsonl`` ({"image", "sentence"} per line),
+    where it exists."""
     if not folder.is_dir():
         raise UserError(f"--examples {folder}: no such folder")
     images = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)[:MOST]

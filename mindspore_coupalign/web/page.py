@@ -33,7 +33,6 @@ def build(model: Model, title: str, examples: list[tuple[str, str]], limits: Lim
     """The interface to a model.
 
     Args:
-        title: what model it is.
         examples: (path of an image, sentences).
         folder: for the files of answers; Gradio's uploads are below it too.
         explains: whether the model can draw what each word looked at.

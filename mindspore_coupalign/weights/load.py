@@ -15,8 +15,14 @@ import numpy as np
 from mindspore_coupalign.config import TextConfig
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models.parts import BackboneSettings
-from mindspore_coupalign.weights.darknet_files import read_darknet_file
-from mindspore_coupalign.weights.files import FORMAT, config_beside, kind_of, read_arrays, weight_file
+from mindspore_coupalign.weights.files import (
+    FORMAT,
+    config_beside,
+    kind_of,
+    read_arrays,
+    read_darknet_file,
+    weight_file,
+)
 from mindspore_coupalign.weights.names import BERT, rename
 
 

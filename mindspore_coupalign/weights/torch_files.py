@@ -111,17 +111,10 @@ def _new_dict(pairs=None) -> dict:
     return found
 
 
-def _rebuild_tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None):
-    return _Tensor(storage, offset, shape, strides)
-
-
-def _rebuild_parameter(tensor, requires_grad=False, hooks=None):
-    return tensor
-
-
 _ALLOWED = {**{("torch", name): dtype for name, dtype in _STORAGES.items()},
-            ("collections", "OrderedDict"): _new_dict, ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}
+            ("collections", "OrderedDict"): _new_dict,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: _Tensor(*arguments[:4]),
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, requires_grad=False, hooks=None: tensor}
 _INSTRUCTION_NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 
 
@@ -245,8 +238,6 @@ def _read_stream(file):
         if count != storage.count or storage.size > left:
             raise Refused(f"a storage {key[:40]!r} of {storage.size} bytes where the file has {left} left")
         storage.fill(file.read(storage.size))
-    if any(storage.array is None for storage in storages.values()):
-        raise Refused("tensors without their storage")
     return content
 
 

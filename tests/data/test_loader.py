@@ -1,12 +1,12 @@
-"""The order of training, the shares of ranks, flips, and evaluation of every sentence exactly once."""
+"""The order of training, the shares of ranks, flips, and the batches of an evaluation."""
 
 import multiprocessing
 
 import numpy as np
 import pytest
-from refer_files import SPLITS, refs_and_instances, write_refer, write_vocabulary
+from refer_files import refs_and_instances, write_refer, write_vocabulary
 
-from mindspore_coupalign.data.loader import EvalSource, Tokens, TrainSource, batches
+from mindspore_coupalign.data.loader import PromptSource, Tokens, TrainSource, batches
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.refshapes.dataset import make_shapes
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
@@ -136,28 +136,17 @@ def tiny(tmp_path_factory):
     return write_refer(tmp_path_factory.mktemp("refer"))
 
 
-@pytest.mark.parametrize("split", list(SPLITS))
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("batch", [1, 2, 4, 16])
-def test_every_sentence_once_over_the_ranks(tiny, tokenizer, transform, split, ranks, batch):
-    data = read_refer(tiny, "tiny", "unc")
-    samples = data.split(split)
-    sources = [EvalSource(data, samples, Tokens(data, samples, tokenizer), transform, batch, rank, ranks)
-               for rank in range(ranks)]
-    assert len({len(source) for source in sources}) == 1 and len(sources[0]) % batch == 0  # else a rank would wait
-    seen = np.concatenate([source.samples for source in sources])
-    assert sorted(seen[seen >= 0].tolist()) == samples.tolist() and (seen >= -1).all()
-    assert len(sources[0]) < len(samples) / ranks + batch + 1
-
-
 def test_evaluation_batches(tiny, transform, tmp_path):
     data = read_refer(tiny, "tiny", "unc")
-    samples = data.split("val")
     tokenizer = SentenceTokenizer.from_name(str(write_vocabulary(tmp_path / "bert")), 8)
-    source = EvalSource(data, samples, Tokens(data, samples, tokenizer), transform, 2)
-    got = [np.concatenate(column) for column in zip(*batches(source, 2, workers=2), strict=True)]
-    image, ids, word_mask, sample = got
-    assert sample.tolist() == [*samples, -1] and image.shape == (4, 3, 32, 32)
+    samples = data.split("val")
+    words = zip(*tokenizer([data.sentence(s) for s in samples]), strict=True)
+    prompts = [(k, int(data.sentence_ref[s]), ids[mask > 0], mask[mask > 0])
+               for k, (s, (ids, mask)) in enumerate(zip(samples, words, strict=True))]
+    source = PromptSource(data, prompts, 8, tokenizer.pad_id, lambda r: transform.image(data.read_image(r)), 2)
+    image, ids, word_mask, index = (np.concatenate(column)
+                                    for column in zip(*batches(source, 2, workers=2), strict=True))
+    assert index.tolist() == [*range(len(samples)), -1] and image.shape == (4, 3, 32, 32)
     for row, s in enumerate(samples):
         expected, mask = tokenizer([data.sentence(s)])
         np.testing.assert_array_equal(ids[row], expected[0])
@@ -187,12 +176,6 @@ def test_training_and_evaluation_read_the_chosen_wording_and_mask(tmp_path, tran
         truth = data.mask(3, overlap)
         np.testing.assert_array_equal(target[0], transform.mask(np.ascontiguousarray(truth[:, ::-1])))
     assert data.mask(3).sum() == 600 and data.mask(3, "single").sum() == 400
-
-
-def test_no_samples_no_batches(tiny, tokenizer, transform):
-    data = read_refer(tiny, "tiny", "unc")
-    none = data.split("val")[:0]
-    assert len(EvalSource(data, none, Tokens(data, none, tokenizer), transform, 4)) == 0
 
 
 def test_refs_without_sentences_have_no_place_in_the_order(tmp_path, tokenizer, transform):

@@ -185,7 +185,7 @@ def test_missing_file_lists_its_neighbours(tmp_path):
     write(tmp_path / "refs(umd).p", b"N.")
     with pytest.raises(UserError, match=r"refs\(google\)\.p: no such file; found beside it: refs\(umd\)\.p"):
         load_plain_pickle(tmp_path / "refs(google).p")
-    with pytest.raises(UserError, match="does not exist either"):
+    with pytest.raises(UserError, match="found beside it: no refs"):
         load_plain_pickle(tmp_path / "no" / "refs(google).p")
     with pytest.raises(UserError, match="cannot be read"):
         load_plain_pickle(tmp_path)

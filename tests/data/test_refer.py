@@ -69,8 +69,6 @@ def test_each_wording_stands_for_the_other_where_that_is_missing(tmp_path):
     assert [data.sentence(s, "raw") for s in range(9)] == ["A.", "b", "C!", "d", "e", "F", "", "É", "same"]
     assert data.sentence(9) == "the red square left of image number 1 0" == data.sentence(9, "raw").lower()
     assert data.raw.startswith(b"A.\xc3\x89THE RED")  # one copy of what is equal
-    with pytest.raises(ValueError, match="field must be"):
-        data.sentence(0, "tokens")
 
 
 def test_unknown_split_lists_the_splits(tiny):
@@ -151,8 +149,6 @@ def test_pixels_under_two_parts(tmp_path):
         np.testing.assert_array_equal(data.mask(r), summed > 0)
         assert data.mask_area(r, "single") == (summed == 1).sum() and data.mask_area(r) == (summed > 0).sum()
     assert data.mask_area(3, "single") == 0 and data.mask_area(3) == 400
-    with pytest.raises(ValueError, match="overlap must be"):
-        data.mask(0, "both")
 
 
 def test_random_rles_are_exact_compressed_and_not(tmp_path):
@@ -203,9 +199,9 @@ def test_a_polygon_that_encloses_nothing_is_left_out_beside_a_proper_one(tiny, t
 
 
 @pytest.mark.parametrize("bad, words", [
-    ([[4, 4], [24, 4], [24, 24], [4, 24]], "is a list of points; a polygon is one flat list"),
-    ([[4, 4, 24, 24]], "[[4, 4, 24, 24]] has two points (a box?); a polygon needs at least three"),
-    ([[4, 4, 24, 24], [1, 1, 3, 3]], "has two points"), ([], "the list of polygons is empty"),
+    ([[4, 4], [24, 4], [24, 24], [4, 24]], "holds no polygon of at least three points"),
+    ([[4, 4, 24, 24]], "[[4, 4, 24, 24]] holds no polygon of at least"),
+    ([[4, 4, 24, 24], [1, 1, 3, 3]], "holds no polygon"), ([], "[] holds no polygon"),
     ([[]], "holds no polygon of at least three points"), ([[4, 4]], "holds no polygon of at least three points"),
     ([SQUARE, [1, 2, 3, 4, 5]], "a polygon has 5 numbers"), (SQUARE, "a polygon must be a list of numbers"),
     ([[[10, 30, 30], [5, 5, 25]]], "a polygon must be a list of numbers"),
@@ -251,7 +247,7 @@ def test_annotation_on_another_image(tmp_path):
     ({"refs": lambda refs: refs[1]["sentences"][1].update(raw=[1])}, ("a sentence of ref 501", "'raw'", "found [1]")),
     ({"refs": lambda refs: refs.__setitem__(4, "x")}, ("ref number 4", "'ref_id'")),
     ({"refs": lambda refs: refs.clear()}, ("refs(unc).p", "expected a list of refs")),
-    ({"instances": lambda i: i.pop("images")}, ("instances.json", "'images'", "missing")),
+    ({"instances": lambda i: i.pop("images")}, ("instances.json", "no list 'images'")),
     ({"instances": lambda i: i["annotations"].append(5)}, ("instances.json", "annotations number 6", "'id'")),
     ({"instances": lambda i: i["images"][1].update(height="40")}, ("image 101", "'height'", "whole number")),
     ({"instances": lambda i: i["images"][1].update(width=0)}, ("image 101", "between 1 and 65535")),
@@ -329,13 +325,13 @@ def test_refs_of_numpy_and_pandas(tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"<!DOCTYPE html><html>", "not valid JSON but a web page"),
-    (gzip.compress(b"{}", mtime=0), "not valid JSON but gzip-compressed: unpack it"),
-    (b"PK\x03\x04rest", "not valid JSON but a zip archive: unpack it"),
-    (b"version https://git-lfs.github.com/spec/v1", "not valid JSON but a Git LFS"),
-    (b"", "not valid JSON but an empty file"),
-    (b'{"images": [', "not valid JSON"), (b"[]", "expected a dict"),
-    (b"\xff\xfe\xff", "not valid JSON"), (b"[" * 100_000, "not valid JSON"),
+    (b"<!DOCTYPE html><html>", "not complete JSON but a web page"),
+    (gzip.compress(b"{}", mtime=0), "not complete JSON but gzip-compressed: unpack it"),
+    (b"PK\x03\x04rest", "not complete JSON but a zip archive: unpack it"),
+    (b"version https://git-lfs.github.com/spec/v1", "not complete JSON but a Git LFS"),
+    (b"", "not complete JSON but an empty file"),
+    (b'{"images": [', "not complete JSON"), (b"[]", "expected a dict"),
+    (b"\xff\xfe\xff", "not complete JSON"), (b"[" * 100_000, "not complete JSON"),
 ])
 def test_malformed_json(tmp_path, content, words):
     write_refer(tmp_path)

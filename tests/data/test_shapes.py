@@ -274,7 +274,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 
 def test_bad_arguments_are_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    for output, options, word in (("file", (), "is a file"), ("file/below", (), "cannot be written"),
+    for output, options, word in (("file", (), "Not a directory"), ("file/below", (), "cannot be written"),
                                   ("data", ("--val", "0"), "--val"), ("data", ("--seed", "-1"), "--seed"),
                                   ("data", ("--workers", "0"), "--workers")):
         assert main(["make-shapes", "--output", str(tmp_path / output), *options]) == 2

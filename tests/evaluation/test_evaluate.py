@@ -139,7 +139,8 @@ def fails(capsys, *arguments) -> str:
 
 def test_what_is_refused(checkpoint, tmp_path, capsys):
     command = ("evaluate", "--checkpoint", checkpoint, "--split", "val")
-    assert "did you mean lavt?" in fails(capsys, *command, "--protocol", "sentence", "lvat")
+    error = fails(capsys, *command, "--protocol", "sentence", "lvat")
+    assert "--protocol lvat: no such protocol; did you mean lavt?" in error and "refsegformer" in error
     details = tmp_path / "details.jsonl"
     assert "add sentence to --protocol" in fails(capsys, *command, "--protocol", "cris", "--details", details)
     assert "does not exist" in fails(capsys, *command, "--details", tmp_path / "no" / "details.jsonl")
@@ -147,6 +148,7 @@ def test_what_is_refused(checkpoint, tmp_path, capsys):
     error = fails(capsys, "evaluate", "--checkpoint", checkpoint, "--split", "train", "data.max_tokens=12",
                   "--protocol", "sentence", "ref-concatenated", "--details", details)
     assert "the 3 sentences of ref 500" in error and "24 positions (model.text.max_positions)" in error
+    assert "leave this protocol out" in error
     assert not details.exists()
 
 

@@ -1,6 +1,5 @@
 """What keeps evaluation fast: each image is decoded once, and pixels are counted in threads."""
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +15,6 @@ from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import protocols, scoring
 from mindspore_coupalign.evaluation.prompts import make_plan
-from mindspore_coupalign.evaluation.scoring import Pool
 
 
 @pytest.fixture
@@ -95,31 +93,12 @@ def test_a_missing_image_is_named_every_time(data):
         list(batches(PromptSource(data, prompts, 4, 0, data.read_image, 2), 2, 2))
 
 
-def test_a_pool_finishes_everything_and_bounds_what_waits():
-    done, most = [], [0]
-    lock = threading.Lock()
-
-    def work(k):
-        time.sleep(0.002)
-        with lock:
-            done.append(k)
-
-    with Pool(5, threads=2) as pool:
-        for k in range(40):
-            pool.submit(work, k)
-            most[0] = max(most[0], k + 1 - len(done))
-    assert sorted(done) == list(range(40)) and most[0] <= 5 + 2
-
-
-def test_a_pool_raises_what_a_call_raises():
-    def fail():
+def test_a_mask_that_cannot_be_read_ends_the_scoring(data, monkeypatch):
+    """It is read in a thread."""
+    def fail(*_):
         raise UserError("bad mask")
 
-    with pytest.raises(UserError, match="bad mask"), Pool(3) as pool:
-        pool.submit(fail)
-    with pytest.raises(UserError, match="bad mask"), Pool(3) as pool:
-        for _ in range(20):
-            pool.submit(fail)
-    with pytest.raises(KeyError), Pool(3) as pool:
-        pool.submit(fail)
-        raise KeyError  # what ended the block counts
+    monkeypatch.setattr(type(data), "mask", fail)
+    tokenizer = SentenceTokenizer.from_name("refshapes", 8)
+    with pytest.raises(UserError, match="bad mask"):
+        scoring.evaluate_samples(Tensors(), data, np.arange(11), tokenizer, tiny_config("eval.batch_size=1"))

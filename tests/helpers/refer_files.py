@@ -11,8 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mindspore_coupalign.data.images import read_jpeg_header
-
 HEIGHT, WIDTH = 40, 60
 SQUARE = [10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]  # x 10-30, y 5-25
 TRIANGLE = [40.0, 10.0, 55.0, 35.0, 35.0, 35.0]
@@ -107,5 +105,5 @@ def refcoco_mini() -> Path | None:
 
 def cut_at(jpeg: bytes, share: float) -> bytes:
     """A JPEG whose compressed pixels end after a share of them, with an end marker all the same."""
-    scan = read_jpeg_header(jpeg).scan
+    scan = jpeg.rindex(b"\xff\xda")
     return jpeg[:scan + 14 + int((len(jpeg) - scan - 16) * share)] + b"\xff\xd9"

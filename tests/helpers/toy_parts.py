@@ -14,7 +14,7 @@ class Activations(nn.Cell):
         results = [
             ops.relu(x), ops.sigmoid(x), ops.tanh(x), ops.relu6(x), ops.elu(x), ops.hardswish(x), ops.hardsigmoid(x),
             ops.softmax(x, 1), ops.softmax(x, -1), ops.log_softmax(x, 2), ops.clamp(x, -0.5, 0.5),
-            ops.gelu(x, "tanh"), ops.mish(x), ops.selu(x), mint.nn.functional.silu(x)]
+            ops.gelu(x, "tanh"), ops.mish(x), ops.selu(x), ops.softplus(x), mint.nn.functional.silu(x)]
         for cell in self.parts:
             results.append(cell(x))
         return ops.concat(results, 1)
@@ -26,18 +26,19 @@ class Arithmetic(nn.Cell):
         return ops.concat((
             (x + 1.5) * 2 - x / 3, 1 - x, 1 / size, x ** 2, ops.pow(x, 3), ops.pow(2.0, x), size ** 0.5, ops.sqrt(size),
             ops.rsqrt(size), ops.exp(x), ops.log(size), ops.log1p(size), ops.maximum(x, 0.3), ops.minimum(x, x * x), -x,
-            ops.erf(x), ops.square(x), ops.sin(x), ops.cos(x), ops.sign(x), ops.floor(x), x // 2, x % 2,
-            ops.lerp(x, size, 0.3), ops.addcmul(x, size, size), ops.cumsum(x, 1)), 1)
+            ops.erf(x), ops.square(x), ops.sin(x), ops.cos(x), ops.sign(x), ops.floor(x)), 1)
 
 
 class Choices(nn.Cell):
     def construct(self, x):
         whole = x.astype(ms.int32)
         flags = (x > 0, x >= 0, x < 0, x <= 0, whole == 0, whole != 0, ops.logical_and(x > 0, x < 1),
-                 ops.logical_or(x > 1, x < 0), ops.logical_not(x > 0), x > x.mean(1, keep_dims=True))
+                 ops.logical_or(x > 1, x < 0), ops.logical_not(x > 0), x > x.mean(1, keep_dims=True),
+                 x < x.mean(1, keep_dims=True), x == x.max(1, keepdims=True))
         parts = [flag.astype(ms.float32) for flag in flags]
         parts += [ops.select(x < 0.1, x, x * 2), ops.where(x > 0, x, 0.0), x.masked_fill(x > 0, -1e4),
-                  ops.topk(x, 8)[0], ops.tril(x)]
+                  x.masked_fill(x > 0, x.mean()),
+                  ops.tril(x)]
         return ops.concat((*parts, x.argmax(1).astype(ms.float32)[:, None]), 1)
 
 
@@ -51,9 +52,10 @@ class Sizes(nn.Cell):
             ops.split(x, [1, 3], 1)[1], ops.chunk(x, 2, 1)[0], mint.split(x, 2, 1)[1], ops.unstack(x, 1)[2],
             ops.tile(x, (1, 2, 1, 1)), ops.tile(x[:, :1], (1, 4, 1, 1)), ops.broadcast_to(x[:, :1], (-1, 4, 8, 8)),
             ops.expand_dims(x, 1), x[:, :1].squeeze(1), x.permute(0, 2, 3, 1), x.swapaxes(1, 2), x.view(-1, 4, 64),
-            x.flatten(start_dim=2), x.reshape((b * c, h, w)), x + ops.zeros((b, 1, 1, w), x.dtype),
-            x + ops.ones_like(x),
-            x + ops.full((1, 8), 2.0), x + ops.arange(0, 8).astype(ms.float32), ops.flip(x, (2,)),
+            x.flatten(start_dim=2), x.reshape((b * c, h, w)),
+            x + ops.zeros((b, 1, 1, w), x.dtype), x + ops.ones((b, 1, 1, w), x.dtype), x + ops.ones_like(x),
+            x + ops.zeros_like(x),
+            x + ops.full((1, 8), 2.0), x + ops.arange(0, 8).astype(ms.float32),
             ops.pad(x, (1, 1, 2, 0)), ops.pad(x, (1, 1, 1, 1), mode="reflect"), ops.pixel_shuffle(x, 2),
             x.repeat_interleave(2, 1))], 1)
 
@@ -62,10 +64,11 @@ class Means(nn.Cell):
     def construct(self, x):
         b = x.shape[0]
         return ops.concat([part.reshape((b, -1)) for part in (
-            x.mean((2, 3)), x.mean(1, keep_dims=True), x.sum(-1), x.max(1), ops.amax(x, (2, 3)), x.min(-1),
+            x.mean((2, 3)), x.mean(1, keep_dims=True), x.sum(-1), x.max(1), ops.amax(x, (2, 3)), ops.amin(x, (2, 3)),
+            x.min(-1),
             ops.prod(x, 1), x.std(1), x.var(1), mint.mean(x, dim=(2, 3), keepdim=True), mint.sum(x, dim=1),
             mint.max(x, dim=1)[0],
-            ops.norm(x, dim=1, keepdim=True), ops.L2Normalize(1)(x), ops.logsumexp(x, 1),
+            ops.norm(x, dim=1, keepdim=True), ops.logsumexp(x, 1),
             ops.cosine_similarity(x, x * 2, dim=1))], 1) + x.mean()
 
 
@@ -84,7 +87,7 @@ class Maps(nn.Cell):
             nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm((8,)), nn.Dense(8, 5),
             nn.Dense(8, 5, activation="relu"), mint.nn.Linear(8, 5), nn.Dropout(p=0.1),
             nn.MaxPool2d(2, 2), nn.MaxPool2d(3, 2, pad_mode="same"), nn.MaxPool2d(3, 2, pad_mode="pad", padding=1),
-            nn.AvgPool2d(2, 2), nn.AvgPool2d(3, 1, pad_mode="same"), nn.AvgPool2d(3, 1, pad_mode="pad", padding=1),
+            nn.AvgPool2d(2, 2), nn.AvgPool2d(3, 1, pad_mode="same"),
             nn.Pad(((0, 0), (0, 0), (1, 1), (2, 2)))])
 
     def construct(self, x):

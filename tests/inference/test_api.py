@@ -61,6 +61,7 @@ def test_a_prediction_knows_its_box_rle_and_score(make_model, picture):
     found = make_model().predict(picture.rgb, SENTENCES[0])
     y, x = np.nonzero(found.mask)
     assert found.box == (x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1)
+    assert found.score == pytest.approx(found.probability[found.mask].mean()) and 0.5 < found.score < 1
     assert json.loads(json.dumps(found.rle())) == found.rle() and found.area == found.mask.sum() > 0
     np.testing.assert_array_equal(coco.decode(found.rle()), found.mask)
     assert found.box == tuple(coco.toBbox(found.rle()))
@@ -231,6 +232,9 @@ def test_what_cannot_be_loaded_is_named(tmp_path, monkeypatch):
             ("a.mindir", {"device": "TPU"}, "device=TPU: no such device; choose one of auto, CPU, GPU, Ascend")):
         with pytest.raises(UserError, match=match):
             coupalign.load(source if source.startswith("ref") else tmp_path / source, **options)
+    for source in (None, 3, ""):
+        with pytest.raises(UserError, match=f"found {source!r}"):
+            coupalign.load(source)
 
 
 def facts(make_model, **changed) -> dict:
@@ -241,8 +245,7 @@ def facts(make_model, **changed) -> dict:
 
 def test_an_onnx_file_needs_no_mindspore_device(make_model, picture, monkeypatch, tmp_path):
     """Its loader gives a function of arrays and the sidecar's facts."""
-    monkeypatch.setattr(loading, "load_onnx", lambda path: (red_network, facts(make_model)), raising=False)
-    monkeypatch.setattr(loading, "open_onnx", lambda *_: (red_network, facts(make_model)))
+    monkeypatch.setattr(loading, "open_graph", lambda *_: (red_network, facts(make_model)))
     model = coupalign.load(tmp_path / "a.onnx")
     same(model.predict(picture.rgb, "red"), make_model().predict(picture.rgb, "red"))
     changed = loading.open_model(tmp_path / "a.onnx", "onnx", overrides=["eval.threshold=0.9"])
@@ -279,10 +282,3 @@ def test_models_are_loaded_and_used_in_several_threads(tiny_checkpoint, picture)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(work, range(2))
     assert first.any() and np.array_equal(first, second)
-
-
-@pytest.mark.parametrize("source, words", [
-    (None, "found None"), (3, "found 3"), ("", "found ''"), ("no_such", "shipped: refshapes")])
-def test_what_is_no_model(source, words):
-    with pytest.raises(coupalign.UserError, match=words):
-        coupalign.load(source)

@@ -26,8 +26,8 @@ from mindspore_coupalign.data.transforms import ImageTransform  # noqa: E402
 from mindspore_coupalign.errors import UserError  # noqa: E402
 from mindspore_coupalign.inference import sidecar  # noqa: E402
 from mindspore_coupalign.inference.network import NetworkOutput  # noqa: E402
-from mindspore_coupalign.inference.onnx import export, load_onnx, session  # noqa: E402
-from mindspore_coupalign.inference.onnx.session import TOLERANCE  # noqa: E402
+from mindspore_coupalign.inference.onnx import export, session  # noqa: E402
+from mindspore_coupalign.inference.onnx.session import TOLERANCE, load_onnx  # noqa: E402
 from mindspore_coupalign.weights.checkpoint import load_checkpoint  # noqa: E402
 
 RELU = ("model.backbone.activation=relu", "model.text.activation=relu", "model.backbone.absolute_position=true",
@@ -301,13 +301,13 @@ def test_damaged_files_are_refused(exported, tmp_path):
     refused("copy.onnx: no such file")
     file.write_bytes(whole)
     refused("copy.onnx.json: no such file")
-    sidecar.write(sidecar.sidecar_path(file), file, facts)
+    sidecar.write(file, facts)
     assert load_onnx(file)[1]["sha256"] == facts["sha256"]
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     refused("sha256 differs")
     for content in (b"no graph", b"", whole[:len(whole) // 2]):
         file.write_bytes(content)
-        sidecar.write(sidecar.sidecar_path(file), file, facts)
+        sidecar.write(file, facts)
         refused("cannot load it")
     file = tmp_path / "caf\udce9.onnx"
     refused("not UTF-8; rename it")

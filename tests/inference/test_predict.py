@@ -1,6 +1,5 @@
 """The Predictor and the commands predict and show, on a network with random weights."""
 
-import dataclasses
 import re
 import shutil
 
@@ -23,8 +22,9 @@ from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation.metrics import overlap
 from mindspore_coupalign.evaluation.scoring import evaluate_samples
 from mindspore_coupalign.inference.cells import WithOutputs
-from mindspore_coupalign.inference.model import Predictor
-from mindspore_coupalign.visualize.figures import attention_sheet
+from mindspore_coupalign.inference.model import Predictor, notes_of
+from mindspore_coupalign.inference.predictions import Prediction
+from mindspore_coupalign.visualize import attention_sheet
 from mindspore_coupalign.weights.checkpoint import named_arrays, save_checkpoint
 
 MINI = refcoco_mini()
@@ -101,24 +101,6 @@ def test_any_kind_of_picture_and_one_sentence_as_text(tiny_restored, picture, si
             predict(image, sentences)
 
 
-def test_score_is_the_mean_probability_inside_the_mask(tiny_restored, picture):
-    found = tiny_restored.predictor.predict(picture.rgb, SENTENCES[0])[0]
-    inside = [float(p) for p, m in zip(found.probability.ravel(), found.mask.ravel(), strict=True) if m]
-    assert found.score == pytest.approx(sum(inside) / len(inside)) and 0.5 < found.score < 1
-    empty = dataclasses.replace(found, mask=np.zeros_like(found.mask))
-    assert empty.score == 0
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_network_that_answers_with_no_number_is_refused(tiny_restored, picture, value):
-    def network(*_):
-        return ms.Tensor(np.full((1, 1, 64, 64), value, np.float32))
-
-    predictor = Predictor.from_model(network, tiny_restored.tokenizer, tiny_restored.config)
-    with pytest.raises(UserError, match="'red circle': the network's output is non-finite"):
-        predictor.predict(picture.rgb, ["red circle"])
-
-
 def test_threshold_is_the_configurations(tiny_restored, picture):
     config = tiny_config("eval.threshold=0.6")
     predictor = Predictor.from_model(tiny_restored.model, tiny_restored.tokenizer, config)
@@ -143,9 +125,9 @@ def test_sentences_are_checked_before_the_network_runs(tiny_restored, picture):
 def test_unknown_words_and_long_sentences_are_reported(tiny_restored, picture):
     found = tiny_restored.predictor.predict(picture.rgb, ["the Zebra left of red circle", "red " * 20])
     assert found[0].unknown == ["Zebra"] and not found[0].truncated  # 8 word pieces with [CLS] and [SEP]
-    assert predict.warnings(found[0])[0].endswith("read as unknown: Zebra")
-    assert found[1].truncated and "cut off" in predict.warnings(found[1])[-1]
-    assert predict.warnings(tiny_restored.predictor.predict(picture.rgb, ["red circle"])[0]) == []
+    assert notes_of(found[0])[0].endswith("read as unknown: Zebra")
+    assert found[1].truncated and "cut off" in notes_of(found[1])[-1]
+    assert notes_of(tiny_restored.predictor.predict(picture.rgb, ["red circle"])[0]) == []
 
 
 def test_details_add_up(tiny_checkpoint, tiny_restored, picture):
@@ -186,9 +168,9 @@ def test_details_of_lavt_have_all_stages(tiny_restored, picture):
 
 def test_mask_in_words():
     mask = np.zeros((10, 20), bool)
-    assert predict.describe_mask(mask) == "nothing predicted (empty mask)"
+    assert predict.describe_mask(Prediction("a", mask, mask, 0, [], False)) == "nothing predicted (empty mask)"
     mask[2:4, 5:15] = True
-    assert predict.describe_mask(mask) == "10.0 % of the image, x 5-14, y 2-3"
+    assert predict.describe_mask(Prediction("a", mask, mask, 0, [], False)) == "10.0 % of the image, x 5-14, y 2-3"
 
 
 def test_the_command_on_a_photograph_held_sideways(command_line, tiny_checkpoint, tiny_restored, sideways, tmp_path):
@@ -207,7 +189,7 @@ def test_the_command_on_a_photograph_held_sideways(command_line, tiny_checkpoint
     for stem, found in zip(stems, tiny_restored.predictor.predict(upright, texts), strict=True):
         written = cv2.imread(str(output / f"{stem}_mask.png"), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(written, found.mask * np.uint8(255))
-        assert predict.describe_mask(found.mask) in done.out
+        assert predict.describe_mask(found) in done.out
 
 
 @pytest.mark.skipif(MINI is None, reason="no real photographs here")
@@ -229,8 +211,8 @@ def test_bad_files_and_options_are_named(tiny_checkpoint, picture, tmp_path, cap
         assert name in error and re.search("not a checkpoint|checksum", error)
     assert "no such checkpoint" in one_line_error(capsys, "predict", "--checkpoint", tmp_path / "none", *output)
     error = one_line_error(capsys, "predict", "--mindir", "m", "--attention", *output)
-    assert "--attention needs --checkpoint" in error
-    assert "--amp needs --checkpoint" in one_line_error(capsys, "predict", "--mindir", "m", "--amp", "O0", *output)
+    assert "--attention needs a checkpoint" in error
+    assert "--amp needs a checkpoint" in one_line_error(capsys, "predict", "--mindir", "m", "--amp", "O0", *output)
     (tmp_path / "file").touch()
     one_line_error(capsys, "predict", "--checkpoint", tiny_checkpoint, *output[2:], "--image", tmp_path / "file")
     for broken in (("--output", tmp_path / "file"), ("--text", "")):

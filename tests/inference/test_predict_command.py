@@ -344,10 +344,11 @@ def test_a_broken_image_in_the_middle_of_a_batch(call, picture, model, tmp_path)
         assert record["area"] == model.predict(record["image"], record["sentence"]).area
 
 
-def test_an_answer_of_no_number_is_named_and_the_others_go_on(call, picture, model, tmp_path):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_answer_of_no_number_is_named_and_the_others_go_on(call, picture, model, tmp_path, value):
     def network(image, ids, word_mask):
         logits = red_network(image, ids, word_mask)
-        logits[word_mask.sum(1) == 3] = np.nan  # one word
+        logits[word_mask.sum(1) == 3, 0, 0, 0] = value  # one word
         return logits
 
     model._network = network
@@ -385,7 +386,7 @@ def test_the_attention_sheet_is_bounded_and_written(call, make_model, picture, m
         assert 0 < sheet.shape[1] < 2000 and sheet.shape[0] < 12000
 
 
-def test_a_shipped_model_by_name(monkeypatch, model, picture, tmp_path, capsys):
+def test_a_shipped_model_by_name(monkeypatch, model, picture, tmp_path):
     (tmp_path / "shipped").mkdir()
     file = tmp_path / "shipped" / "refshapes.safetensors"
     file.touch()
@@ -393,6 +394,3 @@ def test_a_shipped_model_by_name(monkeypatch, model, picture, tmp_path, capsys):
     monkeypatch.setattr(loading, "open_model", lambda path, kind, *_: {(file, "checkpoint"): model}[path, kind])
     arguments = ["--image", str(picture.path), "--text", "red", "--output", str(tmp_path / "out")]
     assert main(["predict", "--model", "refshapes", *arguments]) == 0
-    capsys.readouterr()
-    assert main(["predict", "--model", "refshape", *arguments]) == 2
-    assert "shipped: refshapes" in capsys.readouterr().err

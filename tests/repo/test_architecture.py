@@ -20,7 +20,7 @@ ENVIRONMENT = {  # who reads or sets environment variables
     "__init__.py": "MindSpore's own, before it is imported", "cuda.py": "where CUDA lies, for the plugin",
     "data/tokenizer.py": "transformers' advice", "doctor/": "shows them, and probes without the job's",
     "distributed/": "the launcher's", "models/parts.py": "the user's parts",
-    "runtime.py": "the launcher's", "web/": "Gradio's folder, and no calls home"}
+    "runtime.py": "the launcher's", "cli/web.py": "Gradio's folder, and no calls home"}
 FIELD = re.compile(r"(data|model|loss|train|eval)(\.(?!pkl|mindir|safetensors)[a-z_0-9]+)+")  # and no file
 LAUNCHER = re.compile(r"MS_(ROLE|NODE_ID|WORKER_NUM|SERVER_NUM|SCHED\w*)|RANK_\w+|DEVICE_ID|COUPALIGN_\w+")
 LAUNCHER_READERS = ("distributed/", "runtime.py", "doctor/", "models/parts.py")

@@ -6,7 +6,6 @@
 flat list of numbers, so that of an object in several parts only one outline is left.
 """
 
-import json
 from pathlib import Path
 
 from mindspore_coupalign.data.importers.import_job import ImportJob, bounds
@@ -17,9 +16,9 @@ from mindspore_coupalign.data.importers.records import (
     Target,
     files,
     is_number,
+    parse_json,
     polygons,
     sentences,
-    shown,
     size_of,
     split_of,
     take,
@@ -69,19 +68,17 @@ def _lacks_parts(ref: Ref, size: tuple[int, int], box) -> bool:
     """Whether the mask's box is smaller than the row's by more than two pixels on a side."""
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return False
-    (x, y, w, h), _ = bounds(ref.kept["rles"][0], size)
+    (x, y, w, h), _ = bounds(ref.rles[0], size)
     return max(x - box[0], y - box[1], box[0] + box[2] - x - w, box[1] + box[3] - y - h) > 2
 
 
 def _json(row: dict, key: str) -> dict:
     """A field that holds a JSON dict as text (or the dict itself)."""
     value = take(row, key, (str, dict))
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as exc:
-            raise BadRecord(f"field {key!r} is not complete JSON ({str(exc)[:60]}): {shown(value)}") from exc
-    return value
+    try:
+        return parse_json(value) if isinstance(value, str) else value
+    except BadRecord as exc:
+        raise BadRecord(f"field {key!r} is {exc}") from exc
 
 
 def _rows(source: Path, wanted: tuple):
@@ -102,11 +99,9 @@ def _rows(source: Path, wanted: tuple):
                 if absent:
                     raise UserError(f"{path}: has no column {', '.join(absent)}; it has "
                                     f"{', '.join(file.schema_arrow.names)}; is this the right --format?")
-                number = 0
-                for batch in file.iter_batches(batch_size=64):
-                    for row in batch.to_pylist():
-                        yield path, number, row
-                        number += 1
+                rows = (row for batch in file.iter_batches(batch_size=64) for row in batch.to_pylist())
+                for number, row in enumerate(rows):
+                    yield path, number, row
         except (pyarrow.ArrowException, OSError) as exc:
             raise UserError(f"{path}: not a complete parquet file ({one_line(exc, 100)}); download it "
                             "again") from exc

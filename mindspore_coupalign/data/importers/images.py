@@ -4,6 +4,7 @@ h, w image size in pixels, as stored in the file (an EXIF orientation is not app
 """
 
 import io
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -61,9 +62,9 @@ class Pictures:
         last = PurePosixPath(plain).name
         bare = _ANNOTATION_SUFFIX.sub(r"\1\2", last)
         for candidate in dict.fromkeys((plain, last, bare)):
-            if _is_file(folder / candidate):
+            if os.path.isfile(folder / candidate):
                 return candidate
-        deeper = [f"{below}/{bare}" for below in self._below if _is_file(folder / below / bare)]
+        deeper = [f"{below}/{bare}" for below in self._below if os.path.isfile(folder / below / bare)]
         if self._deeper and len(deeper) == 1:
             return deeper[0]
         hint = f"but {' and '.join(deeper)} does" if deeper else "is --images the images' folder?"
@@ -82,7 +83,7 @@ class Pictures:
             self.orientation[name] = exif_orientation(content)
         return self._sizes[name]
 
-    def compare(self, name: str, size: tuple[int, int], what: str):
+    def compare(self, name: str, size: tuple[int, ...], what: str):
         """Raise BadRecord when ``size`` (h, w) of ``what`` is not the image's."""
         h, w = self.size(name)
         if size != (h, w):
@@ -108,6 +109,16 @@ class Pictures:
                 raise
             self._found[name] = name
         return name
+
+
+def read_mask_file(file: Path, value=None) -> np.ndarray:
+    """As ``read_mask``, also if the file cannot be read."""
+    try:
+        content = file.read_bytes()
+    except (OSError, ValueError) as exc:
+        raise BadRecord(f"mask image {file} cannot be read ({getattr(exc, 'strerror', None) or exc}); name the masks' "
+                        "folder with --masks") from exc
+    return read_mask(content, f"mask image {file}", value)
 
 
 def read_mask(content: bytes, what: str, value=None) -> np.ndarray:
@@ -176,11 +187,3 @@ def _equals(pixels: np.ndarray, value, what: str) -> np.ndarray:
 def _several(what: str, values: list) -> BadRecord:
     return BadRecord(f"{what} holds {len(values)} values ({shown(values)}); which one is the object? Paint it white on "
                      "black, or name it with the field 'mask_value'")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that the file system cannot have
-        return False
-

@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from mindspore_coupalign.data.datasets import find_images, image_places
 from mindspore_coupalign.data.importers.images import Pictures
 from mindspore_coupalign.data.importers.records import BadRecord, Ref, Sentence, Target, checked, shown
 from mindspore_coupalign.errors import UserError
-from mindspore_coupalign.outputs import make_folder
+from mindspore_coupalign.outputs import make_folder, scratch
 
 LISTED = 10  # problems that are spelt out
 SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
@@ -63,7 +62,6 @@ class ImportJob:
     problems: list[str] = field(default_factory=list)  # the first LISTED
     bad: int = 0  # all of them
     _known: dict = field(default_factory=dict)
-    _split_notes: set = field(default_factory=set)
 
     @contextlib.contextmanager
     def record(self, path: Path, name: str, which):
@@ -110,7 +108,7 @@ class ImportJob:
             ref.targets = [Target({"size": list(size), "counts": union["counts"].decode()},
                                   category_id=ref.targets[0].category_id)]
             rles = [union["counts"]]
-        ref.size, ref.kept["rles"] = size, rles
+        ref.size, ref.rles = size, rles
         self.sizes[ref.image] = size
         self.refs.append(ref)
         if key is not None:
@@ -124,8 +122,8 @@ class ImportJob:
                 self.categories[entry["id"]] = str(entry.get("name", "object"))
 
     def check_sentences(self, found: list[Sentence]):
-        if not found or not any(sentence.sent.strip() for sentence in found):
-            raise BadRecord("it has no sentence" if not found else "its sentence is blank")
+        if not any(sentence.sent.strip() for sentence in found):
+            raise BadRecord("it has no sentence, or a blank one")
         for sentence in found:
             try:
                 (sentence.sent + sentence.raw).encode("utf-8")
@@ -141,27 +139,22 @@ class ImportJob:
         name = name.strip() or self.split
         if not name:
             name = "train"
-            self._say_split("records that name no split are called train (--split chooses another)")
+            self.notes["records that name no split are called train (--split chooses another)"] = 0
         known = SPLIT_NAMES.get(name.lower(), name)
         known = self.renamed.get(known, known)
         if known != name:
-            self._say_split(f"split {name} is called {known} here, as in REFER")
+            self.notes[f"split {name} is called {known} here, as in REFER"] = 0
         return known
-
-    def _say_split(self, text: str):
-        if text not in self._split_notes:
-            self._split_notes.add(text)
-            self.notes[text] = 0
 
     def _size(self, ref: Ref) -> tuple[int, int]:
         known = self.sizes.get(ref.image)
-        size = ref.size or known or self.pictures.size(ref.image)
+        h, w = size = ref.size or known or self.pictures.size(ref.image)
         if self.verify or self.pictures.folder is None:
             self.pictures.compare(ref.image, size, "the annotation")
         if known is not None and size != known:
-            raise BadRecord(f"image {ref.image} is {size[1]} x {size[0]} pixels here and {known[1]} x {known[0]} in "
+            raise BadRecord(f"image {ref.image} is {w} x {h} pixels here and {known[1]} x {known[0]} in "
                             "an earlier record")
-        return size
+        return h, w
 
 
 def encode(mask: np.ndarray) -> dict:
@@ -176,18 +169,9 @@ def bounds(rle: bytes, size: tuple[int, int]) -> tuple[list, int]:
     return coco.toBbox(whole).tolist(), int(coco.area(whole))
 
 
-class Staging:
-    """The hidden folder of one import: ``folder`` for the annotation files, ``images`` for stored images."""
-
-    def __init__(self, root: Path, dataset: str):
-        self.root, self.dataset = root, dataset
-        self.base = root / f".import-{dataset}-{uuid.uuid4().hex[:8]}"
-        self.folder, self.pictures = self.base / "annotations", self.base / "images"
-
-
 @contextlib.contextmanager
 def staging(root: Path, dataset: str):
-    """Make the hidden folder below root, and remove it in the end, whatever happens.
+    """A hidden folder below root with the folders ``annotations`` and ``images``, which is removed in the end.
 
     Raises:
         UserError: the data set is there already, or root cannot be written.
@@ -195,16 +179,12 @@ def staging(root: Path, dataset: str):
     if (root / dataset).exists():
         raise UserError(f"{root / dataset}: exists already; remove it, or choose another --output or --dataset")
     make_folder(root)
-    stage = Staging(root, dataset)
     _remove_leftovers(root, dataset)
-    stage.folder.mkdir(parents=True)
-    stage.pictures.mkdir()
-    with (stage.base / "lock").open("w") as lock:
+    with scratch(f".import-{dataset}-", root) as stage, (stage / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # free again when this process ends, however it ends
-        try:
-            yield stage
-        finally:
-            shutil.rmtree(stage.base, ignore_errors=True)
+        for name in ("annotations", "images"):
+            (stage / name).mkdir()
+        yield stage
 
 
 def _remove_leftovers(root: Path, dataset: str):
@@ -215,20 +195,20 @@ def _remove_leftovers(root: Path, dataset: str):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_layout(job: ImportJob, stage: Staging):
+def write_layout(job: ImportJob, stage: Path):
     """Write the two annotation files into the hidden folder. Raises UserError when the disk is full."""
     refs, instances = layout(job)
     try:
         for name, content in ((f"refs({job.split_by}).json", refs), ("instances.json", instances)):
-            with (stage.folder / name).open("w", encoding="utf-8") as file:
+            with (stage / "annotations" / name).open("w", encoding="utf-8") as file:
                 file.write(json.dumps(content))  # json.dump encodes in Python, ten times slower
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as exc:
-        raise UserError(f"{stage.root}: cannot be written ({exc.strerror}); choose another --output") from exc
+        raise UserError(f"{stage.parent}: cannot be written ({exc.strerror}); choose another --output") from exc
 
 
-def publish(job: ImportJob, stage: Staging) -> str:
+def publish(job: ImportJob, stage: Path) -> str:
     """Give the written files their place, the annotations last; returns what the report says of the images.
 
     Images stay where they are: the usual place below root becomes a link to them when nothing is there.
@@ -236,17 +216,18 @@ def publish(job: ImportJob, stage: Staging) -> str:
     Raises:
         UserError: a name was taken in the meantime.
     """
-    place = image_places(stage.root, stage.dataset)[0]
+    root, dataset = stage.parent, job.dataset
+    place = image_places(root, dataset)[0]
     try:
         if job.pictures.folder is None:
             place.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(stage.pictures, place)
+            os.rename(stage / "images", place)
             said = str(place)
         else:
-            said = _link(stage.root, stage.dataset, place, job.pictures.folder)
-        os.rename(stage.folder, stage.root / stage.dataset)
+            said = _link(root, dataset, place, job.pictures.folder)
+        os.rename(stage / "annotations", root / dataset)
     except OSError as exc:
-        raise UserError(f"{stage.root / stage.dataset}: cannot be given its name ({exc.strerror}); choose another "
+        raise UserError(f"{root / dataset}: cannot be given its name ({exc.strerror}); choose another "
                         "--output") from exc
     return said
 
@@ -278,7 +259,7 @@ def layout(job: ImportJob) -> tuple[list, dict]:
     ref_ids = _ids(job.refs, lambda ref: ref.ref_id, id)
     sentences = [sentence for ref in job.refs for sentence in ref.sentences]
     sentence_ids = _ids(sentences, lambda sentence: sentence.sent_id, id)
-    targets = [(*pair, ref) for ref in job.refs for pair in zip(ref.targets, ref.kept["rles"], strict=True)]
+    targets = [(*pair, ref) for ref in job.refs for pair in zip(ref.targets, ref.rles, strict=True)]
     ann_ids = _ids(targets, lambda entry: entry[0].ann_id, lambda entry: (entry[2].image, entry[1]))
     annotations = {}
     for target, rle, ref in targets:
@@ -298,7 +279,7 @@ def layout(job: ImportJob) -> tuple[list, dict]:
 
 def _ref(ref: Ref, ref_id: int, image_ids: dict, ann_ids: dict, sentence_ids: dict, several: bool) -> dict:
     """One entry of refs(*).json; in gRefCOCO's form (lists) when the data set has sentences of several objects."""
-    own = [ann_ids[ref.image, rle] for rle in ref.kept["rles"]]
+    own = [ann_ids[ref.image, rle] for rle in ref.rles]
     categories = [target.category_id or 1 for target in ref.targets]
     entry = {
         "ref_id": ref_id, "image_id": image_ids[ref.image], "file_name": ref.image, "split": ref.split,

@@ -1,23 +1,15 @@
 """Formats that people write for their own data.
 
-One's own data: a JSON object per line and sentence (``jsonl``).
+``jsonl``, a JSON object per line and sentence (docs/own-data.md): ``mask`` is the path of a painted image (relative to
+the file, or to --masks), a COCO RLE dict, polygons, or a box [x, y, width, height] in pixels. Lines of the same image
+and mask make one object with several sentences. ``raw``, ``ref_id`` and ``sent_id`` are kept where they are given.
 
-``{"image": "a.jpg", "sentence": "the red cup", "mask": "a_cup.png", "split": "train"}``. ``mask`` is the path of a
-painted image (relative to the file, or to --masks), a COCO RLE dict, polygons, or a box [x, y, width, height] in
-pixels; it may stand under ``polygons``, ``segmentation``, ``rle`` or ``box`` as well. ``sentence`` may be a list
-(``sentences`` too). Lines of the same image and mask make one object with several sentences. ``raw`` (the sentence as
-it was typed), ``ref_id`` and ``sent_id`` are kept where they are given.
+COCO files whose annotations carry a sentence, there or among their ``attributes`` (as CVAT exports them). The split is
+the annotation's or the image's ``split``, else the one that the file's name tells, else --split. Annotations of one
+mask are one object with several sentences.
 
-COCO files whose annotations carry a sentence, as labelling tools write them and ``export-data --format coco`` does.
-
-The sentence of an annotation is its ``sentences``, ``sentence``, ``expressions``, ``expression``, ``captions``,
-``caption``, ``referring_expression``, ``phrase`` or ``text``, there or among its ``attributes`` (as CVAT exports them).
-Its split is the annotation's or the image's ``split``, else the one that the file's name tells, else --split.
-Annotations of one mask are one object with several sentences.
-
-A JSON file per image, as labelme writes it (https://github.com/wkentaro/labelme), and ReasonSeg's variant of it.
-
-With a top-level ``text`` (a sentence or a list: ReasonSeg), the shapes labelled ``target`` are the object; ``ignore``
+A JSON file per image, as labelme writes it (https://github.com/wkentaro/labelme), and ReasonSeg's variant of it. With
+a top-level ``text`` (a sentence or a list: ReasonSeg), the shapes labelled ``target`` are the object; ``ignore``
 shapes are cut out, larger shapes under smaller ones, as LISA paints them. Without it, every shape is an object whose
 sentence is its ``description`` or else its ``label``; shapes of the same sentence and ``group_id`` are one object, and
 shapes of the same outline one object with several sentences. The split is the name of the folder where that is a
@@ -30,8 +22,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mindspore_coupalign.data.annotations import as_key
-from mindspore_coupalign.data.importers.images import read_mask
+from mindspore_coupalign.data.annotations import as_key, read_dict
+from mindspore_coupalign.data.importers.images import read_mask, read_mask_file
 from mindspore_coupalign.data.importers.import_job import ImportJob, encode
 from mindspore_coupalign.data.importers.records import (
     SPLITS,
@@ -42,9 +34,10 @@ from mindspore_coupalign.data.importers.records import (
     box_polygon,
     by_id,
     files,
+    found,
     from_base64,
+    parse_json,
     polygons,
-    read_dict,
     shown,
     size_of,
     split_of,
@@ -52,7 +45,7 @@ from mindspore_coupalign.data.importers.records import (
     texts,
 )
 from mindspore_coupalign.data.importers.records import sentences as refer_sentences
-from mindspore_coupalign.data.masks import MAX_COORDINATE
+from mindspore_coupalign.data.masks import polygon_points
 from mindspore_coupalign.errors import UserError
 
 MASK_FIELDS = ("mask", "polygons", "segmentation", "rle", "box")
@@ -79,14 +72,10 @@ def _lines(path: Path):
 
 
 def _read_line(job: ImportJob, path: Path, line: str):
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        raise BadRecord(f"not a complete JSON object ({str(exc)[:80]})") from exc
+    record = parse_json(line)
     image = take(record, "image", str)
     spoken = texts(record, "sentences" if "sentences" in record else "sentence")
-    blank = [text for text in spoken if not text.strip()]
-    if blank:
+    if not all(map(str.strip, spoken)):
         raise BadRecord("field 'sentence' is blank")
     given = [name for name in MASK_FIELDS if record.get(name) is not None]
     none = take(record, "no_target", bool, False)
@@ -98,8 +87,8 @@ def _read_line(job: ImportJob, path: Path, line: str):
     picture = job.pictures.find(image)
     ref_id, raw = take(record, "ref_id", int, None), take(record, "raw", str, "")
     key = (picture, split, ref_id, json.dumps([value, record.get("mask_value")]))
-    found = [Sentence(text.strip(), raw, take(record, "sent_id", int, None)) for text in spoken]
-    ref = Ref(picture, None, [], found, split, ref_id)
+    ref = Ref(picture, None, [], [Sentence(text.strip(), raw, take(record, "sent_id", int, None)) for text in spoken],
+              split, ref_id)
     if given and job.known(key) is None:
         ref.targets = [Target(_segmentation(job, path, given[0], value, record, picture))]
     job.add(ref, given[0] if given else "", key)
@@ -108,15 +97,8 @@ def _read_line(job: ImportJob, path: Path, line: str):
 def _segmentation(job: ImportJob, path: Path, name: str, value, record: dict, picture: str):
     if isinstance(value, str):
         file = (job.masks or path.parent) / value.replace("\\", "/")
-        try:
-            content = file.read_bytes()
-        except (OSError, ValueError) as exc:
-            why = getattr(exc, "strerror", None) or exc
-            raise BadRecord(f"field {name!r}: mask image {file} cannot be read ({why}); paths are relative to the "
-                            "file, or to --masks") from exc
-        mask = read_mask(content, f"mask image {file}", record.get("mask_value"))
-        height, width = mask.shape
-        job.pictures.compare(picture, (height, width), f"mask image {file}")
+        mask = read_mask_file(file, record.get("mask_value"))
+        job.pictures.compare(picture, mask.shape, f"mask image {file}")
         return encode(mask)
     if isinstance(value, dict):
         return value
@@ -169,9 +151,7 @@ def _sentences(annotation) -> list[Sentence]:
 
 def _add(job: ImportJob, annotation: dict, spoken: list[Sentence], images: dict, path):
     image_id = as_key(take(annotation, "image_id", (int, str)))
-    image = images.get(image_id)
-    if image is None:
-        raise BadRecord(f"its image {image_id} is not among the file's images")
+    image = found(images, image_id, "image")
     field = "segmentation" if annotation.get("segmentation") else "bbox"
     if field == "bbox":
         if annotation.get("bbox") is None:
@@ -219,10 +199,7 @@ def _read(path):
         text = content.decode(json.detect_encoding(content), "surrogatepass")
     except UnicodeDecodeError:
         text = content.decode("cp1252", "replace")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise BadRecord(f"not complete JSON ({str(exc)[:80]}); truncated?") from exc
+    return parse_json(text)
 
 
 def _reasoned(content: dict, shapes: list, size: tuple[int, int]):
@@ -275,11 +252,7 @@ def _shape_mask(shape, size: tuple[int, int]) -> np.ndarray:
 
 def _points(shape) -> np.ndarray:
     """(n, 2) float64 x, y."""
-    value = take(shape, "points", list)
     try:
-        points = np.asarray(value, np.float64).reshape(len(value), 2)
-    except (TypeError, ValueError):
-        raise BadRecord(f"field 'points' must be points [x, y]; found {shown(value)}") from None
-    if not (np.abs(points) <= MAX_COORDINATE).all():
-        raise BadRecord(f"field 'points' has a coordinate that is no pixel position: {shown(value)}")
-    return points
+        return polygon_points(take(shape, "points", list))
+    except ValueError as exc:
+        raise BadRecord(f"field 'points': {exc}") from exc

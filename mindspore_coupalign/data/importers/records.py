@@ -5,6 +5,7 @@ h, w image size in pixels. Boxes are x, y, width, height; polygons flat lists x0
 
 import base64
 import binascii
+import json
 import math
 import re
 import reprlib
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mindspore_coupalign.data.annotations import as_key, read_json
-from mindspore_coupalign.data.masks import rle_area, segmentation_to_rle
+from mindspore_coupalign.data.masks import polygon_points, rle_area, segmentation_to_rle
 from mindspore_coupalign.errors import UserError
 
 MISSING = object()
@@ -41,13 +42,13 @@ class Target:
 @dataclass
 class Ref:
     image: str  # the image's file name below the image folder
-    size: tuple[int, int] | None  # h, w; None: the image is opened
+    size: tuple[int, ...] | None  # h, w; None: the image is opened
     targets: list[Target]  # more than one, or none at all, where the form allows it
     sentences: list[Sentence]
     split: str
     ref_id: int | None = None
     image_id: int | None = None
-    kept: dict = field(default_factory=dict)  # what the job finds out: "rles", one compressed RLE per target
+    rles: list[bytes] = field(default_factory=list)  # one per target, compressed; the job makes them
 
 
 def take(record, key: str, kind, default=MISSING):
@@ -123,29 +124,14 @@ def box_polygon(box, key: str) -> list:
 
 
 def polygons(value, key: str) -> list:
-    """Polygons in any of the usual nestings, as lists of numbers.
-
-    One polygon as numbers or as points [x, y], or a list of such polygons.
-
-    Raises:
-        BadRecord: anything else, an odd count of numbers, fewer than three points.
-    """
+    """One polygon as numbers or as points [x, y], or a list of such polygons -> lists of numbers, which ``checked``
+    will check."""
     if not isinstance(value, list) or not value:
         raise BadRecord(f"field {key!r} must be polygons; found {shown(value)}")
     if all(map(is_number, value)) or all(map(_is_point, value)):
         value = [value]
-    found = []
-    for polygon in value:
-        if isinstance(polygon, list) and polygon and all(map(_is_point, polygon)):
-            polygon = [number for point in polygon for number in point]
-        if not isinstance(polygon, list) or not all(map(is_number, polygon)):
-            raise BadRecord(f"field {key!r}: a polygon must be numbers x0, y0, x1, y1, ... or points [x, y]; found "
-                            f"{shown(polygon)}")
-        if len(polygon) % 2 or len(polygon) < 6:
-            raise BadRecord(f"field {key!r}: a polygon needs three points or more, each two numbers; found "
-                            f"{len(polygon)} numbers")
-        found.append(polygon)
-    return found
+    return [[number for point in polygon for number in point]
+            if isinstance(polygon, list) and all(map(_is_point, polygon)) else polygon for polygon in value]
 
 
 def checked(segmentation, size: tuple[int, int], key: str) -> tuple[list | dict, bytes]:
@@ -159,7 +145,7 @@ def checked(segmentation, size: tuple[int, int], key: str) -> tuple[list | dict,
     except ValueError as exc:
         raise BadRecord(f"field {key!r}: {exc}") from exc
     if isinstance(segmentation, list):
-        segmentation = [part for part in segmentation if not isinstance(part, list) or len(part) >= 6]
+        segmentation = [part for part in segmentation if isinstance(part, dict) or len(polygon_points(part)) >= 3]
     if not rle_area(rle, *size):
         raise BadRecord(f"field {key!r} is an empty mask: no pixel of the image ({size[1]} x {size[0]}) is in it")
     return segmentation, rle
@@ -211,20 +197,7 @@ def read_list(path: Path, what: str) -> list:
     """A JSON file that holds a list. Raises UserError."""
     content = read_json(path)
     if not isinstance(content, list):
-        raise UserError(f"{path}: expected a list of {what}, found {type(content).__name__}; is this the right file "
-                        "for this --format?")
-    return content
-
-
-def read_dict(path: Path, *keys: str) -> dict:
-    """A JSON file that holds a dict with lists under these keys. Raises UserError."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a dict, found {type(content).__name__}; is this the right file for this "
-                        "--format?")
-    for key in keys:
-        if not isinstance(content.get(key), list):
-            raise UserError(f"{path}: has no list {key!r}; is this the right file for this --format?")
+        raise UserError(f"{path}: expected a list of {what}, found {type(content).__name__}; is this the right file?")
     return content
 
 
@@ -240,6 +213,21 @@ def by_id(records: list, path: Path, name: str) -> dict:
             raise UserError(f"{path}: two {name} have the id {key}; give each its own")
         found[key] = record
     return found
+
+
+def found(records: dict, key: int | str, name: str) -> dict:
+    """The record of an id that another record names. Raises BadRecord."""
+    if key not in records:
+        raise BadRecord(f"its {name} {key} is in none of the files; do they belong together?")
+    return records[key]
+
+
+def parse_json(text: str):
+    """Raises BadRecord."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise BadRecord(f"not complete JSON ({str(exc)[:80]}); truncated?") from exc
 
 
 def from_base64(text: str, what: str) -> bytes:

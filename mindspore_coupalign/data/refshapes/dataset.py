@@ -9,12 +9,10 @@
 its refs have gRefCOCO's fields: ``ann_id`` and ``category_id`` are lists, [-1] where nothing is meant, and
 ``no_target`` says so.
 
-A scene depends on (variant, seed, split, index) alone, hence not on the number of workers. What the splits hold:
-refs.py.
+A scene depends on (variant, seed, split, index) alone. What the splits hold: refs.py.
 
-The references are scores of guesses with perfect masks, in percent, which a network has to beat.
-
-Per split, as oIoU (sum of intersections over sum of unions, all sentences): ``all_objects``, every object;
+The references are scores of guesses with perfect masks, in percent, which a network has to beat. Per split, as oIoU
+(sum of intersections over sum of unions, all sentences): ``all_objects``, every object;
 ``noun_phrase``, all that fit the noun phrase (``fits``); ``random_object``, one object drawn evenly, as expected
 intersections over expected unions.
 
@@ -104,11 +102,7 @@ def make_shapes(output: str | Path, seed: int = 0, *, train: int = SPLITS["train
 
 def _occupied(output, label, force):
     """True when ``output`` holds the RefShapes of this label; False when it may be written; else UserError."""
-    if not output.exists():
-        return False
-    if not output.is_dir():
-        raise UserError(f"{output}: is a file; --output names a folder")
-    inside = {path.name for path in output.iterdir()}
+    inside = {path.name for path in output.iterdir()} if output.exists() else set()
     if not inside:
         return False
     found = _stated(output, inside, label)
@@ -150,9 +144,7 @@ def _write(folder, variant, label, workers):
             bar.update(len(done))
     refs, instances = _number(records, variant)
     # Through JSON: pickle notes which strings are one object, and that would depend on the workers.
-    refs = json.loads(json.dumps(refs))
-    with open(annotations / "refs(shapes).p", "wb") as file:
-        pickle.dump(refs, file, protocol=2)
+    (annotations / "refs(shapes).p").write_bytes(pickle.dumps(json.loads(json.dumps(refs)), protocol=2))
     (annotations / "instances.json").write_text(json.dumps(instances, separators=(",", ":")))
     stated = {**label, "splits": {split: references([r for r in records if r["split"] == split], variant.kinds,
                                                     variant.general) for split in label["scenes"]}}
@@ -258,10 +250,6 @@ def _number(records, variant):
                   "annotations": annotations, "categories": categories}
 
 
-GUESSES = ("all_objects", "random_object", "noun_phrase")
-GENERAL_SCORES = ("gIoU", "cIoU", "N_acc", "T_acc")
-
-
 def references(records: list, kinds: tuple, general: bool) -> dict:
     """Counts and scores of one split's records; masks share no pixel, so unions are sums of areas.
 
@@ -296,12 +284,13 @@ def table(splits: dict) -> str:
     """references.json's splits as a table: a category's score is the noun phrase's oIoU, or its gIoU where given."""
     rows = [("", *splits)]
     rows += [(name, *(splits[s][name] for s in splits)) for name in ("scenes", "refs", "sentences")]
-    rows += [(f"oIoU of {name}", *(f"{splits[s][name]:.1f}" for s in splits)) for name in GUESSES]
+    rows += [(f"oIoU of {name}", *(f"{splits[s][name]:.1f}" for s in splits))
+             for name in ("all_objects", "random_object", "noun_phrase")]
     first = next(iter(splits.values()))
     score, general = ("gIoU", True) if "noun_phrase_scores" in first else ("noun_phrase", False)
     if general:
         rows += [(f"{name} of noun_phrase", *(_cell(splits[s]["noun_phrase_scores"][name]) for s in splits))
-                 for name in GENERAL_SCORES]
+                 for name in ("gIoU", "cIoU", "N_acc", "T_acc")]
     for kind in dict.fromkeys(kind for split in splits.values() for kind in split["kinds"]):
         cells = [splits[s]["kinds"].get(kind) for s in splits]
         rows.append((f"{kind}: sentences, {score}",

@@ -184,17 +184,6 @@ def _plural_template(cue, rng):
     return quantifier
 
 
-def vocabulary() -> list[str]:
-    """Every word that a sentence can hold: the singular ones' first, each part sorted."""
-    templates = [*_QUANTIFIERS, *(text for texts in _COUNT_WORDS.values() for text in texts)]
-    for group in (_HALF_WORDS, _MOST_WORDS):
-        templates += [text for texts in group.values() for text in texts]
-    words = {text for template in templates for text in template.split() if not text.startswith("{")}
-    words |= {"and", *NUMBERS.values(), *_ANY_WORDS, *(plural(noun) for noun in (*KINDS, *_ANY_WORDS))}
-    known = singular.vocabulary()
-    return known + sorted(words - set(known))
-
-
 _REASONS = {  # how often each, by form; the other forms have "phrase" alone
     "ordinal": {"phrase": 1, "few": 9}, "corner": {"phrase": 1, "place": 9}, "half": {"phrase": 1, "place": 9},
     "relation": {"phrase": 1, "place": 4, "anchor": 4}, "beside": {"phrase": 1, "place": 4, "anchor": 4}}
@@ -217,42 +206,34 @@ _MOST = {**dict.fromkeys(SIDE_AXES, 21), "big": 8, "small": 8}
 
 
 class Room(NamedTuple):
-    """A scene as the sentences about nothing see it."""
+    """A scene and what may be said of it."""
 
     shapes: list
-    pairs: dict  # (colour, kind) -> indices
     nouns: tuple  # of singular forms
     plural_nouns: tuple
+    singles: list  # of Claim that the split admits
+    singulars: dict  # index -> the Claims without anchor about that shape, admitted or not: halves of pairs
+    plurals: list  # of Meaning that the split admits
+    allowed: Callable  # whether the split admits a sentence, by the (colour, kind) pairs that it names
 
 
-def look(shapes: list[Shape], nouns: tuple, plural_nouns: tuple) -> Room:
-    pairs: dict[tuple, tuple] = {}
-    for i, shape in enumerate(shapes):
-        pairs[shape.colour, shape.kind] = (*pairs.get((shape.colour, shape.kind), ()), i)
-    return Room(shapes, pairs, nouns, plural_nouns)
-
-
-def draw_absent(rng: np.random.Generator, room: Room, form: str, allowed: Callable) -> Meaning | None:
-    """A sentence of the form that means nothing in the scene; None when none was found in some draws.
-
-    Args:
-        allowed: of the (colour, kind) pairs that a sentence names, whether it may.
-    """
+def draw_absent(rng: np.random.Generator, room: Room, form: str) -> Meaning | None:
+    """A sentence of the form that means nothing in the scene; None when none was found in some draws."""
     if form == "pair":
-        return _draw_absent_pair(rng, room, allowed)
+        return _draw_absent_pair(rng, room)
     reason = weighted(rng, _REASONS.get(form, {"phrase": 1}))
     phrase_type = _phrase_type(rng, room, form, _COLOURED)
     same_kind = rng.random() < _SAME_KIND.get(form, 0)
     for _ in range(_TRIES):
         meaning = _draw_once(rng, room, form, reason, phrase_type)
-        if meaning and allowed(meaning.pairs()):
+        if meaning and room.allowed(meaning.pairs()):
             (claim,) = meaning.says
             if form not in _SAME_KIND or reason == "phrase" or (claim.noun == claim.cue[-1]) == same_kind:
                 return meaning
     return None
 
 
-def _draw_absent_pair(rng, room, allowed):
+def _draw_absent_pair(rng, room):
     forms = [weighted(rng, _HALF) for _ in range(2)]
     same_kind = rng.random() < _SAME_KIND_PAIR
     for _ in range(2 * _TRIES):
@@ -262,7 +243,7 @@ def _draw_absent_pair(rng, room, allowed):
             first, second = (half.says[0] for half in halves)
             meaning = joined("absent", first, second)
             differ = first[3:] != second[3:]  # in colour, noun or cue
-            if differ and (first.noun == second.noun) == same_kind and allowed(meaning.pairs()):
+            if differ and (first.noun == second.noun) == same_kind and room.allowed(meaning.pairs()):
                 return meaning
     return None
 
@@ -303,8 +284,9 @@ def _missing_phrase(rng, room, phrase_type):
 
 def _missing_pair(rng, room):
     """(colour, kind) that no shape has, mostly with both there apart."""
-    colours, kinds = {shape.colour for shape in room.shapes}, {shape.kind for shape in room.shapes}
-    missing = [(colour, kind) for colour in COLOURS for kind in KINDS if (colour, kind) not in room.pairs]
+    pairs = {(shape.colour, shape.kind) for shape in room.shapes}
+    colours, kinds = zip(*pairs, strict=True)
+    missing = [(colour, kind) for colour in COLOURS for kind in KINDS if (colour, kind) not in pairs]
     hard = [pair for pair in missing if pair[0] in colours and pair[1] in kinds]
     easy = [pair for pair in missing if pair not in hard]
     options = hard if hard and rng.random() < _HARD else easy or hard
@@ -360,7 +342,7 @@ def _false_cue(rng, room, form, reason, fits):
         return cue if _far_from_corner(room.shapes, fits, *cue[1:]) else None
     if form == "half":
         return cue if in_half(room.shapes, fits, cue[1]) == [] else None
-    (anchor,) = room.pairs[cue[2:]]
+    anchor = next(i for i, shape in enumerate(room.shapes) if (shape.colour, shape.kind) == cue[2:])
     return cue if beside(room.shapes, fits, anchor, cue[1]) == [] else None
 
 

@@ -15,11 +15,10 @@ names one, not even as absent; a shape of such a pair may be the target of a sen
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
-from mindspore_coupalign.data.refshapes.general import Meaning, Room, draw_absent, joined, look, one, plurals
+from mindspore_coupalign.data.refshapes.general import Meaning, Room, draw_absent, joined, one, plurals
 from mindspore_coupalign.data.refshapes.general import word as word_meaning
 from mindspore_coupalign.data.refshapes.scenes import KINDS, Shape, draw_scene
 from mindspore_coupalign.data.refshapes.sentences import (
@@ -79,8 +78,8 @@ def draw_shapes(rng: np.random.Generator, split: str, index: int) -> list[Shape]
     """The shapes of a scene: crowded in testB's odd scenes, with a held-out pair among them in its even ones."""
     novel = names_held_out(split, index)
     counts = _CROWDED if split == "testB" and not novel else _COUNTS
-    named = HELD_OUT[rng.integers(len(HELD_OUT))] if novel else None
-    return draw_scene(rng, counts[rng.integers(len(counts))], named)
+    named = choose(rng, HELD_OUT) if novel else None
+    return draw_scene(rng, choose(rng, counts), named)
 
 
 def draw_nouns(rng: np.random.Generator, share: float = _ANY_SHARE) -> tuple:
@@ -90,7 +89,7 @@ def draw_nouns(rng: np.random.Generator, share: float = _ANY_SHARE) -> tuple:
 
 def choose_ref(rng: np.random.Generator, split: str, leading: str, open_claims: list[Claim]) -> list[Claim] | None:
     """The claims of one ref: one of category ``leading``, then of others about the same target; None if not enough."""
-    first = pick(rng, open_claims, leading)
+    first = pick(rng, [claim for claim in open_claims if claim.kind == leading], _cue_type)
     if first is None:
         return None
     about = [claim for claim in open_claims if claim.target == first.target]
@@ -99,8 +98,8 @@ def choose_ref(rng: np.random.Generator, split: str, leading: str, open_claims: 
     for _ in range(least - 1 + int(rng.integers(2))):
         left = sorted({c.kind for c in about} - {c.kind for c in chosen})
         if left:
-            more = pick(rng, about, weighted(rng, {kind: _FURTHER[kind] for kind in left}))
-            chosen += [more] if more else []
+            kind = weighted(rng, {kind: _FURTHER[kind] for kind in left})
+            chosen.append(pick(rng, [claim for claim in about if claim.kind == kind], _cue_type))
     return chosen if len(chosen) >= least else None
 
 
@@ -108,15 +107,20 @@ def least_sentences(split: str) -> int:
     return 2 if split == "train" else 1
 
 
-def pick(rng: np.random.Generator, open_claims: list[Claim], kind: str) -> Claim | None:
-    """One claim of the category: first the type of cue, evenly, then the claim; None when none is open."""
-    of_kind = [claim for claim in open_claims if claim.kind == kind]
-    if not of_kind:
+def pick(rng: np.random.Generator, options: list, cue: Callable):
+    """One of the claims or meanings: first what ``cue`` gives of them, evenly, then the option; None without any."""
+    if not options:
         return None
-    cues = sorted({claim.cue[0] for claim in of_kind})
-    cue = cues[rng.integers(len(cues))]
-    of_cue = [claim for claim in of_kind if claim.cue[0] == cue]
-    return of_cue[rng.integers(len(of_cue))]
+    chosen = choose(rng, sorted({cue(option) for option in options}, key=str))
+    return choose(rng, [option for option in options if cue(option) == chosen])
+
+
+def _cue_type(claim: Claim) -> str:
+    return claim.cue[0]
+
+
+def _cue_start(meaning: Meaning) -> tuple:
+    return meaning.says[0].cue[:2]
 
 
 # What a scene's two refs mean: two that mean nothing would be one, so this is drawn again: 5, 3 and 2 in ten.
@@ -129,23 +133,13 @@ _NONE = {"attribute": 1.6, "side": 2.1, "ordinal": 2.3, "corner": 3.0, "size": 1
 _TRIES = 20  # draws of a pair, before it is given up for this scene
 
 
-class Open(NamedTuple):
-    """What may be said of a scene."""
-
-    singles: list  # of Claim that the split admits
-    singulars: dict  # index -> the Claims without anchor about that shape, admitted or not: halves of pairs
-    plurals: list  # of Meaning that the split admits
-    room: Room
-    allowed: Callable  # whether the split admits a sentence, by the (colour, kind) pairs that it names
-
-
 def compose_general(rng: np.random.Generator, split: str, index: int) -> tuple[list[Shape], list]:
     """Draw scenes until one bears two refs; returns what ``compose_plain`` does."""
     leading = _draw_leading(rng, names_held_out(split, index))
     least = least_sentences(split)
     while True:
         shapes = draw_shapes(rng, split, index)
-        said = _open(rng, shapes, names_held_out(split, index))
+        said = _look(rng, shapes, names_held_out(split, index))
         refs: dict[tuple, list[Meaning]] = {}
         for meant, first in leading:
             if meant == "one":
@@ -175,7 +169,7 @@ def _draw_leading(rng, novel):
     return [(what, first[what]()) for what in meant]
 
 
-def _open(rng, shapes, novel):
+def _look(rng, shapes, novel):
     nouns, plural_nouns = draw_nouns(rng), draw_nouns(rng, _PLURAL_SHARE)
     every, allowed = claims(shapes, nouns), partial(fits_split, novel=novel)
     singulars: dict[int, list[Claim]] = {}
@@ -186,9 +180,8 @@ def _open(rng, shapes, novel):
         colour, kind = shapes[i].colour, shapes[i].kind
         if all(shape.kind != kind for shape in shapes[:i] + shapes[i + 1:]):
             singulars.setdefault(i, []).append(Claim("attribute", i, (i,), colour, kind, ("attribute",)))
-    return Open([claim for claim in every if allowed(claim.pairs())], singulars,
-                [meaning for meaning in plurals(shapes, plural_nouns) if allowed(meaning.pairs())],
-                look(shapes, nouns, plural_nouns), allowed)
+    return Room(shapes, nouns, plural_nouns, [claim for claim in every if allowed(claim.pairs())], singulars,
+                [meaning for meaning in plurals(shapes, plural_nouns) if allowed(meaning.pairs())], allowed)
 
 
 def _choose_several(rng, said, leading, taken, further):
@@ -196,7 +189,7 @@ def _choose_several(rng, said, leading, taken, further):
     if leading == "pair":
         first = _draw_pair(rng, said, sorted(said.singulars), same_kind=bool(rng.random() < 0.5))
     else:
-        first = _pick(rng, [m for m in said.plurals if m.form == leading])
+        first = pick(rng, [m for m in said.plurals if m.form == leading], _cue_start)
     if first is None or first.targets in taken:
         return []
     chosen = [first]
@@ -211,20 +204,20 @@ def _choose_several(rng, said, leading, taken, further):
             if more and all(set(more.says) != set(m.says) for m in chosen):
                 chosen.append(more)
         elif form:
-            chosen.append(_pick(rng, [m for m in about if m.form == form]))
+            chosen.append(pick(rng, [m for m in about if m.form == form], _cue_start))
     return chosen
 
 
 def _choose_none(rng, said, leading, further):
     """Sentences about nothing, of different forms: one of the form ``leading``, then others."""
-    first = draw_absent(rng, said.room, leading, said.allowed)
+    first = draw_absent(rng, said, leading)
     if first is None:
         return []
     chosen = [first]
     for _ in range(further):
         used = {meaning.form for meaning in chosen}
         form = weighted(rng, {form: weight for form, weight in _NONE.items() if form not in used})
-        more = draw_absent(rng, said.room, form, said.allowed)
+        more = draw_absent(rng, said, form)
         chosen += [more] if more else []
     return chosen
 
@@ -234,22 +227,8 @@ def _draw_pair(rng, said, targets, same_kind=None):
     if len(targets) < 2 or any(target not in said.singulars for target in targets):
         return None
     for _ in range(_TRIES):
-        halves = [_half(rng, said.singulars[targets[i]]) for i in rng.permutation(len(targets))[:2]]
+        halves = [pick(rng, said.singulars[targets[i]], _cue_type) for i in rng.permutation(len(targets))[:2]]
         meaning = joined("pair", *halves)
         if same_kind in (None, halves[0].noun == halves[1].noun) and said.allowed(meaning.pairs()):
             return meaning
     return None
-
-
-def _half(rng, about):
-    """One of the claims: first the type of cue, evenly, then the claim."""
-    cue = choose(rng, sorted({claim.cue[0] for claim in about}))
-    return choose(rng, [claim for claim in about if claim.cue[0] == cue])
-
-
-def _pick(rng, meanings):
-    """One of the meanings: first the cue, by its type and first word, then the meaning; None when there is none."""
-    if not meanings:
-        return None
-    cue = choose(rng, sorted({m.says[0].cue[:2] for m in meanings}, key=str))
-    return choose(rng, [m for m in meanings if m.says[0].cue[:2] == cue])

@@ -118,15 +118,6 @@ def phrase_of(claim: Claim, rng: np.random.Generator) -> str:
     return choose(rng, RELATION_WORDS[rest[0]]).format(np=phrase, anchor=" ".join(rest[1:]))
 
 
-def vocabulary() -> list[str]:
-    """Every word that a sentence can hold, sorted."""
-    templates = [*_ORDINAL_WORDS, *_CORNER_WORDS, *_ATTRIBUTE_WORDS]
-    for group in (_SIDE_WORDS, _SIZE_WORDS, RELATION_WORDS):
-        templates += [text for texts in group.values() for text in texts]
-    words = {text for template in templates for text in template.split() if not text.startswith("{")}
-    return sorted(words | {*ORDINALS, *SIDE_AXES, *COLOURS, *KINDS, ANY, "the"})
-
-
 def choose(rng: np.random.Generator, options: tuple | list):
     return options[rng.integers(len(options))]
 

@@ -1,12 +1,6 @@
-"""Writing ONNX files: from a checkpoint, compared with it before the file appears; and the same in 8 bits.
+"""Writing ONNX files: from a checkpoint, compared with it before the file appears; and the same in 8 bits."""
 
-Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) and
-has_target (B,) float32.
-"""
-
-import contextlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,14 +12,13 @@ from mindspore_coupalign.config import DataConfig
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.inference import sidecar
-from mindspore_coupalign.inference.cells import CellNetwork
 from mindspore_coupalign.inference.mindir import (
     FromPixels,
-    NotEqual,
+    compare,
     difference,
-    join,
     normalised,
     random_inputs,
+    replacing,
     write_graph,
 )
 from mindspore_coupalign.inference.onnx import session
@@ -40,7 +33,7 @@ def export_onnx(checkpoint: Checkpoint, output: Path, uint8: bool = False) -> li
     """Write the ONNX file, in float32 whatever the checkpoint was trained in, and its sidecar.
 
     Args:
-        uint8: the graph takes pixels (B, H, W, 3) uint8 and normalises them.
+        uint8: as for ``network_to_onnx``.
 
     Returns:
         The largest difference from the network, per batch of ``BATCHES``, relative to the scale.
@@ -56,11 +49,12 @@ def export_onnx(checkpoint: Checkpoint, output: Path, uint8: bool = False) -> li
         raise UserError(f"{checkpoint.path}: {weights / 2**30:.2f} GiB of weights, but an ONNX file ends at 2 GiB; "
                         "export a .mindir, which may be of any size")
     facts = sidecar.describe("onnx", checkpoint.config, tokenizer, uint8=uint8)
-    with _replacing(output) as file:
-        file.write_bytes(network_to_onnx(model, checkpoint.config.data, file.parent, uint8).SerializeToString())
-        facts["differences"] = _compare(model, session.runner(file), checkpoint.config.data, tokenizer, uint8)
+    data = checkpoint.config.data
+    with replacing(output) as file:
+        file.write_bytes(network_to_onnx(model, data, file.parent, uint8).SerializeToString())
+        facts["differences"] = compare(model, session.runner(file), BATCHES, data, tokenizer, uint8, TOLERANCE)
         facts |= {**sidecar.origin(checkpoint.progress), **model.precision._asdict()}
-        sidecar.write(sidecar.sidecar_path(file), file, facts)
+        sidecar.write(file, facts)
     return facts["differences"]
 
 
@@ -89,21 +83,6 @@ def cell_to_onnx(cell: nn.Cell, inputs: list[dict], outputs: Sequence[str], fold
     return to_onnx(mindir, {p.name: p.asnumpy() for p in cell.get_parameters()}, outputs)
 
 
-def _compare(model, run, data: DataConfig, tokenizer, uint8: bool) -> list[float]:
-    """The largest difference per batch from the network, which reads one sample at a time."""
-    differences = []
-    for seed, batch in enumerate(BATCHES):
-        pixels, *words = random_inputs(data, tokenizer, batch, seed)
-        image = normalised(pixels, data)
-        rows = zip(image, *words, strict=True)
-        expected = join([CellNetwork(model)(*(part[None] for part in row)) for row in rows])
-        differences.append(difference(run(pixels if uint8 else image, *words), expected))
-        if not differences[-1] <= TOLERANCE:  # also when it is not a number
-            raise NotEqual(f"the exported graph differs from the checkpoint by {differences[-1]:.1e} of the logits' "
-                           f"scale (allowed: {TOLERANCE:.0e})")
-    return differences
-
-
 def export_int8(source: Path, output: Path) -> list[float]:
     """Write an ONNX file of this package once more, with the linear layers' products in 8 bits: their weights are
     stored so, every output channel with a scale of its own, and onnxruntime rounds what they are multiplied with as it
@@ -126,40 +105,19 @@ def export_int8(source: Path, output: Path) -> list[float]:
     tokenizer = SentenceTokenizer.from_json(facts["tokenizer"], data.max_tokens, str(source))
     linear = "Gemm"  # onnxruntime makes them MatMul and Add
     others = [node.name for node in onnx.load(source).graph.node if node.op_type != linear]
-    with _replacing(output) as file:
-        with _quiet():
+    with replacing(output) as file:
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # its advice, on the root logger, about its own preprocessing
+        try:
             quantize_dynamic(source, file, op_types_to_quantize=["MatMul"], nodes_to_exclude=others, per_channel=True,
                              reduce_range=True, weight_type=QuantType.QInt8)
+        finally:
+            logging.disable(disabled)
         run_int8, differences = session.runner(file), []
         for seed, batch in enumerate(BATCHES):
             pixels, *words = random_inputs(data, tokenizer, batch, seed)
             image = pixels if sidecar.takes_uint8(facts) else normalised(pixels, data)
             differences.append(difference(run_int8(image, *words), run(image, *words)))
         facts |= {"amp_dtype": "int8", "differences": differences}
-        sidecar.write(sidecar.sidecar_path(file), file, facts)
+        sidecar.write(file, facts)
     return differences
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the advice that onnxruntime logs, on the root logger, about its own preprocessing."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-
-
-@contextlib.contextmanager
-def _replacing(output: Path):
-    """A file beside the output to write to; it and its sidecar take their names when the block ends well."""
-    session.check_utf8(output, "choose another --output")
-    try:
-        with scratch(".export-", output.parent) as folder:  # the same file system, and gone afterwards
-            file = folder / output.name
-            yield file
-            for written in (file, sidecar.sidecar_path(file)):
-                os.replace(written, output.with_name(written.name))
-    except OSError as exc:
-        raise UserError(f"{output}: cannot be written ({exc.strerror or exc}); choose another --output") from exc

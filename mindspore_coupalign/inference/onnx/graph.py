@@ -129,14 +129,8 @@ class Graph:
             return x
         moving = [i for i, side in enumerate(shape) if side and side % BATCH == 0]
         if len(moving) == 1:
-            return self._as(self.node("Reshape", x, np.array([-1 if i in moving else side for i, side
-                                                              in enumerate(shape)], np.int64)), shape)
-        return self._as(self.node("Reshape", x, self.sizes(shape)), shape)
-
-    @staticmethod
-    def _as(value: Value, shape) -> Value:
-        value.shape = tuple(shape)
-        return value
+            return self.node("Reshape", x, np.array([-1 if i in moving else side for i, side in enumerate(shape)]))
+        return self.node("Reshape", x, self.sizes(shape))
 
     def transpose(self, x: Value, order) -> Value:
         order = [axis % len(x.shape) for axis in order]
@@ -184,7 +178,7 @@ class Graph:
             return self.node("Gemm", source, *(v.array * factor for v in others), **attributes)
         if kind in ("Reshape", "Transpose") or kind == "Gather" and attributes["axis"] == 1:
             inner = self._scaled(source, factor)
-            return None if inner is None else self._as(self.node(kind, inner, *others, **attributes), x.shape)
+            return None if inner is None else self.node(kind, inner, *others, **attributes)
         return None
 
     def model(self, outputs: dict[str, Value], producer_version: str) -> onnx.ModelProto:

@@ -12,36 +12,26 @@ from mindspore_coupalign.inference.onnx.graph import BATCH, Graph, Value
 
 # One node of the same inputs
 SAME = {
-    "Abs": "Abs", "AbsExt": "Abs", "Atan": "Atan", "Ceil": "Ceil", "Cos": "Cos", "Erf": "Erf", "Exp": "Exp",
-    "Floor": "Floor", "HSwish": "HardSwish", "Log": "Log", "LogicalAnd": "And", "LogicalNot": "Not",
-    "LogicalOr": "Or", "Mish": "Mish", "Neg": "Neg", "ReLU": "Relu", "Reciprocal": "Reciprocal", "Round": "Round",
-    "SeLU": "Selu", "Sigmoid": "Sigmoid", "Sign": "Sign", "Sin": "Sin", "Softplus": "Softplus",
-    "SoftplusExt": "Softplus", "Sqrt": "Sqrt", "Tanh": "Tanh",
+    "Abs": "Abs", "Cos": "Cos", "Erf": "Erf", "Exp": "Exp", "Floor": "Floor", "HSwish": "HardSwish", "Log": "Log",
+    "LogicalAnd": "And", "LogicalNot": "Not", "LogicalOr": "Or", "Mish": "Mish", "Neg": "Neg", "ReLU": "Relu",
+    "Reciprocal": "Reciprocal", "SeLU": "Selu", "Sigmoid": "Sigmoid", "Sign": "Sign", "Sin": "Sin",
+    "Softplus": "Softplus", "Sqrt": "Sqrt", "Tanh": "Tanh",
 }
 # Two operands, each a tensor or a number
 BINARY = {
-    "Add": "Add", "Adds": "Add", "Sub": "Sub", "Subs": "Sub", "Mul": "Mul", "Muls": "Mul", "Div": "Div", "Divs": "Div",
-    "RealDiv": "Div", "Pow": "Pow", "PowTensorScalar": "Pow", "PowScalarTensor": "Pow", "Maximum": "Max",
-    "Minimum": "Min", "Equal": "Equal", "EqScalar": "Equal", "Less": "Less", "LessScalar": "Less",
-    "LessEqual": "LessOrEqual", "LessEqualScalar": "LessOrEqual", "Greater": "Greater", "GreaterScalar": "Greater",
-    "GreaterEqual": "GreaterOrEqual", "GreaterEqualScalar": "GreaterOrEqual",
+    "Add": "Add", "Sub": "Sub", "Mul": "Mul", "Muls": "Mul", "Div": "Div", "Divs": "Div",
+    "Pow": "Pow", "Maximum": "Max", "Minimum": "Min", "Equal": "Equal", "EqScalar": "Equal", "Less": "Less",
+    "LessScalar": "Less", "LessEqual": "LessOrEqual", "Greater": "Greater", "GreaterEqual": "GreaterOrEqual",
 }
 REDUCTIONS = {
     "ReduceMean": "ReduceMean", "MeanExt": "ReduceMean", "ReduceSum": "ReduceSum", "SumExt": "ReduceSum",
-    "ReduceMax": "ReduceMax", "Max": "ReduceMax", "AMax": "ReduceMax", "ReduceMin": "ReduceMin", "Min": "ReduceMin",
-    "AMin": "ReduceMin", "ReduceProd": "ReduceProd", "ProdExt": "ReduceProd", "LogSumExp": "ReduceLogSumExp",
+    "ReduceMax": "ReduceMax", "ReduceMin": "ReduceMin", "ProdExt": "ReduceProd",
 }
 # Of sizes and flags, which are known here
 SCALARS = {
-    "ScalarAdd": operator.add, "ScalarSub": operator.sub, "ScalarMul": operator.mul, "ScalarDiv": operator.truediv,
-    "ScalarFloorDiv": operator.floordiv, "ScalarMod": operator.mod, "ScalarUsub": operator.neg, "ScalarEq": operator.eq,
-    "ScalarNe": operator.ne, "ScalarLt": operator.lt, "ScalarLe": operator.le, "ScalarGt": operator.gt,
-    "ScalarGe": operator.ge, "ScalarBool": bool, "ScalarCast": lambda x, *_: x, "BoolNot": operator.not_,
-    "bool_not": operator.not_, "bool_and": lambda x, y: x and y, "bool_or": lambda x, y: x or y,
-    "is_": lambda x, y: type(x) is type(y) and x == y, "is_not": lambda x, y: type(x) is not type(y) or x != y,
-    "InSequence": lambda x, xs: x in xs, "NotInSequence": lambda x, xs: x not in xs, "tuple_equal": operator.eq,
-    "sequence_len": len, "SequenceSlice": lambda xs, start, stop, step: xs[start:stop:step],
-    "SequenceAdd": operator.add, "Switch": lambda condition, x, y: x if condition else y,
+    "ScalarMul": operator.mul, "BoolNot": operator.not_,
+    "is_": lambda x, y: type(x) is type(y) and x == y, "InSequence": lambda x, xs: x in xs,
+    "tuple_equal": operator.eq, "Switch": lambda condition, x, y: x if condition else y,
 }
 
 
@@ -166,27 +156,14 @@ def pool(kind: str, **attributes):
 
 
 def max_pool_3d(graph, p, x):
-    return _flat_pool(graph, "MaxPool", x, p["ksize"], p["strides"], p["pads"], dilations=p["dilation"][1:],
-                      ceil_mode=int(p["ceil_mode"])), None
-
-
-def average_pool_3d(graph, p, x):
-    if p["divisor_override"]:
-        raise Unsupported("a divisor of its own")
-    pads = p["pad_list"]
-    if pads[::2] != pads[1::2]:
-        raise Unsupported("uneven padding")
-    return _flat_pool(graph, "AveragePool", x, p["kernel_size"][-3:], p["strides"][-3:], pads[::2],
-                      count_include_pad=int(p["count_include_pad"]), ceil_mode=int(p["ceil_mode"]))
-
-
-def _flat_pool(graph, kind, x, kernel, stride, pads, **attributes):
-    """The form of pool that nn.MaxPool2d and nn.AvgPool2d take where they pad: (B, C, 1, H, W)."""
+    """The form that nn.MaxPool2d takes where it pads: (B, C, 1, H, W)."""
+    kernel, stride, pads = p["ksize"], p["strides"], p["pads"]
     if kernel[0] != 1 or x.shape[2] != 1:
         raise Unsupported("three dimensions")
-    y = graph.node(kind, graph.reshape(x, (*x.shape[:2], *x.shape[3:])), kernel_shape=kernel[1:], strides=stride[1:],
-                   pads=[*pads[1:], *pads[1:]], **attributes)
-    return graph.node("Unsqueeze", y, np.array([2]))
+    y = graph.node("MaxPool", graph.reshape(x, (*x.shape[:2], *x.shape[3:])), kernel_shape=kernel[1:],
+                   strides=stride[1:], pads=[*pads[1:], *pads[1:]], dilations=p["dilation"][1:],
+                   ceil_mode=int(p["ceil_mode"]))
+    return graph.node("Unsqueeze", y, np.array([2])), None
 
 
 def adaptive(kind: str, whole: str):
@@ -240,10 +217,6 @@ def softmax(kind: str):
     return translate
 
 
-def gelu(graph, _, x, approximate="tanh"):
-    return graph.node("Gelu", x, approximate="tanh" if approximate in ("tanh", 1) else "none")
-
-
 def clamp(graph, _, x, low=None, high=None):
     for kind, bound in (("Max", low), ("Min", high)):
         x = x if bound is None else graph.node(kind, x, number(graph, bound, x))
@@ -271,33 +244,23 @@ def stack(graph, p, values, axis=0):
     return graph.node("Concat", *(graph.node("Unsqueeze", v, np.array([axis])) for v in values), axis=axis)
 
 
-def _split(graph, x, axis, *sizes, **attributes):
-    parts = attributes.get("num_outputs") or len(sizes[0])
-    values = graph.node("Split", x, *sizes, outputs=parts, axis=axis, **attributes)
+def _split(graph, x, axis, parts):
+    values = graph.node("Split", x, outputs=parts, axis=axis, num_outputs=parts)
     return values if isinstance(values, tuple) else (values,)
 
 
 def split(graph, p, x, axis=0, parts=1):
-    return _split(graph, x, p.get("axis", axis), num_outputs=p.get("output_num", parts))
+    return _split(graph, x, p.get("axis", axis), p.get("output_num", parts))
 
 
 def split_tensor(graph, _, x, length, axis=0, *__):
-    return _split(graph, x, axis, num_outputs=-(-x.shape[axis] // length))
-
-
-def split_sizes(graph, _, x, sizes, axis=0, *__):
-    return _split(graph, x, axis, np.array(integers(sizes), np.int64))
+    return _split(graph, x, axis, -(-x.shape[axis] // length))
 
 
 def gather(graph, _, x, index, axis=0, batch_dims=0):
     if batch_dims:
         raise Unsupported("batch_dims above 0")
     return graph.gather(x, index, integers(axis)[0] % len(x.shape))
-
-
-def select_at(graph, _, x, axis, index):
-    """One entry of an axis, which goes."""
-    return graph.node("Gather", x, np.array(integers(index)[0], np.int64), axis=integers(axis)[0] % len(x.shape))
 
 
 def strided_slice(graph, p, x, begin, end, strides, *flags):
@@ -332,13 +295,6 @@ def slice_(graph, _, x, begin, size):
     return graph.node("Slice", x, *(np.array(column, np.int64) for column in zip(*taken, strict=True))) if taken else x
 
 
-def slice_ext(graph, _, x, axis, start, end, step):
-    start, end = start or 0, min(end, x.shape[axis])
-    if (start, end, step) == (0, x.shape[axis], 1):
-        return x
-    return graph.node("Slice", x, *(np.array([v], np.int64) for v in (start, end, axis, step)))
-
-
 def tile(graph, p, x, repeats):
     repeats = integers(p.get("multiples", repeats))
     x = graph.reshape(x, (*[1] * (len(repeats) - len(x.shape)), *x.shape))
@@ -366,10 +322,6 @@ def filled_like(value: float):
     return lambda graph, p, x, *_: filled(value)(graph, p, x.shape)
 
 
-def full(graph, p, shape, value, *_):
-    return filled(value.array.item() if isinstance(value, Value) else value)(graph, p, shape)
-
-
 def expand_dims(graph, _, x, axis):
     axis = integers(axis)[0] % (len(x.shape) + 1)
     return graph.node("Unsqueeze", x, np.array([axis], np.int64))
@@ -381,11 +333,6 @@ def squeeze(graph, p, x, axes=()):
     return graph.reshape(x, [side for i, side in enumerate(x.shape) if i not in axes or side != 1])
 
 
-def flatten(graph, _, x, start=1, end=-1):
-    end %= len(x.shape)
-    return graph.reshape(x, (*x.shape[:start], int(np.prod(x.shape[start:end + 1], dtype=object)), *x.shape[end + 1:]))
-
-
 def select(graph, _, condition, x, y):
     like = x if isinstance(x, Value) else y
     return graph.node("Where", condition, number(graph, x, like), number(graph, y, like))
@@ -395,10 +342,6 @@ def masked_fill(graph, _, x, mask, value):
     return graph.node("Where", mask, number(graph, value, x), x)
 
 
-def arg(kind: str):
-    return lambda graph, p, x, axis=-1, *_: graph.node(kind, x, axis=integers(p.get("axis", axis))[0], keepdims=0)
-
-
 def with_index(kind: str, where: str):
     """The value and its place; MindSpore's older primitives have them the other way round."""
     def translate(graph, p, x, axis=0, keep=False, *_):
@@ -406,10 +349,6 @@ def with_index(kind: str, where: str):
         return (graph.node(kind, x, np.array([axis], np.int64), keepdims=keep),
                 graph.node(where, x, axis=axis, keepdims=keep))
     return translate
-
-
-def top_k(graph, _, x, k, *__):
-    return graph.node("TopK", x, np.array(integers(k)[:1], np.int64), outputs=2)
 
 
 def pad(graph, p, x):
@@ -426,26 +365,10 @@ def pad_last(graph, p, x, paddings, value=None):
     return graph.node("Pad", x, amounts, number(graph, 0 if value is None else value, x), mode=mode)
 
 
-def l2_normalize(graph, p, x):
-    squares = graph.node("ReduceSum", graph.node("Mul", x, x), np.array(integers(p["axis"])), keepdims=1)
-    return graph.node("Div", x, graph.node("Sqrt", graph.node("Max", squares, np.float32(p["epsilon"]))))
-
-
 def norm(graph, p, x):
     if p["p"] not in (1, 2):
         raise Unsupported(f"p = {p['p']}")
     return graph.node(f"ReduceL{p['p']}", x, np.array(integers(p["axis"])), keepdims=int(p["keep_dims"]))
-
-
-def remainder(graph, _, x, y):
-    """Of floor division."""
-    return graph.node("Sub", x, binary("Mul")(graph, _, graph.node("Floor", binary("Div")(graph, _, x, y)), y))
-
-
-def reverse(graph, p, x, axes=()):
-    axes = integers(p.get("axis", axes))
-    ends = [np.full(len(axes), end, np.int64) for end in (-1, np.iinfo(np.int64).min, -1)]
-    return graph.node("Slice", x, *ends[:2], np.array(axes), ends[2])
 
 
 PRIMITIVES = {
@@ -454,75 +377,50 @@ PRIMITIVES = {
     **{name: reduction(kind) for name, kind in REDUCTIONS.items()},
     **{name: scalar(function) for name, function in SCALARS.items()},
     # what MindSpore's graph needs and ONNX's does not
-    **dict.fromkeys(("Load", "Depend", "Identity", "StopGradient", "Contiguous", "TensorMove"),
-                    lambda _, __, x, *___: x),
-    "UpdateState": lambda *_: None,
-    "MakeTuple": lambda _, __, *xs: xs, "MakeList": lambda _, __, *xs: xs,
-    "TupleGetItem": lambda _, __, xs, i: xs[i], "ListGetItem": lambda _, __, xs, i: xs[i],
-    "RealTupleGetItem": lambda _, __, xs, i: xs[i],
-    "Shape": lambda _, __, x: x.shape, "TensorShape": lambda _, __, x: x.shape,
+    **dict.fromkeys(("Load", "Depend", "TensorMove"), lambda _, __, x, *___: x),
+    "UpdateState": lambda *_: None, "MakeTuple": lambda _, __, *xs: xs, "TupleGetItem": lambda _, __, xs, i: xs[i],
+    "Shape": lambda _, __, x: x.shape,
     # products and normalisations
-    "MatMul": matmul, "BatchMatMul": matmul, "MatMulExt": matmul, "BatchMatMulExt": matmul, "Dense": dense,
-    "BiasAdd": bias_add, "Conv2D": conv2d,
-    "BatchNorm": batch_norm, "LayerNorm": layer_norm, "GroupNorm": group_norm,
-    "Softmax": softmax("Softmax"), "LogSoftmax": softmax("LogSoftmax"), "LogSoftmaxExt": softmax("LogSoftmax"),
+    "MatMul": matmul, "BatchMatMul": matmul, "MatMulExt": matmul, "Dense": dense, "BiasAdd": bias_add,
+    "Conv2D": conv2d, "BatchNorm": batch_norm, "LayerNorm": layer_norm, "GroupNorm": group_norm,
+    "Softmax": softmax("Softmax"), "LogSoftmax": softmax("LogSoftmax"),
     # activations
-    "GeLU": gelu, "GeluExt": lambda graph, _, x, how="none": gelu(graph, _, x, how),
+    "GeLU": lambda graph, _, x: graph.node("Gelu", x, approximate="tanh"),
     "SiLU": lambda graph, _, x, *__: graph.node("Mul", x, graph.node("Sigmoid", x)),
-    "LeakyReLU": lambda graph, p, x, slope=0.01: graph.node("LeakyRelu", x, alpha=float(p.get("alpha", slope))),
     "Elu": lambda graph, _, x, alpha=1.0: graph.node("Elu", x, alpha=float(alpha)),
     "PReLU": lambda graph, _, x, w: graph.node("PRelu", x, graph.reshape(w, (-1, *[1] * (len(x.shape) - 2)))),
     "HSigmoid": lambda graph, _, x: graph.node("HardSigmoid", x, alpha=1 / 6, beta=0.5),
-    "ReLU6": lambda graph, _, x: clamp(graph, _, x, 0.0, 6.0),
-    "ClampScalar": clamp, "ClampTensor": clamp,
+    "ReLU6": lambda graph, _, x: clamp(graph, _, x, 0.0, 6.0), "ClampScalar": clamp,
     # arithmetic of more than one node
     "Square": lambda graph, _, x: graph.node("Mul", x, x),
     "Rsqrt": lambda graph, _, x: graph.node("Reciprocal", graph.node("Sqrt", x)),
     "Log1p": lambda graph, _, x: graph.node("Log", graph.node("Add", x, np.float32(1))),
-    "FloorDiv": lambda graph, _, x, y: graph.node("Floor", binary("Div")(graph, _, x, y)),
-    **dict.fromkeys(("FloorMod", "RemainderTensorScalar", "RemainderTensorTensor"), remainder),
-    "Lerp": lambda graph, _, x, y, w: graph.node("Add", x, binary("Mul")(graph, _, graph.node("Sub", y, x), w)),
-    "Addcmul": lambda graph, _, x, y, z, w: graph.node("Add", x, binary("Mul")(graph, _, graph.node("Mul", y, z), w)),
-    "L2Normalize": l2_normalize, "LpNorm": norm,
-    "AddN": lambda graph, _, xs: graph.node("Sum", *xs),
+    "LpNorm": norm,
     "NotEqual": lambda graph, _, x, y: graph.node("Not", binary("Equal")(graph, _, x, y)),
-    "NeScalar": lambda graph, _, x, y: graph.node("Not", binary("Equal")(graph, _, x, y)),
     "Cast": lambda graph, p, x, *_: x if p["dtype"] == x.dtype else graph.node("Cast", x, to=p["dtype"]),
-    "CumSum": lambda graph, _, x, axis, *__: graph.node("CumSum", x, np.array(integers(axis)[0], np.int64)),
-    "CumsumExt": lambda graph, _, x, axis, *__: graph.node("CumSum", x, np.array(integers(axis)[0], np.int64)),
     # sizes and places
     "Reshape": lambda graph, _, x, shape: graph.reshape(x, integers(shape)),
-    "View": lambda graph, _, x, shape: graph.reshape(x, integers(shape)),
     "Transpose": lambda graph, _, x, order: graph.transpose(x, integers(order)),
-    "TransposeView": lambda graph, _, x, order: graph.transpose(x, integers(order)),
-    "Flatten": flatten, "FlattenExt": lambda graph, _, x, start=0, end=-1: flatten(graph, _, x, start, end),
-    "ExpandDims": expand_dims, "Squeeze": squeeze,
-    "Concat": concat, "Stack": stack, "Split": split, "SplitTensor": split_tensor, "SplitTensorView": split_tensor,
-    "SplitWithSize": split_sizes,
+    "ExpandDims": expand_dims, "Squeeze": squeeze, "Concat": concat, "Stack": stack, "Split": split,
+    "SplitTensorView": split_tensor,
     "Unstack": lambda graph, p, x, axis=0: tuple(
-        select_at(graph, p, x, p.get("axis", axis), i) for i in range(x.shape[p.get("axis", axis)])),
-    "Gather": gather, "SelectExtView": select_at, "SelectExt": select_at,
-    "StridedSlice": strided_slice, "Slice": slice_, "SliceExt": slice_ext, "Narrow": lambda graph, _, x, axis, at, n:
-    slice_ext(graph, _, x, axis, at, at + n, 1),
-    "Tile": tile, "BroadcastTo": broadcast_to,
+        graph.node("Gather", x, np.array(i, np.int64), axis=p.get("axis", axis) % len(x.shape))
+        for i in range(x.shape[p.get("axis", axis)])),
+    "Gather": gather, "StridedSlice": strided_slice, "Slice": slice_, "Tile": tile, "BroadcastTo": broadcast_to,
     "Zeros": filled(0), "Ones": filled(1), "ZerosLike": filled_like(0), "OnesLike": filled_like(1),
-    "ZerosLikeExt": filled_like(0), "OnesLikeExt": filled_like(1), "FillV2": full, "FillScalar": full,
-    "Pad": pad, "PadV3": pad_last, "ConstantPadND": pad_last, "ReverseV2": reverse,
+    "Pad": pad, "PadV3": pad_last,
     "Tril": lambda graph, p, x: graph.node("Trilu", x, np.array(p["diagonal"]), upper=0),
-    "Triu": lambda graph, p, x: graph.node("Trilu", x, np.array(p["diagonal"]), upper=1),
     # choices
     "Select": select, "MaskedFill": masked_fill, "MaskedFillScalar": masked_fill,
-    "Argmax": arg("ArgMax"), "Argmin": arg("ArgMin"),
-    "MaxDim": with_index("ReduceMax", "ArgMax"), "MinDim": with_index("ReduceMin", "ArgMin"),
+    "Argmax": lambda graph, p, x, axis=-1, *_: graph.node("ArgMax", x, axis=integers(p.get("axis", axis))[0],
+                                                          keepdims=0),
+    "MaxDim": with_index("ReduceMax", "ArgMax"),
     "ArgMaxWithValue": lambda *inputs: with_index("ReduceMax", "ArgMax")(*inputs)[::-1],
     "ArgMinWithValue": lambda *inputs: with_index("ReduceMin", "ArgMin")(*inputs)[::-1],
-    "TopK": top_k, "TopkExt": top_k,
     # maps
     "MaxPool": pool("MaxPool"), "AvgPool": pool("AveragePool", count_include_pad=0),
-    "MaxPool3DWithArgmax": max_pool_3d, "AvgPool3D": average_pool_3d, "Conv2DTranspose": transposed_convolution,
+    "MaxPool3DWithArgmax": max_pool_3d, "Conv2DTranspose": transposed_convolution,
     "AdaptiveAvgPool2D": adaptive("AveragePool", "ReduceMean"),
-    "AdaptiveAvgPool2DExt": adaptive("AveragePool", "ReduceMean"),
     "AdaptiveMaxPool2D": lambda graph, p, x, size=None: (adaptive("MaxPool", "ReduceMax")(graph, p, x, size), None),
-    "ResizeBilinearV2": resize("linear"), "ResizeNearestNeighbor": resize("nearest"),
-    "ResizeNearestNeighborV2": resize("nearest"),
+    "ResizeBilinearV2": resize("linear"), "ResizeNearestNeighborV2": resize("nearest"),
 }

@@ -1,8 +1,4 @@
-"""Running an ONNX file by onnxruntime on the CPU: NumPy arrays in and out, no MindSpore.
-
-Shapes: image (B, 3, H, W) float32 or (B, H, W, 3) uint8; ids, word_mask (B, T) int32; logits (B, 1, H, W) and
-has_target (B,) float32.
-"""
+"""Running an ONNX file by onnxruntime on the CPU: NumPy arrays in and out, no MindSpore."""
 
 import importlib
 import os
@@ -10,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindspore_coupalign.errors import UserError
+from mindspore_coupalign.errors import UserError, one_line
 from mindspore_coupalign.inference import sidecar
 from mindspore_coupalign.inference.network import NetworkOutput
 
@@ -29,18 +25,13 @@ def require(*packages: str):
                             'pip install "mindspore_coupalign[onnx]"') from exc
 
 
-def open_session(path: Path):
-    """An onnxruntime session with a thread for each core that this process may use."""
+def runner(path: Path):
+    """``run(image, ids, word_mask)`` -> the output, by a thread for each core that this process may use."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.log_severity_level = 3  # errors: its warnings are about its own optimisations
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def runner(path: Path):
-    """``run(image, ids, word_mask)`` -> the answer."""
-    session = open_session(path)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]  # logits, and has_target where there is the head
 
     def run(image: np.ndarray, ids: np.ndarray, word_mask: np.ndarray) -> NetworkOutput:
@@ -49,26 +40,16 @@ def runner(path: Path):
     return run
 
 
-def check_utf8(path: Path, remedy: str):
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as exc:
-        raise UserError(f"{path}: onnxruntime reads no file whose path is not UTF-8; {remedy}") from exc
-
-
 def load_onnx(path: str | Path) -> tuple:
     """``run`` and the sidecar's facts.
-
-    Raises:
-        UserError: the file or its sidecar is missing, damaged, or they do not belong together; no onnxruntime.
-    """
+    Raises UserError: the file or its sidecar is missing, damaged, or they do not belong together; no onnxruntime."""
     path = Path(path)
     require("onnxruntime")
-    check_utf8(path, "rename it")
     facts = sidecar.read(path, "onnx")
     try:
         return runner(path), facts
     except Exception as exc:  # onnxruntime's own have no common base
         import onnxruntime
         raise UserError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it "
-                        f"({' '.join(str(exc).split())[:120]}); export the checkpoint again") from exc
+                        f"({one_line(exc)}); "
+                        "export the checkpoint again") from exc

@@ -107,11 +107,7 @@ class _Translator:
 
 
 def _checked(graph: Graph, result, expected: TensorProto | None):
-    """The result in MindSpore's type.
-
-    Raises:
-        Unsupported: its shape is not MindSpore's.
-    """
+    """The result in MindSpore's type. Raises Unsupported: its shape is not MindSpore's."""
     if expected is None or not isinstance(result, Value):
         return result
     if -2 not in expected.dims and (len(expected.dims) != len(result.shape) or any(

@@ -1,4 +1,4 @@
-"""Formats of other projects' repositories.
+"""Formats of public data sets and of other projects' repositories.
 
 CRIS, ETRIS, DETRIS (https://github.com/DerrickWang005/CRIS.pytorch): ``anns/<set>/<split>.json`` and
 ``masks/<set>/<ref_id>.png``.
@@ -22,6 +22,16 @@ SeqTR's ``instances.json`` (https://github.com/seanzhuh/SeqTR) and what UNINEXT 
 ``seqtr``: a dict split -> list of {image_id, width, height, bbox, expressions, mask}; the image's name is made from
 image_id. ``uninext``: per split a COCO file whose images carry ``expressions``, a record per ref. Both give no
 annotation ids, and in some splits a record per sentence: records of one mask on one image are one ref.
+
+Forms with REFER's two files: gRefCOCO (https://github.com/henghuiding/gRefCOCO) and RRSIS-D.
+
+gRefCOCO's refs have lists of annotations, ``[-1]`` and ``no_target`` where a sentence means nothing; older records have
+a bare number. After its own loader (ReLA, grefcoco.py), annotations that are ``iscrowd`` are left out of a mask.
+
+PhraseCut's ``refer_<split>.json`` (https://github.com/ChenyunWu/PhraseCutDataset).
+
+A list of {task_id, image_id (Visual Genome's), ann_ids, instance_boxes, Polygons [instance][polygon][point x, y],
+phrase}. A phrase may mean several instances; PhraseCut scores one mask per phrase.
 """
 
 import json
@@ -29,8 +39,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from mindspore_coupalign.data.annotations import read_json
-from mindspore_coupalign.data.importers.images import read_mask
+from mindspore_coupalign.data.annotations import annotations_of, load_refs, read_dict, read_json
+from mindspore_coupalign.data.importers.images import read_mask, read_mask_file
 from mindspore_coupalign.data.importers.import_job import ImportJob, encode
 from mindspore_coupalign.data.importers.records import (
     BadRecord,
@@ -39,8 +49,9 @@ from mindspore_coupalign.data.importers.records import (
     Target,
     by_id,
     files,
+    found,
     from_base64,
-    read_dict,
+    polygons,
     read_list,
     sentences,
     shown,
@@ -60,17 +71,10 @@ def read_cris(job: ImportJob) -> None:
         for i, record in enumerate(read_list(path, "refs")):
             with job.record(path, "record", i):
                 ref_id = take(record, "segment_id", int)
-                file = masks / f"{ref_id}.png"
-                try:
-                    content = file.read_bytes()
-                except OSError as exc:
-                    raise BadRecord(f"mask {file} cannot be read ({exc.strerror}); name the folder with "
-                                    "--masks") from exc
-                mask = read_mask(content, f"mask {file}")
-                height, width = mask.shape
-                job.add(Ref(take(record, "img_name", str), (height, width),
+                mask = read_mask_file(masks / f"{ref_id}.png")
+                job.add(Ref(take(record, "img_name", str), mask.shape,
                             [Target(encode(mask), category_id=take(record, "cat", int, 0) + 1)],
-                            sentences(record), split_of(path), ref_id), f"mask {file.name}")
+                            sentences(record), split_of(path), ref_id), f"mask {ref_id}.png")
 
 
 def _annotations(job: ImportJob) -> Path:
@@ -79,10 +83,10 @@ def _annotations(job: ImportJob) -> Path:
     for folder in (source / "anns" / job.dataset, source / job.dataset):
         if folder.is_dir():
             return folder
-    found = sorted(path for path in source.glob("anns/*") if path.is_dir()) if source.is_dir() else []
-    if len(found) > 1:
-        raise UserError(f"{source}: holds {', '.join(path.name for path in found)}; choose one with --dataset")
-    return found[0] if found else source
+    folders = sorted(path for path in source.glob("anns/*") if path.is_dir())
+    if len(folders) > 1:
+        raise UserError(f"{source}: holds {', '.join(path.name for path in folders)}; choose one with --dataset")
+    return folders[0] if folders else source
 
 
 def _masks(annotations: Path) -> Path:
@@ -123,11 +127,11 @@ def _instances(job: ImportJob) -> Path:
     folder = job.source if job.source.is_dir() else job.source.parent
     usual = [folder / "instances_train2014.json", folder / "annotations/instances_train2014.json",
              folder / "instances.json"]
-    found = job.instances or next((path for path in usual if path.is_file()), None)
-    if found is None:
+    file = job.instances or next((path for path in usual if path.is_file()), None)
+    if file is None:
         raise UserError(f"{job.source}: MDETR's files have no masks; name COCO's instances_train2014.json (or REFER's "
                         "instances.json) with --instances")
-    return found
+    return file
 
 
 def _add_mdetr(job: ImportJob, image: dict, objects: list, masks: dict, split: str):
@@ -138,9 +142,7 @@ def _add_mdetr(job: ImportJob, image: dict, objects: list, masks: dict, split: s
         original = take(annotation, "original_id", int)
         if take(annotation, "empty", bool, original == -1):
             continue
-        if original not in masks:
-            raise BadRecord(f"its annotation {original} is not in the file of --instances; is that COCO's train2014?")
-        targets.append(Target(take(masks[original], "segmentation", (list, dict)), original,
+        targets.append(Target(take(found(masks, original, "annotation"), "segmentation", (list, dict)), original,
                               take(annotation, "category_id", int, None)))
     image_id = take(image, "original_id", int)
     ids = tuple(target.ann_id for target in targets)
@@ -178,8 +180,7 @@ def _read_line(job: ImportJob, columns: list[str], split: str):
         if job.pictures.folder is None:
             job.pictures.keep(ref.image, from_base64(picture, "column 6, the image,"))
         pixels = read_mask(from_base64(mask, "column 7, the mask,"), "column 7, the mask,")
-        height, width = pixels.shape
-        ref.size, ref.targets = (height, width), [Target(encode(pixels))]
+        ref.size, ref.targets = pixels.shape, [Target(encode(pixels))]
     job.add(ref, "mask (column 7)", key)
 
 
@@ -207,9 +208,7 @@ def read_uninext(job: ImportJob) -> None:
         images = by_id(content["images"], path, "images")
         for i, annotation in enumerate(content["annotations"]):
             with job.record(path, "annotation number", i):
-                image = images.get(take(annotation, "image_id", int))
-                if image is None:
-                    raise BadRecord(f"its image {annotation['image_id']} is not among the file's images")
+                image = found(images, take(annotation, "image_id", int), "image")
                 name = take(image, "file_name", str)
                 digits = name.rsplit(".", 1)[0].rsplit("_", 1)[-1]
                 image_id = int(digits) if _COCO_ID.fullmatch(digits) else None
@@ -230,3 +229,83 @@ def _file_name(record: dict, image_id: int, dataset: str) -> str:
     if image_id < 0:
         raise BadRecord(f"field 'image_id' must be a number from 0 on; found {shown(image_id)}")
     return f"COCO_train2014_{image_id:012d}.jpg" if "coco" in source else f"{image_id}.jpg"
+
+
+def read_refer_files(job: ImportJob, pattern: str, several: bool) -> None:
+    for path in files(job.source, pattern):
+        if path.suffix not in (".p", ".pkl", ".pickle", ".json"):
+            raise UserError(f"{path}: expected a list of refs as .p or .json")
+        instances = job.instances or path.with_name("instances.json")
+        refs = load_refs(path)
+        content = read_dict(instances, "images", "annotations")
+        images = by_id(content["images"], instances, "images")
+        annotations = by_id(content["annotations"], instances, "annotations")
+        job.name_categories(content)
+        for i, ref in enumerate(refs):
+            which = ref["ref_id"] if isinstance(ref, dict) and "ref_id" in ref else f"number {i}"
+            with job.record(path, "ref", which):
+                _add_ref(job, ref, images, annotations, several)
+
+
+def _add_ref(job: ImportJob, ref: dict, images: dict, annotations: dict, several: bool):
+    image_id = take(ref, "image_id", int)
+    image = found(images, image_id, "image")
+    ann_ids = _ann_ids(ref)
+    if not several and len(ann_ids) != 1:
+        raise BadRecord(f"field 'ann_id' must be one number; found {shown(ref['ann_id'])}; is this gRefCOCO?")
+    targets = []
+    for ann_id in ann_ids:
+        annotation = found(annotations, ann_id, "annotation")
+        if take(annotation, "image_id", int) != image_id:
+            raise BadRecord(f"its annotation {ann_id} lies on image {annotation['image_id']}, not on {image_id}")
+        if several and annotation.get("iscrowd"):
+            job.notes["crowd annotations left out of masks, as gRefCOCO's own loader does"] += 1
+            continue
+        targets.append(Target(take(annotation, "segmentation", (list, dict)), ann_id,
+                              take(annotation, "category_id", int, None)))
+    if ann_ids and not targets:
+        raise BadRecord(f"all of its annotations {shown(ann_ids)} are crowds")
+    job.add(Ref(take(image, "file_name", str), size_of(image), targets, sentences(ref), take(ref, "split", str),
+                take(ref, "ref_id", int), image_id))
+
+
+def _ann_ids(ref: dict) -> list[int]:
+    """The annotations that a ref means; none where it says so."""
+    value = take(ref, "ann_id", (int, str, list))
+    try:
+        ids = [whole(one, "ann_id") for one in annotations_of(ref)]
+    except ValueError as exc:
+        raise BadRecord(str(exc)) from exc
+    if len(set(ids)) != len(ids):
+        raise BadRecord(f"field 'ann_id' has an annotation twice: {shown(value)}")
+    return ids
+
+
+_PHRASECUT_SIZES = "image_data_split3000.json"  # sizes; without it the images are opened
+
+
+def read_phrasecut(job: ImportJob) -> None:
+    for path in files(job.source, "refer_*.json"):
+        sizes = _phrasecut_sizes(job, path.with_name(_PHRASECUT_SIZES))
+        split = re.sub(r"^refer_", "", path.stem)
+        for i, task in enumerate(read_list(path, "tasks")):
+            with job.record(path, "task", task.get("task_id", i) if isinstance(task, dict) else i):
+                image_id = take(task, "image_id", int)
+                instances = take(task, "Polygons", list)
+                ann_ids = take(task, "ann_ids", list, [None] * len(instances))
+                if not instances or len(ann_ids) != len(instances):
+                    raise BadRecord(f"fields 'Polygons' ({len(instances)}) and 'ann_ids' ({len(ann_ids)}) must have "
+                                    "one entry per instance")
+                targets = [Target(polygons(outlines, "Polygons"), None if ann_id is None else whole(ann_id, "ann_ids"))
+                           for outlines, ann_id in zip(instances, ann_ids, strict=True)]
+                spoken = [Sentence(take(task, "phrase", str))]
+                job.add(Ref(f"{image_id}.jpg", sizes.get(image_id), targets, spoken, split, image_id=image_id),
+                        "Polygons")
+
+
+def _phrasecut_sizes(job: ImportJob, file: Path) -> dict[int, tuple[int, int]]:
+    sizes = {}
+    for i, record in enumerate(read_list(file, "images") if file.is_file() else ()):
+        with job.record(file, "record", i):
+            sizes[take(record, "image_id", int)] = size_of(record)
+    return sizes
