@@ -14,13 +14,11 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 from mindspore_coupalign.errors import UserError
-
-if TYPE_CHECKING:
-    from mindspore_coupalign.config import TrainConfig
 
 LEAST_LIMIT = 20.0  # seconds that a step may always take
 SHORT_LIMIT = 5.0  # seconds that a rank may be without a heartbeat once a collective has failed
@@ -47,6 +45,17 @@ class State(TypedDict, total=False):
     code: int  # exit code of a failure
     barriers: int  # how many it has reached
     beat: float  # its last heartbeat
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds, as in the configuration's section ``train``, which takes its place."""
+
+    step_timeout: float = 0.0  # 0: ten times the longest so far, at least LEAST_LIMIT
+    heartbeat_timeout: float = 20.0
+    compile_timeout: float = 0.0  # 0: COMPILING of its target
+    remote_grace: float = 60.0
+    barrier_timeout: float = 1800.0
 
 
 def folder() -> Path | None:
@@ -84,14 +93,12 @@ class Watch:
 
     Args:
         folder: of the ranks' files; None watches nothing.
-        limits: ``step_timeout`` and the fields after it.
+        limits: ``Limits``, or the configuration's section ``train``.
         workers: ranks of this machine.
     """
 
-    def __init__(self, folder: Path | None, rank: int = 0, limits: "TrainConfig | None" = None, workers: int = 1):
-        from mindspore_coupalign.config import TrainConfig  # not at the top: the doctor needs no package
-
-        self.folder, self.rank, self.limits, self.workers = folder, rank, limits or TrainConfig(), workers
+    def __init__(self, folder: Path | None, rank: int = 0, limits=Limits(), workers: int = 1):
+        self.folder, self.rank, self.limits, self.workers = folder, rank, limits, workers
         self.target = "CPU"  # where the ranks compute; runtime.setup sets it
         self.ahead = 0  # pending steps before a step's results are read; the trainer sets it
         self.longest, self.barriers = 0.0, 0
@@ -108,7 +115,7 @@ class Watch:
             threading.Thread(target=self._run, daemon=True).start()
 
     @classmethod
-    def of_job(cls, limits: "TrainConfig | None" = None):
+    def of_job(cls, limits=Limits()):
         """The watch of this process's rank; outside of a job it does nothing."""
         return cls(folder(), own_rank(), limits, int(os.environ.get(LOCAL_WORKERS, "1")))
 
@@ -267,8 +274,9 @@ def _name(state: State) -> str:
     return f"rank {state['rank']} (process {state['pid']} on {state['host']})"
 
 
-def find_failed_rank(own: State, others: list[State], limit: float, now: float, silence: float = 20,
-                 compiling: float = COMPILING["CPU"], remote: float = 0.0) -> str:
+def find_failed_rank(own: State, others: list[State], limit: float, now: float,
+                     silence: float = Limits.heartbeat_timeout, compiling: float = COMPILING["CPU"],
+                     remote: float = 0.0) -> str:
     """A sentence about the rank that the others wait for; "" when all is well.
 
     Args:

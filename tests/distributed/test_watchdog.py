@@ -134,7 +134,7 @@ def test_a_connection_that_is_lost_is_named(tmp_path, monkeypatch, said, lives, 
             watch._write(tmp_path, state(1, 7, "step", host="elsewhere"))
 
     mate.write_text(json.dumps(state(1, 7, "step", host="elsewhere")))
-    own = watch.Watch(tmp_path, 0, TrainConfig(remote_grace=2))
+    own = watch.Watch(tmp_path, 0, watch.Limits(remote_grace=2))
     own.enter("step", 7)
     threads = [threading.Thread(target=beat)] if lives else []
     for thread in threads:
@@ -152,6 +152,7 @@ def test_limits_are_configuration(tmp_path):
     config = load_config(write_config(tmp_path / "a.yaml", tmp_path, ["train.heartbeat_timeout=30",
                                                                       "train.compile_timeout=900"]))
     own = watch.Watch(None, 0, config.train)
+    assert all(getattr(TrainConfig(), name) == value for name, value in vars(watch.Limits()).items())
     assert own.limit() == watch.LEAST_LIMIT and own.limits.heartbeat_timeout == 30 and own.limits.compile_timeout == 900
     for wrong, said in (("heartbeat_timeout=4", "at least 5"), ("barrier_timeout=0", "at least 1"),
                         ("remote_grace=-1", "must not be negative")):
@@ -241,7 +242,7 @@ def test_a_full_disk_does_not_lose_the_last_message(tmp_path, monkeypatch):
 def test_a_rank_that_never_comes(tmp_path):
     (tmp_path / "rank_1.json").write_text(json.dumps(state(1, 7, "saving", beat=time.time() + 60)))
     with pytest.raises(UserError, match="rank 1 .* has not reached"), \
-            watch.Watch(tmp_path, 0, TrainConfig(barrier_timeout=0.2), workers=2) as own:
+            watch.Watch(tmp_path, 0, watch.Limits(barrier_timeout=0.2), workers=2) as own:
         own.barrier()
 
 

@@ -170,7 +170,7 @@ def test_a_time_budget_is_kept(run, tmp_path, python):
     """Its last validation included, and its decay ends with it: the clock that decides is older than a step."""
     ends = []
 
-    def score(*arguments):
+    def score(*arguments, **_):
         run.clock.now += 10
         ends.append(run.clock.now - 1000)
         return full_marks(*arguments)

@@ -135,7 +135,7 @@ def test_a_validation_that_fails_costs_no_step(loop, tmp_path, monkeypatch, caps
     """The state is saved before it; the resumed run validates, and the log has its score once."""
     settings, path = ["train.steps=4", "train.val_every=2"], tmp_path / "run" / "last.safetensors"
 
-    def fail(*_):
+    def fail(*_, **__):
         raise UserError("val_3.png: truncated")
 
     assert loop([1.0] * 4, *settings, score=fail) == 2
@@ -180,7 +180,7 @@ def test_a_resumed_run_elsewhere(loop, tmp_path, capsys):
 def test_the_best_weights_are_the_best_by_the_configured_score(loop, tmp_path, by, step):
     scores = iter([(50, 60), (90, 65), (80, 65), (70, 70)])
 
-    def score(*arguments):
+    def score(*arguments, **_):
         report = full_marks(*arguments)
         report["image"]["oIoU"], report["image"]["mIoU"] = next(scores)
         return report
