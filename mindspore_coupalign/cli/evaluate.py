@@ -17,7 +17,7 @@ from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.distributed.watchdog import Watch
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.evaluation import protocols
-from mindspore_coupalign.evaluation.prompts import derange, make_plan, samples_of
+from mindspore_coupalign.evaluation.prompts import Plan, derange, make_plan, samples_of
 from mindspore_coupalign.evaluation.results import announce, detail_lines, gather_details, read_references, without_nan
 from mindspore_coupalign.evaluation.scored_models import ScoredCheckpoint, ScoredGraph
 from mindspore_coupalign.evaluation.scoring import report_plan, score_plan
@@ -82,11 +82,12 @@ def score(args: argparse.Namespace, model, config: Config, chosen: list, runtime
     resolved = [protocols.resolve(protocol, config) for protocol in chosen]
     tokenizer = model.tokenizer(config)
     splits = {name: samples_of(data, name) for name in (*args.split, *args.shuffled)}
-    plans = {}
-    for label, name, shuffle in [*((name, name, False) for name in args.split),
-                                 *((f"{name}, shuffled", name, True) for name in args.shuffled)]:
-        plans[label] = make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field,
-                                 derange(data, splits[name]) if shuffle else None)
+
+    def plan_of(name: str, texts: np.ndarray | None = None) -> Plan:
+        return make_plan(data, splits[name], tokenizer, resolved, config.data.sentence_field, texts)
+
+    plans = {name: plan_of(name) for name in args.split}
+    plans |= {f"{name}, shuffled": plan_of(name, derange(data, splits[name])) for name in args.shuffled}
     model.check_prompts(list(plans.values()), resolved, data, config)
     networks = model.networks(config, runtime, list(plans.values()))
     first = runtime.rank == 0

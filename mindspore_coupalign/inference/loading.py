@@ -14,8 +14,8 @@ from mindspore_coupalign.inference.network import Network
 
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 CHECKPOINT, MINDIR, ONNX = "checkpoint", "mindir", "onnx"
-_OF_GRAPHS = {"threshold": "threshold", "target_threshold": "exists_threshold", "exists_threshold": "exists_threshold",
-              "min_pixels": "min_pixels"}  # of the section eval, what a graph's user may change -> the sidecar's name
+# of the section eval, what a graph's user may change, and its name in the sidecar
+_OF_GRAPHS = {"threshold": "threshold", "target_threshold": "exists_threshold", "min_pixels": "min_pixels"}
 
 
 def load(source: str | os.PathLike, device: str = "auto", amp: str | None = None, details: bool = False) -> Model:
@@ -114,13 +114,12 @@ def check_overrides(overrides: Sequence[str]):
 
 def _overridden(facts: dict, overrides: Sequence[str], path: Path) -> dict:
     for override in overrides:
-        name = override.partition("=")[0].removeprefix("eval.")
+        name = override.partition("=")[0].removeprefix("eval.").replace("exists_threshold", "target_threshold")
         if not override.startswith("eval.") or name not in _OF_GRAPHS:
             raise UserError(f"{override}: an exported graph ({path}) is as it was exported, only "
-                            "eval.threshold, eval.target_threshold and eval.min_pixels can be changed; give the "
-                            "checkpoint, or export it anew")
-        value = getattr(with_overrides(Config(), [override], "command line").eval, name.replace("exists", "target"))
-        facts = facts | {_OF_GRAPHS[name]: value}
+                            f"{', '.join(f'eval.{name}' for name in _OF_GRAPHS)} can be changed; give the checkpoint, "
+                            "or export it anew")
+        facts = facts | {_OF_GRAPHS[name]: getattr(with_overrides(Config(), [override], "command line").eval, name)}
     return facts
 
 
