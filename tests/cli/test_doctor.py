@@ -77,13 +77,12 @@ def test_inputs_that_are_missing(tmp_path):
     (tmp_path / "page.pth").write_text("<html>")
     items, code, _ = see("--config", "configs/refcoco_swin_b.yaml", f"data.root={tmp_path / 'refer'}",
                          f"data.tokenizer={tmp_path / 'bert'}", f"model.backbone_weights={tmp_path / 'page.pth'}",
-                         f"model.text_weights={tmp_path / 'none.bin'}", HF_HUB_OFFLINE="1",
-                         first=fake_mindspore(tmp_path / "site", ""))
+                         f"model.text_weights={tmp_path / 'none.bin'}", HF_HUB_OFFLINE="1")
     assert code == 1 and items["config"]["status"] == OK
     for name, said in (("tokenizer", "bert"), ("data", "refer"), ("text_weights", "none.bin: no such file")):
         assert items[name]["status"] == BAD and said in items[name]["text"], items[name]
     assert "a web page" in items["backbone_weights"]["text"]
-    items, code, _ = see("--config", "configs/refcoco_swin_b.yaml", "data.rot=x", first=tmp_path / "site")
+    items, code, _ = see("--config", "configs/refcoco_swin_b.yaml", "data.rot=x")
     assert code == 1 and "unknown key data.rot" in items["config"]["text"] and "tokenizer" not in items
 
 
