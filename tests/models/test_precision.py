@@ -14,6 +14,8 @@ from mindspore_coupalign.config import with_overrides
 from mindspore_coupalign.data.refer import read_refer
 from mindspore_coupalign.data.tokenizer import SentenceTokenizer
 from mindspore_coupalign.data.transforms import ImageTransform
+from mindspore_coupalign.evaluation.prompts import make_plan
+from mindspore_coupalign.evaluation.protocols import PROTOCOLS, resolve
 from mindspore_coupalign.evaluation.scoring import evaluate_samples
 from mindspore_coupalign.models.precision import FLOAT32, Precision, set_precision
 from mindspore_coupalign.training import setup
@@ -99,7 +101,11 @@ def scores(model, small, batch) -> tuple:
     model = Recorded(model)
     config = with_overrides(small.config, [f"eval.batch_size={batch}"], "test")
     found = evaluate_samples(model, small.data, small.samples, small.tokenizer, config)
-    return found, np.concatenate(model.logits)[:len(small.samples), 0]
+    plan = make_plan(small.data, small.samples, small.tokenizer, [resolve(PROTOCOLS["sentence"], config)])
+    order = np.argsort([small.data.ref_image[prompt.ref] for prompt in plan.prompts], kind="stable")
+    row = np.argsort(order)  # equal sentences of a ref are computed once
+    logits = np.concatenate(model.logits)[:, 0]
+    return found, logits[[row[unit.prompts[0]] for unit in plan.units["sentence"]]]
 
 
 def test_a_batchs_size_changes_no_score(small):

@@ -13,6 +13,8 @@ from tiny_network import DROPPING, ENCODERS, VOCABULARY, pynative, tiny_batch, t
 
 from mindspore_coupalign import build
 from mindspore_coupalign.cli import train
+from mindspore_coupalign.data.refshapes.dataset import make_shapes
+from mindspore_coupalign.distributed.process import Runtime
 from mindspore_coupalign.errors import UserError
 from mindspore_coupalign.models import rng
 from mindspore_coupalign.models.rng import Dropout, DropPath, Noise, draw_keys, uniform
@@ -177,8 +179,11 @@ def test_a_device_whose_products_do_not_wrap_is_refused(monkeypatch, tmp_path):
         return ops.bitwise_and(x, 0x7FFFFF).astype(ms.float32) * (1 / 2**23)
 
     monkeypatch.setattr(Noise, "construct", saturates)
-    runtime = SimpleNamespace(target="Ascend", ranks=1, rank=0)
+    make_shapes(tmp_path / "data", 1, train=4, val=1, testA=1, testB=1)
+    config = tiny_config(f"data.root={tmp_path / 'data'}", "data.dataset=refshapes", "data.split_by=shapes",
+                         "data.max_tokens=16")
+    runtime = Runtime("Ascend", 0, 1)
     for dry in (False, True):
         with pytest.raises(UserError, match="--device-target Ascend: .* random numbers differ from NumPy's") as caught:
-            train.start(tiny_config(), None, tmp_path, runtime, dry)
+            train.start(config, None, tmp_path / "run", runtime, dry)
         assert "\n" not in str(caught.value)

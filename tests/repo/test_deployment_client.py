@@ -32,7 +32,7 @@ def test_the_client_prepares_and_reads_back_as_predict_does(make_model, picture,
     names = client_of_the_page()
     facts = sidecar.describe("onnx", config, make_model()._tokenizer, uint8=uint8)
     (tmp_path / "a.onnx").write_bytes(b"")
-    sidecar.write(tmp_path / "a.onnx.json", tmp_path / "a.onnx", facts)
+    sidecar.write(tmp_path / "a.onnx", facts)
 
     def network(image, ids, word_mask):
         taken.append((image, ids, word_mask))

@@ -99,7 +99,7 @@ def test_the_models_matrices():
     decayed, plain, tables, matrices = setup.parameter_groups(model, 0.1, 1.0, 0.8)
     assert matrices["muon"] and matrices["lr_mult"] == 0.8
     names = {p.name for p in matrices["params"]}
-    assert {"encoder.backbone.stages.0.blocks.0.attn.q.weight", "encoder.fusion.0.w_v.weight"} <= names
+    assert {"encoder.backbone.stages.0.blocks.0.attn.q.weight", "encoder.fusion.0.pixel_query.weight"} <= names
     assert any(name.startswith("pixel_decoder.") for name in names)
     assert {p.name for p in decayed["params"]} == {
         "encoder.backbone.embed.proj.weight", "encoder.text.embed.word_embeddings",

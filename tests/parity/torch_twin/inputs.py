@@ -3,12 +3,15 @@
 Shapes: image (B, 3, H, W); ids, word_mask (B, T) int32; mask (B, 1, H, W) 0/1.
 """
 
+import re
+
 import numpy as np
 
 
 def random_weights(shapes: dict, seed: int = 0) -> dict:
     """Arrays by name: every parameter matters, biases and norms too, and no feature grows without bound."""
     random, arrays = np.random.default_rng(seed), {}
+    lavt = any(".gathered." in name for name in shapes)
     for name, shape in sorted(shapes.items()):
         value = random.standard_normal(shape, np.float32)
         if name.endswith("gamma"):
@@ -19,11 +22,11 @@ def random_weights(shapes: dict, seed: int = 0) -> dict:
             value *= np.prod(shape[1:]) ** -0.5
             if ".text." in name and ".proj." in name:  # twelve layers of random attention make all words one, and what
                 value *= 0.3  # LAVT's instance norm leaves of one word is rounding
-            if ".attend." in name and "w_k" in name:  # pixels that all read the same words leave LAVT's instance norm
+            if lavt and ".word_key." in name:  # pixels that all read the same words leave LAVT's instance norm
                 value *= 4  # rounding alone
         elif "proposal_head" in name or "steepness" in name:
             value = 1.5 + 0.1 * value
-        elif name.endswith("w_o.bias"):  # LAVT normalises after a ReLU: a row of zeros but one would be all rounding
+        elif re.search(r"fusion\.\d\.out\.bias$", name):  # LAVT normalises after a ReLU: a row of zeros but one would be all rounding
             value = 1 + 0.1 * value
         else:
             value *= 0.1

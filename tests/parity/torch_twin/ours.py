@@ -24,14 +24,14 @@ def built(config, vocabulary: int, seed: int = 0):
 
 
 # Behind them is a ReLU: gates, LAVT's, the decoder's, the mask generator's
-_BEFORE_RELU = r".*\.(gates\.\d|gate_[vl])\.w1|.*\.attend\.\d\.w_[mo]|decoder\..*\.norm|generator\..*\.fc1"
+_BEFORE_RELU = (r".*gate\.hidden|.*\.fusion\.\d\.(pixels|out)|pixel_decoder\..*\.norm|mask_generator\..*\.fc1")
 
 
 def sides(model, config) -> tuple:
     """(found, hooks): the next forward pass in PyNative fills in where each ReLU's input is positive, by cell."""
     found, hooks = {}, []
     pattern = _BEFORE_RELU
-    for part, section in (("vision", config.model.backbone), ("text", config.model.text)):
+    for part, section in (("backbone", config.model.backbone), ("text", config.model.text)):
         pattern += rf"|encoder\.{part}\..*\.fc1" if section.activation == "relu" else ""
 
     def watch(name, cell):

@@ -34,5 +34,5 @@ def take_sides(twin, sides: dict, model: dict):
     given = {rectifier(name, model): (name, side) for name, side in sides.items()}
     assert not given or given.keys() == {name for name, module in modules.items() if isinstance(module, Rectifier)}
     for theirs, (name, side) in given.items():
-        channels_first = ".attend." in name
+        channels_first = name.endswith((".pixels", ".out")) and ".fusion." in name  # LAVT's 1×1 convolutions
         modules[theirs].side = torch.from_numpy(np.swapaxes(side, 1, 2).copy() if channels_first else side)
