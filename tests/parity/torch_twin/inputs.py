@@ -26,7 +26,8 @@ def random_weights(shapes: dict, seed: int = 0) -> dict:
                 value *= 4  # rounding alone
         elif "proposal_head" in name or "steepness" in name:
             value = 1.5 + 0.1 * value
-        elif re.search(r"fusion\.\d\.out\.bias$", name):  # LAVT normalises after a ReLU: a row of zeros but one would be all rounding
+        elif re.search(r"fusion\.\d\.out\.bias$", name):  # LAVT normalises after a ReLU: a row of
+            # zeros but one would be all rounding
             value = 1 + 0.1 * value
         else:
             value *= 0.1
