@@ -3,11 +3,26 @@
 Shapes: x (B, C, H, W) map; tokens (B, H·W, C), as the fusion reads and writes them.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
 from mindspore import nn, ops
 
 from mindspore_coupalign.distributed.process import in_a_job
 from mindspore_coupalign.mindspore_calls import device_target
 from mindspore_coupalign.models.layers import MapToTokens, TokensToMap
+from mindspore_coupalign.models.parts import BackboneSettings, Rule
+
+
+@dataclass(frozen=True)
+class CnnSettings(BackboneSettings):
+    freeze_batch_norm: bool = True  # normalise by the loaded statistics; false: by each batch's
+    may_differ: ClassVar[tuple[str, ...]] = (*BackboneSettings.may_differ, "freeze_batch_norm")
+
+    def rules(self, prefix: str) -> Iterator[Rule]:
+        yield from super().rules(prefix)
+        yield self.embed_dim % 4 == 0, f"{prefix}.embed_dim must be a multiple of 4: the stem has a quarter of it"
 
 
 def batch_norm(frozen: bool):

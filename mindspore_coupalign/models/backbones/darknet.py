@@ -5,27 +5,30 @@ Shapes: image (B, 3, H, W); stage i tokens (B, P_i, C_i), P_i = H·W / 4^(i+1), 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from mindspore import nn
 
-from mindspore_coupalign.models.backbones.cnn import Cnn, CnnStage, ConvNorm, batch_norm, stage_sizes
+from mindspore_coupalign.models.backbones.cnn import (
+    Cnn,
+    CnnSettings,
+    CnnStage,
+    ConvNorm,
+    batch_norm,
+    stage_sizes,
+)
 from mindspore_coupalign.models.backbones.published import BATCH_COUNT, Source
-from mindspore_coupalign.models.parts import BackboneSettings, Rule, register
+from mindspore_coupalign.models.parts import Rule, register
 
 
 @dataclass(frozen=True)
-class DarknetSettings(BackboneSettings):
+class DarknetSettings(CnnSettings):
     name: str = "darknet"
     embed_dim: int = 128  # channels of stage 1; each stage doubles them
     depths: tuple[int, ...] = (2, 8, 8, 4)  # blocks of each stage (Darknet-53)
-    freeze_batch_norm: bool = True  # normalise by the loaded statistics; false: by each batch's
     negative_slope: float = 0.1  # of the leaky ReLUs: 0.1 in darknet's own weights, 0.01 in timm's
-    may_differ: ClassVar[tuple[str, ...]] = ("embed_dim", "depths", "freeze_batch_norm")
 
     def rules(self, prefix: str) -> Iterator[Rule]:
         yield from super().rules(prefix)
-        yield self.embed_dim % 4 == 0, f"{prefix}.embed_dim must be a multiple of 4: the stem has a quarter of it"
         yield 0 <= self.negative_slope < 1, f"{prefix}.negative_slope must be in 0..1"
 
     def weights_settings(self) -> dict:

@@ -4,28 +4,27 @@ The bottleneck strides in its 3×3 convolution, as in torchvision and Hugging Fa
 Shapes: image (B, 3, H, W); stage i tokens (B, P_i, C_i), P_i = H·W / 4^(i+1), C_i = width · 2^(i-1), width 256.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from mindspore import nn, ops
 
-from mindspore_coupalign.models.backbones.cnn import Cnn, CnnStage, ConvNorm, batch_norm, stage_sizes
+from mindspore_coupalign.models.backbones.cnn import (
+    Cnn,
+    CnnSettings,
+    CnnStage,
+    ConvNorm,
+    batch_norm,
+    stage_sizes,
+)
 from mindspore_coupalign.models.backbones.published import BATCH_COUNT, OTHER_TASKS, Source
-from mindspore_coupalign.models.parts import BackboneSettings, Rule, register
+from mindspore_coupalign.models.parts import register
 
 
 @dataclass(frozen=True)
-class ResNetSettings(BackboneSettings):
+class ResNetSettings(CnnSettings):
     name: str = "resnet"
     embed_dim: int = 256  # channels of stage 1; each stage doubles them
     depths: tuple[int, ...] = (3, 4, 23, 3)  # blocks of each stage (ResNet-101)
-    freeze_batch_norm: bool = True  # normalise by the loaded statistics; false: by each batch's
-    may_differ: ClassVar[tuple[str, ...]] = ("embed_dim", "depths", "freeze_batch_norm")
-
-    def rules(self, prefix: str) -> Iterator[Rule]:
-        yield from super().rules(prefix)
-        yield self.embed_dim % 4 == 0, f"{prefix}.embed_dim must be a multiple of 4: the stem has a quarter of it"
 
     def published_config(self) -> dict:
         return {"model_type": "resnet", "downsample_in_bottleneck": False, "downsample_in_first_stage": False,
